@@ -1,0 +1,8 @@
+"""Deep anomaly detection and segmentation in medical images, for scikit-learn."""
+
+from ._unwrap import anomaly_map, reconstruct, segment
+from ._version import __version__
+from .detectors.autoencoder import AutoEncoder
+from .detectors.fanogan import FAnoGAN
+
+__all__ = ["AutoEncoder", "FAnoGAN", "__version__", "anomaly_map", "reconstruct", "segment"]

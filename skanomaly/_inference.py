@@ -1,0 +1,57 @@
+"""Eval mode, padded batches of one fixed size, device, no_grad, and back to numpy."""
+
+import torch
+from sklearn.utils import gen_batches
+
+#: Rows of every scoring batch. float32 results depend on the size of a batch, so it is never the
+#: user's: then scores depend neither on the other rows nor on their order.
+BATCH = 32
+
+
+def run(function, network, images, device):
+    """Yield (slice, result) over images, results cut to the slice's rows.
+
+    Parameters
+    ----------
+    function : callable (BATCH, c, h, w) tensor -> tensor, or tuple or dict of them, or None
+    network : nn.Module, put in eval mode
+    images : Images
+    device : str
+    """
+    network.eval()
+    for rows in gen_batches(len(images), BATCH):
+        # Entered anew for each batch: a generator would leave it on for its caller.
+        with torch.no_grad():
+            x = images[rows]
+            padding = x[-1:].expand(BATCH - len(x), *x.shape[1:])
+            result = function(torch.cat([x, padding]).to(device))
+        yield rows, _to_numpy(result, len(x))
+
+
+def _to_numpy(result, n):
+    if result is None:
+        return None
+    if isinstance(result, torch.Tensor):
+        return result[:n].cpu().numpy()
+    if isinstance(result, dict):
+        return {name: _to_numpy(value, n) for name, value in result.items()}
+    return tuple(_to_numpy(value, n) for value in result)
+
+
+def resolve_device(device):
+    """'auto' to 'cuda' or 'cpu'; any other name is checked.
+
+    Raises
+    ------
+    ValueError
+        For a name torch does not know, and for an accelerator that is absent.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"device must be 'auto' or a torch device such as 'cpu' or 'cuda:0', got {device!r}") from error
+    if kind != "cpu" and not getattr(torch, kind).is_available():
+        raise ValueError(f"device={device!r} was asked for, but torch finds none here; set device='auto' or 'cpu'")
+    return device

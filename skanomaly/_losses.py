@@ -1,0 +1,57 @@
+"""Errors (per pixel or per image) and losses; reduced last.
+
+Images are (n, c, h, w), maps (n, h, w): the mean over channels.
+"""
+
+import torch
+from torch.nn import functional as F
+
+SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
+
+
+def squared_error(x, y):
+    """(x - y)^2, (n, h, w)."""
+    return (x - y).square().mean(1)
+
+
+def absolute_error(x, y):
+    """|x - y|, (n, h, w)."""
+    return (x - y).abs().mean(1)
+
+
+def ssim_error(x, y):
+    """1 - SSIM of images in [0, 1], (n, h, w); Wang et al. 2004, Gaussian window of 11, sigma 1.5.
+
+    Borders are replicated, so that the map has the size of the images.
+    """
+    n, c, h, w = x.shape
+    half = SSIM_WINDOW // 2
+    offsets = torch.arange(-half, half + 1, dtype=x.dtype, device=x.device)
+    kernel = torch.exp(-offsets.square() / (2 * SSIM_SIGMA**2))
+    kernel = kernel / kernel.sum()
+    stack = torch.cat([x, y, x * x, y * y, x * y]).reshape(5 * n * c, 1, h, w)
+    stack = F.pad(stack, (half,) * 4, mode="replicate")
+    stack = F.conv2d(F.conv2d(stack, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
+    mx, my, xx, yy, xy = stack.view(5, n, c, h, w)
+    c1, c2 = 0.01**2, 0.03**2
+    ssim = (2 * mx * my + c1) * (2 * (xy - mx * my) + c2)
+    ssim = ssim / ((mx**2 + my**2 + c1) * (xx - mx**2 + yy - my**2 + c2))
+    return (1 - ssim).mean(1)
+
+
+def feature_error(f, g):
+    """Mean squared difference of flat features (n, n_features), (n,)."""
+    return (f - g).square().mean(1)
+
+
+def gradient_penalty(critic, x, fake):
+    """Mean of (|grad critic(u)| - 1)^2 with u drawn between x and fake, one place per sample.
+
+    Gulrajani et al. 2017, equation 3.
+    """
+    place = torch.rand(len(x), 1, 1, 1, device=x.device)
+    between = (x + place * (fake - x)).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
+    # Without the constant the root has no derivative at a gradient of exactly zero.
+    slope = (gradient.flatten(1).square().sum(1) + 1e-12).sqrt()
+    return (slope - 1).square().mean()

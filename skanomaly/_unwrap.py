@@ -1,0 +1,86 @@
+"""Maps, masks and reconstructions of a detector inside a Pipeline, a search or a FrozenEstimator."""
+
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import check_is_fitted
+
+
+def unwrap(estimator, X):
+    """The detector inside `estimator`, and X as that detector sees it."""
+    while True:
+        if isinstance(estimator, FrozenEstimator):
+            estimator = estimator.estimator
+        elif isinstance(estimator, Pipeline):
+            if len(estimator) > 1:
+                X = estimator[:-1].transform(X)
+            estimator = estimator[-1]
+        elif hasattr(estimator, "refit"):
+            check_is_fitted(estimator)
+            if not hasattr(estimator, "best_estimator_"):
+                raise ValueError(
+                    f"{type(estimator).__name__} keeps no fitted detector with refit=False; set refit=True"
+                )
+            estimator = estimator.best_estimator_
+        else:
+            return estimator, X
+
+
+def _call(method, estimator, X, **options):
+    detector, X = unwrap(estimator, X)
+    if not hasattr(detector, method):
+        raise TypeError(f"{type(detector).__name__} has no {method}: give a detector, or what holds one")
+    return getattr(detector, method)(X, **options)
+
+
+def anomaly_map(estimator, X, *, out=None):
+    """`anomaly_map` of the detector inside a Pipeline, a search or a FrozenEstimator.
+
+    Parameters
+    ----------
+    estimator : fitted detector, or Pipeline, search or FrozenEstimator that holds one
+    X : array-like
+        As the estimator takes it.
+    out : array-like of shape (n, H, W), default=None
+
+    Returns
+    -------
+    maps : (n, H, W) float32 ndarray, or `out`
+        Higher is more anomalous.
+    """
+    return _call("anomaly_map", estimator, X, out=out)
+
+
+def segment(estimator, X, **options):
+    """`segment` of the detector inside a Pipeline, a search or a FrozenEstimator.
+
+    Parameters
+    ----------
+    estimator : fitted detector, or Pipeline, search or FrozenEstimator that holds one
+    X : array-like
+        As the estimator takes it.
+    **options
+        As the detector's `segment`.
+
+    Returns
+    -------
+    masks : (n, H, W) bool ndarray, or ``out``
+    """
+    return _call("segment", estimator, X, **options)
+
+
+def reconstruct(estimator, X, *, out=None):
+    """`reconstruct` of the detector inside a Pipeline, a search or a FrozenEstimator.
+
+    Parameters
+    ----------
+    estimator : fitted detector, or Pipeline, search or FrozenEstimator that holds one
+    X : array-like
+        As the estimator takes it.
+    out : array-like, default=None
+
+    Returns
+    -------
+    images : float32 ndarray, or `out`
+        In layout and units of what the steps before the detector return.
+    """
+    return _call("reconstruct", estimator, X, out=out)

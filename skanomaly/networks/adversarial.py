@@ -1,0 +1,161 @@
+"""Residual generator, critic and encoder of WGAN-GP and f-AnoGAN."""
+
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .blocks import choose_n_levels, crop_to, pad_to, padded_size
+
+#: LayerNorm over (C, H, W) with one scale and offset per channel, as in the reference code.
+ChannelLayerNorm = partial(nn.GroupNorm, 1)
+
+
+def _smear(weight):
+    """Sum of a 3 x 3 kernel's four shifts, 4 x 4.
+
+    With it `avg_pool(conv3(x))` is one convolution of stride 2, and `conv3(upsample(x))` one
+    transposed convolution: the same function for 4/9 of the work.
+    """
+    return sum(F.pad(weight, (i, 1 - i, j, 1 - j)) for i in (0, 1) for j in (0, 1))
+
+
+class DownConv(nn.Conv2d):
+    """3 x 3 convolution followed by 2 x 2 mean pooling."""
+
+    def __init__(self, n_in, n_out):
+        super().__init__(n_in, n_out, 3, padding=1)
+
+    def forward(self, x):
+        return F.conv2d(x, _smear(self.weight) / 4, self.bias, stride=2, padding=1)
+
+
+class UpConv(nn.Conv2d):
+    """Nearest upsampling by two followed by a 3 x 3 convolution without bias."""
+
+    def __init__(self, n_in, n_out):
+        super().__init__(n_in, n_out, 3, padding=1, bias=False)
+
+    def forward(self, x):
+        # A transposed convolution slides the mirrored kernel.
+        weight = _smear(self.weight).flip(2, 3).transpose(0, 1)
+        return F.conv_transpose2d(x, weight, stride=2, padding=1)
+
+
+class DownBlock(nn.Module):
+    """Pre-activation residual block that halves the image; its first convolution keeps the width."""
+
+    def __init__(self, n_in, n_out, norm):
+        super().__init__()
+        self.norm1, self.conv1 = norm(n_in), nn.Conv2d(n_in, n_in, 3, padding=1, bias=False)
+        self.norm2, self.conv2 = norm(n_in), DownConv(n_in, n_out)
+        self.shortcut = nn.Conv2d(n_in, n_out, 1)
+
+    def forward(self, x):
+        h = self.conv1(F.relu(self.norm1(x)))
+        h = self.conv2(F.relu(self.norm2(h)))
+        return h + self.shortcut(F.avg_pool2d(x, 2))
+
+
+class UpBlock(nn.Module):
+    """Pre-activation residual block that doubles the image."""
+
+    def __init__(self, n_in, n_out, norm):
+        super().__init__()
+        self.norm1, self.conv1 = norm(n_in), UpConv(n_in, n_out)
+        self.norm2, self.conv2 = norm(n_out), nn.Conv2d(n_out, n_out, 3, padding=1)
+        self.shortcut = nn.Conv2d(n_in, n_out, 1)
+
+    def forward(self, x):
+        h = self.conv1(F.relu(self.norm1(x)))
+        h = self.conv2(F.relu(self.norm2(h)))
+        # A 1 x 1 convolution commutes with nearest upsampling, and is cheaper before it.
+        return h + F.interpolate(self.shortcut(x), scale_factor=2)
+
+
+def _widths(width, n_levels):
+    """Channels after the stem and after each level: width x 1, 2, 4, 8, 8, ..."""
+    return [width * min(8, 2**level) for level in range(n_levels + 1)]
+
+
+class ResidualTrunk(nn.Module):
+    """Images (n, C, H, W) to flat features (n, n_features): stem and one DownBlock per level."""
+
+    def __init__(self, image_shape, *, width, n_levels=None, norm):
+        super().__init__()
+        n_levels = choose_n_levels(image_shape, n_levels)
+        self.size = padded_size(image_shape, n_levels)
+        widths = _widths(width, n_levels)
+        self.blocks = nn.Sequential(
+            nn.Conv2d(image_shape[0], width, 3, padding=1),
+            *(DownBlock(a, b, norm) for a, b in zip(widths, widths[1:])),
+            nn.Flatten(),
+        )
+        height, breadth = (side >> n_levels for side in self.size)
+        self.n_features = widths[-1] * height * breadth
+
+    def forward(self, x):
+        return self.blocks(pad_to(x, self.size))
+
+
+class ResidualCritic(nn.Module):
+    """WGAN-GP critic: `features` (n, n_features) before the last linear layer, value (n,)."""
+
+    def __init__(self, image_shape, *, width, n_levels=None):
+        super().__init__()
+        self.features = ResidualTrunk(
+            image_shape, width=width, n_levels=n_levels, norm=ChannelLayerNorm
+        )
+        self.value = nn.Linear(self.features.n_features, 1)
+
+    def forward(self, x):
+        return self.value(self.features(x))[:, 0]
+
+
+class ResidualEncoder(nn.Module):
+    """The critic's trunk with BatchNorm, to codes (n, latent_size).
+
+    Parameters
+    ----------
+    output : {"tanh", "clip", "linear"}
+        What bounds a code: bound * tanh, a hard clip to [-bound, bound], or nothing.
+    """
+
+    def __init__(self, image_shape, latent_size, *, width, n_levels=None, output, bound):
+        super().__init__()
+        self.features = ResidualTrunk(
+            image_shape, width=width, n_levels=n_levels, norm=nn.BatchNorm2d
+        )
+        self.code = nn.Linear(self.features.n_features, latent_size)
+        self.output, self.bound = output, bound
+
+    def forward(self, x):
+        z = self.code(self.features(x))
+        if self.output == "tanh":
+            return self.bound * torch.tanh(z)
+        return z.clamp(-self.bound, self.bound) if self.output == "clip" else z
+
+
+class ResidualGenerator(nn.Module):
+    """Codes (n, latent_size) to images (n, C, H, W) in [-1, 1]."""
+
+    def __init__(self, image_shape, latent_size, *, width, n_levels=None):
+        super().__init__()
+        n_levels = choose_n_levels(image_shape, n_levels)
+        size = padded_size(image_shape, n_levels)
+        widths = _widths(width, n_levels)[::-1]
+        self.image_size = image_shape[1:]
+        base = widths[0], size[0] >> n_levels, size[1] >> n_levels
+        self.blocks = nn.Sequential(
+            nn.Linear(latent_size, base[0] * base[1] * base[2]),
+            nn.Unflatten(1, base),
+            *(UpBlock(a, b, nn.BatchNorm2d) for a, b in zip(widths, widths[1:])),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, image_shape[0], 3, padding=1),
+            nn.Tanh(),
+        )
+
+    def forward(self, z):
+        return crop_to(self.blocks(z), self.image_size)

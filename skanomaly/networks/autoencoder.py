@@ -1,0 +1,100 @@
+"""The convolutional autoencoder of DDAD and MedIAnomaly."""
+
+from torch import nn
+
+from .blocks import choose_n_levels, crop_to, pad_to, padded_size
+
+
+def _widths(width, n_levels):
+    """Channels after each level: width x 1, 2, 4, 4, ..."""
+    return [width * min(4, 2**level) for level in range(n_levels)]
+
+
+def _down(n_in, n_out):
+    return nn.Sequential(
+        nn.Conv2d(n_in, n_out, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU()
+    )
+
+
+class ConvEncoder(nn.Module):
+    """Images to codes: strided convolutions, then a bottleneck.
+
+    Parameters
+    ----------
+    image_shape : tuple (C, H, W)
+    latent_size : int
+    hidden_size : int or None
+        Width of the dense layer before the code (n, latent_size); None keeps the code spatial,
+        (n, latent_size, h, w), by a 1 x 1 convolution.
+    width, n_levels : int
+    """
+
+    def __init__(self, image_shape, latent_size, *, hidden_size, width, n_levels=None):
+        super().__init__()
+        n_levels = choose_n_levels(image_shape, n_levels)
+        self.size = padded_size(image_shape, n_levels)
+        widths = [image_shape[0], *_widths(width, n_levels)]
+        self.down = nn.Sequential(*(_down(a, b) for a, b in zip(widths, widths[1:])))
+        n_flat = widths[-1] * (self.size[0] >> n_levels) * (self.size[1] >> n_levels)
+        self.code = (
+            nn.Conv2d(widths[-1], latent_size, 1)
+            if hidden_size is None
+            else nn.Sequential(
+                nn.Flatten(),
+                nn.Linear(n_flat, hidden_size),
+                nn.BatchNorm1d(hidden_size),
+                nn.ReLU(),
+                nn.Linear(hidden_size, latent_size),
+            )
+        )
+
+    def forward(self, x):
+        return self.code(self.down(pad_to(x, self.size)))
+
+
+class ConvDecoder(nn.Module):
+    """The mirror of `ConvEncoder`; its output is linear."""
+
+    def __init__(self, image_shape, latent_size, *, hidden_size, width, n_levels=None):
+        super().__init__()
+        n_levels = choose_n_levels(image_shape, n_levels)
+        size = padded_size(image_shape, n_levels)
+        widths = _widths(width, n_levels)[::-1]
+        base = widths[0], size[0] >> n_levels, size[1] >> n_levels
+        n_flat = base[0] * base[1] * base[2]
+        self.image_size = image_shape[1:]
+        self.features = (
+            nn.Conv2d(latent_size, widths[0], 1)
+            if hidden_size is None
+            else nn.Sequential(
+                nn.Linear(latent_size, hidden_size),
+                nn.BatchNorm1d(hidden_size),
+                nn.ReLU(),
+                nn.Linear(hidden_size, n_flat),
+                nn.Unflatten(1, base),
+            )
+        )
+        up = []
+        for a, b in zip(widths, widths[1:]):
+            up += [
+                nn.ConvTranspose2d(a, b, 4, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(b),
+                nn.ReLU(),
+            ]
+        last = nn.ConvTranspose2d(widths[-1], image_shape[0], 4, stride=2, padding=1, bias=False)
+        self.up = nn.Sequential(*up, last)
+
+    def forward(self, z):
+        return crop_to(self.up(self.features(z)), self.image_size)
+
+
+class ConvAutoEncoder(nn.Module):
+    """Parts `encoder` and `decoder`."""
+
+    def __init__(self, image_shape, latent_size, **options):
+        super().__init__()
+        self.encoder = ConvEncoder(image_shape, latent_size, **options)
+        self.decoder = ConvDecoder(image_shape, latent_size, **options)
+
+    def forward(self, x):
+        return self.decoder(self.encoder(x))

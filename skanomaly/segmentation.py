@@ -1,0 +1,61 @@
+"""Anomaly maps to masks. Arrays in, arrays out; every image by itself."""
+
+import numpy as np
+from scipy import ndimage
+
+#: Neighbours within an image of a stack (n, H, W), none across images.
+_IN_PLANE = np.zeros((3, 3, 3), dtype=bool)
+_IN_PLANE[1] = True
+_IN_PLANE_CROSS = ndimage.generate_binary_structure(3, 1) & _IN_PLANE
+
+
+def residual_mask(maps, threshold, *, median_size=None, fill_holes=True, min_size=0):
+    """Threshold maps, fill holes and drop small regions.
+
+    Parameters
+    ----------
+    maps : (n, H, W) array
+        Higher is more anomalous.
+    threshold : float
+        Pixels above it are flagged.
+    median_size : int, default=None
+        Side of a median filter on the maps before the threshold.
+    fill_holes : bool, default=True
+        Also flag what flagged pixels (8-connected) enclose.
+    min_size : int, default=0
+        Drop 8-connected regions of fewer pixels.
+
+    Returns
+    -------
+    masks : (n, H, W) bool ndarray
+    """
+    maps = np.asarray(maps)
+    if maps.ndim != 3:
+        raise ValueError(f"maps must have shape (n, H, W), got {maps.shape}")
+    if median_size is not None:
+        maps = ndimage.median_filter(maps, size=(1, median_size, median_size))
+    masks = maps > threshold
+    if fill_holes:
+        masks = ndimage.binary_fill_holes(masks, structure=_IN_PLANE_CROSS)
+    if min_size > 1:
+        labels, _ = connected_regions(masks)
+        small = np.bincount(labels.ravel()) < min_size
+        small[0] = False
+        masks &= ~small[labels]
+    return masks
+
+
+def connected_regions(masks):
+    """Number the 8-connected regions of a stack of masks.
+
+    Parameters
+    ----------
+    masks : (n, H, W) bool array
+
+    Returns
+    -------
+    labels : (n, H, W) int ndarray
+        0 outside; regions of different images have different numbers.
+    n_regions : int
+    """
+    return ndimage.label(masks, structure=_IN_PLANE)

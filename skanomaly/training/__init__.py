@@ -1,0 +1,7 @@
+"""Stages of training that several methods share."""
+
+from ._reconstruction import Reconstruction
+from ._training import Training
+from ._wasserstein import Wasserstein
+
+__all__ = ["Reconstruction", "Training", "Wasserstein"]

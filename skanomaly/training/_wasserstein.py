@@ -1,0 +1,49 @@
+"""Wasserstein GAN with gradient penalty (WGAN-GP)."""
+
+from functools import partial
+
+import torch
+
+from .._losses import gradient_penalty
+from ._training import Training
+
+
+class Wasserstein(Training):
+    """WGAN-GP of Gulrajani et al. 2017: every batch moves the critic, every `n_critic`-th also the generator.
+
+    Parameters
+    ----------
+    network : nn.Module with parts `generator` and `critic`, and `draw_codes(n)`
+    n_critic : int
+    penalty_weight : float
+    """
+
+    moves = {"optimizer": ["generator"], "optimizer_critic": ["critic"]}
+    losses = "critic_loss", "wasserstein_distance", "generator_loss"
+
+    def __init__(
+        self,
+        network,
+        *,
+        n_critic=5,
+        penalty_weight=10.0,
+        optimizer=partial(torch.optim.Adam, betas=(0.0, 0.9)),
+        **options,
+    ):
+        self.n_critic, self.penalty_weight = n_critic, penalty_weight
+        self.n_steps = 0
+        super().__init__(network, optimizer=optimizer, **options)
+
+    def step(self, network, x):
+        generator, critic = network.generator, network.critic
+        with torch.no_grad():
+            fake = generator(network.draw_codes(len(x)))
+        gap = critic(fake).mean() - critic(x).mean()
+        penalty = gradient_penalty(critic, x, fake)
+        self.move("optimizer_critic", critic_loss=gap + self.penalty_weight * penalty)
+        self.record(wasserstein_distance=-gap)
+        # Counted over epochs: a small data set has fewer batches in one than n_critic.
+        self.n_steps += 1
+        if self.n_steps % self.n_critic == 0:
+            fake = generator(network.draw_codes(len(x)))
+            self.move("optimizer", generator_loss=-critic(fake).mean())
