@@ -23,9 +23,11 @@ def run(function, network, images, device):
         # Entered anew for each batch: a generator would leave it on for its caller.
         with torch.no_grad():
             x = images[rows]
-            padding = x[-1:].expand(BATCH - len(x), *x.shape[1:])
-            result = function(torch.cat([x, padding]).to(device))
-        yield rows, _to_numpy(result, len(x))
+            n = len(x)
+            if n < BATCH:
+                x = torch.cat([x, x[-1:].expand(BATCH - n, *x.shape[1:])])
+            result = function(x.to(device))
+        yield rows, _to_numpy(result, n)
 
 
 def _to_numpy(result, n):

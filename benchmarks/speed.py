@@ -1,0 +1,220 @@
+"""Speed of training and scoring against hand-written torch loops, and memory of scoring.
+
+    python benchmarks/speed.py [--pairs 15] [--memory] [--detector NAME]
+
+Each detector is timed against a raw loop that does the same arithmetic, with the same network, from the
+same uint8 array. Runs are interleaved; each side counts by its smallest time (wall, and process CPU
+time). "noise" is the ratio of the raw loop to itself, measured in the same way: what a ratio of 1 looks
+like on this machine. Ratios are raw time / package time, so 0.95 means 5 % slower than raw.
+"""
+
+import argparse
+import math
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from skanomaly import AutoEncoder, FAnoGAN
+from skanomaly._images import Images, Layout
+from skanomaly._losses import gradient_penalty
+from skanomaly.datasets import load_chest_xray
+
+EPOCHS = 2
+SCORING_ROWS = 32
+
+
+def batches(X, batch_size):
+    order = torch.randperm(len(X)).numpy()
+    for index in np.array_split(order, math.ceil(len(X) / batch_size)):
+        yield scaled(X[index])
+
+
+def scaled(batch):
+    return torch.from_numpy(batch).float().div_(127.5).sub_(1)[:, None]
+
+
+def raw_autoencoder(detector, network, X):
+    optimizer = torch.optim.Adam(network.parameters(), lr=detector.lr)
+    network.train()
+    for _ in range(EPOCHS):
+        total = 0.0
+        for x in batches(X, detector.batch_size):
+            optimizer.zero_grad()
+            loss = (network(x) - x).square().mean()
+            loss.backward()
+            optimizer.step()
+            total += loss.detach() * len(x)
+        float(total)
+
+
+def raw_autoencoder_scores(detector, network, x):
+    return (network(x) - x).square().mean((1, 2, 3))
+
+
+def raw_fanogan(detector, network, X):
+    generator, critic, encoder = network.generator, network.critic, network.encoder
+    options = {"lr": detector.lr, "betas": (0.0, 0.9)}
+    critic_optimizer = torch.optim.Adam(critic.parameters(), **options)
+    generator_optimizer = torch.optim.Adam(generator.parameters(), **options)
+    critic_parameters, generator_parameters = list(critic.parameters()), list(generator.parameters())
+    step = 0
+    network.train()
+    for _ in range(EPOCHS):
+        total = 0.0
+        for x in batches(X, detector.batch_size):
+            with torch.no_grad():
+                fake = generator(torch.randn(len(x), detector.latent_size))
+            loss = critic(fake).mean() - critic(x).mean()
+            loss = loss + detector.penalty_weight * gradient_penalty(critic, x, fake)
+            critic_optimizer.zero_grad()
+            loss.backward(inputs=critic_parameters)
+            critic_optimizer.step()
+            total += loss.detach() * len(x)
+            step += 1
+            if step % detector.n_critic == 0:
+                loss = -critic(generator(torch.randn(len(x), detector.latent_size))).mean()
+                generator_optimizer.zero_grad()
+                loss.backward(inputs=generator_parameters)
+                generator_optimizer.step()
+        float(total)
+    optimizer = torch.optim.RMSprop(encoder.parameters(), lr=detector.encoder_lr, alpha=0.9, eps=1e-10)
+    for parameter in generator_parameters + critic_parameters:
+        parameter.requires_grad_(False)
+    generator.eval(), critic.eval()
+    for _ in range(EPOCHS):
+        total = 0.0
+        for x in batches(X, detector.batch_size):
+            y = generator(encoder(x))
+            features = (critic.features(y) - critic.features(x)).square().mean()
+            loss = (y - x).square().mean() + detector.feature_weight * features
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.detach() * len(x)
+        float(total)
+    for parameter in generator_parameters + critic_parameters:
+        parameter.requires_grad_(True)
+
+
+def raw_fanogan_scores(detector, network, x):
+    y = network.generator(network.encoder(x))
+    features = (network.critic.features(y) - network.critic.features(x)).square().mean(1)
+    return (y - x).square().mean((1, 2, 3)) + detector.feature_weight * features
+
+
+def raw_scores(judge, detector, network, X):
+    network.eval()
+    scores = np.empty(len(X))
+    with torch.no_grad():
+        for start in range(0, len(X), SCORING_ROWS):
+            x = scaled(X[start : start + SCORING_ROWS])
+            scores[start : start + SCORING_ROWS] = judge(detector, network, x).numpy()
+    return scores
+
+
+DETECTORS = {
+    "AutoEncoder": (AutoEncoder(max_epochs=EPOCHS), raw_autoencoder, raw_autoencoder_scores),
+    "FAnoGAN": (FAnoGAN(max_epochs=EPOCHS, encoder_epochs=EPOCHS), raw_fanogan, raw_fanogan_scores),
+}
+
+
+def compare(package, raw, n_pairs):
+    """Smallest wall and CPU times of package, raw and raw again, interleaved."""
+    times = {}
+    jobs = [("package", package), ("raw", raw), ("again", raw)]
+    for _ in range(n_pairs):
+        jobs = jobs[1:] + jobs[:1]  # no side always runs after the same other
+        for name, function in jobs:
+            wall, cpu = time.perf_counter(), time.process_time()
+            function()
+            times.setdefault(name, []).append((time.perf_counter() - wall, time.process_time() - cpu))
+    return {name: np.min(values, axis=0) for name, values in times.items()}
+
+
+def time_detector(name, n_pairs):
+    detector, raw_training, raw_judge = DETECTORS[name]
+    # Multiples of both batch sizes: padding is the package's, and measured nowhere here.
+    X = load_chest_xray(subset="train").images[:384]
+    many = np.concatenate([X] * 4)
+    detector.fit(X)
+    network = detector.network_
+    images = Images(X, Layout.of(X.shape), detector.intensity_range_, detector._image_range)
+
+    def train():
+        detector._init_callback_context(max_subtasks=None)
+        detector._train(network, images, None)
+
+    jobs = {
+        "training": (train, lambda: raw_training(detector, network, X), EPOCHS * len(X)),
+        "scoring": (
+            lambda: detector.score_samples(many),
+            lambda: raw_scores(raw_judge, detector, network, many),
+            len(many),
+        ),
+    }
+    for job, (package, raw, n_images) in jobs.items():
+        package(), raw()
+        best = compare(package, raw, n_pairs)
+        ratio, noise = best["raw"] / best["package"], best["raw"] / best["again"]
+        print(
+            f"{name:12} {job:9} {n_images / best['package'][0]:8.0f} img/s   ratio to raw: wall {ratio[0]:.3f} "
+            f"(noise {noise[0]:.3f}), CPU {ratio[1]:.3f} (noise {noise[1]:.3f})",
+            flush=True,
+        )
+    start = time.perf_counter()
+    detector._score_normals(images)
+    print(f"{name:12} the calibration pass of fit, apart: {time.perf_counter() - start:.2f} s", flush=True)
+
+
+def private_memory():
+    """Anonymous resident memory in MB: mapped pages of a file do not count."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0]) / 1024
+
+
+def measure_memory(name, n_images):
+    detector, *_ = DETECTORS[name]
+    X = load_chest_xray(subset="train").images
+    detector.fit(X[:64])
+    with tempfile.TemporaryDirectory() as folder:
+        file = np.lib.format.open_memmap(
+            Path(folder) / "images.npy", mode="w+", dtype=np.uint8, shape=(n_images, *X.shape[1:])
+        )
+        for start in range(0, n_images, len(X)):
+            file[start : start + len(X)] = X[: n_images - start]
+        del file
+        file = np.load(Path(folder) / "images.npy", mmap_mode="r")
+        detector.score_samples(file[:64])
+        before = peak = private_memory()
+        start = time.perf_counter()
+        for _ in detector.iter_batches(file):
+            peak = max(peak, private_memory())
+        scored = time.perf_counter() - start
+        scores = detector.score_samples(file)
+        peak = max(peak, private_memory())
+    print(
+        f"{name:12} {len(scores)} memmapped images: private memory grew by {peak - before:.0f} MB at most "
+        f"({n_images / scored:.0f} img/s)",
+        flush=True,
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--detector", choices=DETECTORS, action="append")
+    parser.add_argument("--memory", action="store_true", help="measure memory instead of speed")
+    arguments = parser.parse_args()
+    torch.set_num_threads(2)
+    for name in arguments.detector or DETECTORS:
+        if arguments.memory:
+            measure_memory(name, 10_000 if name == "FAnoGAN" else 100_000)
+        else:
+            time_detector(name, arguments.pairs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,419 @@
+"""Discovery of detectors, and the checks every one passes: yours too.
+
+`check_estimator` of scikit-learn comes first; the checks here are what it does not know: images, maps,
+masks, thresholds and reproducibility. Each raises AssertionError, and takes an unfitted detector that
+trains in well under a second, such as `tiny` makes.
+"""
+
+import importlib
+import inspect
+import pickle
+import pkgutil
+import tempfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from skorch.callbacks import Callback
+
+from . import _unwrap, detectors
+from ._detector import BaseDetector
+from .model_selection import NormalOnlyKFold
+
+DTYPES = "uint8", "uint16", "int16", "int64", "float16", "float32", "float64"
+
+
+def all_detectors():
+    """All public detectors.
+
+    Returns
+    -------
+    list of (name, class)
+        Sorted by name.
+    """
+    found = {}
+    for module in pkgutil.iter_modules(detectors.__path__, f"{detectors.__name__}."):
+        for name, value in vars(importlib.import_module(module.name)).items():
+            is_class = inspect.isclass(value) and value.__module__ == module.name
+            if is_class and issubclass(value, BaseDetector) and not name.startswith("_"):
+                found[name] = value
+    return sorted(found.items())
+
+
+def tiny(detector_class, **parameters):
+    """A detector of the class with networks and epochs as small as they get, for tests."""
+    names = inspect.signature(detector_class).parameters
+    small = {"width": 2, "hidden_size": 8, "latent_size": 2, "batch_size": 8, "random_state": 0}
+    small |= {name: 1 for name in names if name.endswith("_epochs")}
+    return detector_class(**{k: v for k, v in (small | parameters).items() if k in names or k in parameters})
+
+
+def detector_checks():
+    """The checks of this module.
+
+    Returns
+    -------
+    list of (name, function)
+        Each function takes an unfitted detector.
+    """
+    return [(name, value) for name, value in globals().items() if name.startswith("check_")]
+
+
+def make_images(shape=(12, 16, 16), dtype="uint8", seed=0):
+    """Smooth random images of any shape and dtype; 12 bits where there is room for them."""
+    rng = np.random.default_rng(seed)
+    images = rng.random(shape)
+    for axis in range(1, len(shape)):
+        images = images + np.roll(images, 1, axis)
+    images = (images - images.min()) / (np.ptp(images) or 1.0)
+    if np.dtype(dtype).kind == "f":
+        return images.astype(dtype)
+    return (images * (255 if dtype == "uint8" else 4095)).astype(dtype)
+
+
+class SliceOnly:
+    """The least a lazy X must be: `shape`, `dtype` and `X[a:b]`."""
+
+    def __init__(self, X):
+        self._X = X
+        self.shape, self.dtype = X.shape, X.dtype
+
+    def __getitem__(self, rows):
+        if not isinstance(rows, slice):
+            raise TypeError("only slices")
+        return self._X[rows]
+
+
+def _has_map(detector):
+    return not np.isnan(detector.pixel_offset_)
+
+
+def _states_equal(a, b):
+    a, b = a.network_.state_dict(), b.network_.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def _assert_raises(error, words, function, *args, **kwargs):
+    try:
+        function(*args, **kwargs)
+    except error as raised:
+        missing = [word for word in words if word not in str(raised)]
+        assert not missing, f"{missing} missing in the message: {raised}"
+    else:
+        raise AssertionError(f"{error.__name__} was not raised")
+
+
+def check_images(detector, shape=(9, 13, 17), dtype="uint8", channel_axis="auto"):
+    """One layout and dtype through every method: shapes, dtypes and agreement."""
+    X = make_images(shape, dtype)
+    detector = clone(detector).set_params(channel_axis=channel_axis).fit(X)
+    n = len(X)
+    if len(shape) == 4:
+        axis = {"auto": 3 if shape[3] <= 4 else 1}.get(channel_axis, channel_axis) % 4
+        size = tuple(s for i, s in enumerate(shape) if i not in (0, axis))
+        assert detector.image_shape_ == (shape[axis], *size)
+    else:
+        size = shape[1:] if len(shape) == 3 else (1, shape[1])
+        assert detector.image_shape_ == (1, *size)
+    scores = detector.score_samples(X)
+    assert scores.shape == (n,)
+    assert scores.dtype == np.float64
+    assert np.isfinite(scores).all()
+    assert_array_equal(detector.decision_function(X), scores - detector.offset_)
+    predicted = detector.predict(X)
+    assert predicted.dtype.kind == "i"
+    assert_array_equal(predicted, np.where(scores >= detector.offset_, 1, -1))
+    for name, component in detector.score_components(X).items():
+        assert isinstance(name, str)
+        assert component.shape == (n,)
+        assert component.dtype == np.float64
+    if _has_map(detector):
+        maps, masks = detector.anomaly_map(X), detector.segment(X)
+        assert maps.shape == masks.shape == (n, *size)
+        assert maps.dtype == np.float32
+        assert masks.dtype == bool
+        assert_array_equal(detector.segment(X, fill_holes=False), maps > detector.pixel_offset_)
+    if hasattr(detector, "reconstruct"):
+        images = detector.reconstruct(X)
+        assert images.shape == X.shape
+        assert images.dtype == np.float32
+
+
+def check_containers(detector):
+    """Lists, tensors, memmaps, lazy objects, Fortran order and read-only arrays give equal results."""
+    X = make_images()
+    expected = clone(detector).fit(X)
+    scores = expected.score_samples(X)
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(Path(folder) / "X.npy", X)
+        same = {
+            "Fortran order": np.asfortranarray(X),
+            "read-only memmap": np.load(Path(folder) / "X.npy", mmap_mode="r"),
+            "tensor": torch.from_numpy(X.copy()),
+            "big-endian float": X.astype(">f4"),
+        }
+        for name, other in same.items():
+            if name != "big-endian float":
+                fitted = clone(detector).fit(other)
+                assert _states_equal(fitted, expected), name
+                assert_array_equal(fitted.score_samples(other), scores, err_msg=name)
+        clone(detector).fit(same["big-endian float"]).score_samples(same["big-endian float"])
+    clone(detector).fit(X.tolist()).predict(X.tolist())
+    lazy = clone(detector).fit(SliceOnly(X), np.r_[np.ones(len(X) - 1), -1])
+    assert_array_equal(lazy.score_samples(SliceOnly(X)), lazy.score_samples(X))
+
+
+def check_constant_images(detector):
+    """Images without contrast are scored, not divided by zero."""
+    for dtype in ("uint8", "float32"):
+        X = np.full((6, 16, 16), 7, dtype)
+        assert np.isfinite(clone(detector).fit(X).score_samples(X)).all()
+
+
+def check_few_images(detector):
+    """Two images, fewer than a batch, and one more than a batch train."""
+    for n in (2, 5, detector.batch_size + 1):
+        X = make_images((n, 16, 16))
+        fitted = clone(detector).fit(X)
+        assert np.isfinite(fitted.score_samples(X[:1])).all()
+        assert fitted.n_iter_ == sum(map(len, fitted.history_.values())) > 0
+
+
+def check_training(detector):
+    """A fit changes parameters, and scores differ between images."""
+    X = make_images()
+    fitted = clone(detector).fit(X)
+    with torch.random.fork_rng():
+        fresh = fitted._build(fitted.image_shape_)
+    shapes = {key: value.shape for key, value in fresh.named_parameters()}
+    assert {key: value.shape for key, value in fitted.network_.named_parameters()} == shapes
+    one_epoch = {
+        name: 1 for name in detector.get_params() if name == "max_epochs" or name.endswith("_epochs")
+    }
+    shorter = clone(detector).set_params(**one_epoch).fit(X)
+    longer = clone(shorter).set_params(**{name: 2 for name in one_epoch}).fit(X)
+    assert not _states_equal(shorter, longer)
+    assert len(set(fitted.score_samples(X))) > 1
+    assert not fitted.network_.training
+
+
+def check_reproducibility(detector):
+    """Equal seeds give equal bits, other seeds do not, and the caller's generators stay as they were."""
+    X = make_images()
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    first, second = clone(detector).fit(X), clone(detector)
+    second.fit(X).score_samples(X)
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert_array_equal(np.random.get_state()[1], numpy_state)
+    torch.manual_seed(1), np.random.seed(1)
+    again = second.fit(X)
+    torch.set_rng_state(torch_state)
+    assert _states_equal(first, again)
+    assert_array_equal(first.score_samples(X), again.score_samples(X))
+    assert (first.offset_, first.pixel_offset_) == (again.offset_, again.pixel_offset_) or not _has_map(first)
+    assert not _states_equal(first, clone(detector).set_params(random_state=1).fit(X))
+
+
+def check_score_invariance(detector):
+    """Scores and maps have equal bits in any order, subset, batch size and random state."""
+    X = make_images((70, 16, 16))
+    fitted = clone(detector).fit(X[:20])
+    scores = fitted.score_samples(X)
+    order = np.random.default_rng(0).permutation(len(X))
+    assert_array_equal(fitted.score_samples(X[order]), scores[order])
+    assert_array_equal(fitted.score_samples(X[3:5]), scores[3:5])
+    assert_array_equal(np.concatenate([fitted.score_samples(x[None]) for x in X[:4]]), scores[:4])
+    torch.rand(3)
+    fitted.set_params(batch_size=3, random_state=5)
+    assert_array_equal(fitted.score_samples(X), scores)
+    if _has_map(fitted):
+        assert_array_equal(fitted.anomaly_map(X[order]), fitted.anomaly_map(X)[order])
+
+
+def check_outputs(detector):
+    """`out` and `iter_batches` give what the plain calls give."""
+    X = make_images((70, 16, 16))
+    fitted = clone(detector).fit(X[:20])
+    rows, scores, maps = zip(*fitted.iter_batches(X))
+    assert_array_equal(np.concatenate([np.arange(70)[part] for part in rows]), np.arange(70))
+    assert_array_equal(np.concatenate(scores), fitted.score_samples(X))
+    if not _has_map(fitted):
+        assert maps == (None,) * len(maps)
+        for method in (fitted.anomaly_map, fitted.segment):
+            _assert_raises(TypeError, [type(detector).__name__, "map"], method, X)
+        return
+    assert_array_equal(np.concatenate(maps), fitted.anomaly_map(X))
+    with tempfile.TemporaryDirectory() as folder:
+        out = np.lib.format.open_memmap(Path(folder) / "out.npy", "w+", np.float32, (70, 16, 16))
+        assert fitted.anomaly_map(X, out=out) is out
+        assert_array_equal(out, fitted.anomaly_map(X))
+        del out
+    out = np.empty((70, 16, 16), bool)
+    assert fitted.segment(X, out=out, min_size=3) is out
+    assert_array_equal(out, fitted.segment(X, min_size=3))
+    _assert_raises(ValueError, ["out", "(70, 16, 16)"], fitted.anomaly_map, X, out=out[:3])
+
+
+def check_thresholds(detector):
+    """`contamination` and `pixel_contamination` flag what they say; `calibrate` resets both."""
+    X = make_images((60, 16, 16))
+    fitted = clone(detector).set_params(contamination=0.2, pixel_contamination=0.05).fit(X)
+    assert np.mean(fitted.predict(X) == -1) == 0.2
+    before = fitted.offset_, fitted.pixel_offset_
+    if _has_map(fitted):
+        assert_allclose(np.mean(fitted.anomaly_map(X) > fitted.pixel_offset_), 0.05, atol=1e-3)
+        assert fitted.map_range_[0] < fitted.map_range_[1]
+    new = make_images((79, 16, 16), seed=1)
+    assert fitted.calibrate(new, false_alarm_rate=0.1, pixel_false_alarm_rate=0.02) is fitted
+    assert np.sum(fitted.predict(new) == -1) == 7  # floor(80 * 0.1) - 1
+    if _has_map(fitted):
+        assert_allclose(np.mean(fitted.anomaly_map(new) > fitted.pixel_offset_), 0.02, atol=1e-3)
+    assert before != (fitted.offset_, fitted.pixel_offset_)
+    _assert_raises(ValueError, ["false_alarm_rate", "2"], fitted.calibrate, new, false_alarm_rate=2)
+
+
+def check_labels(detector):
+    """Known anomalies (-1) are not trained on; other codes change nothing for a one-class method."""
+    X = make_images((24, 16, 16))
+    y = np.ones(24, int)
+    y[::4] = -1
+    expected = clone(detector).fit(X[y == 1])
+    assert _states_equal(clone(detector).fit(X, y), expected)
+    assert clone(detector).fit(X, y).offset_ == expected.offset_
+    plain = clone(detector).fit(X)
+    for other in (np.ones(24), np.arange(24) % 3 + 1, np.array(["a", "b"] * 12)):
+        assert _states_equal(clone(detector).fit(X, other), plain)
+    _assert_raises(ValueError, ["-1", "2"], clone(detector).fit, X, -np.ones(24))
+
+
+def check_intensities(detector):
+    """The range comes from dtype or data; scores do not clip; units come back from `reconstruct`."""
+    X = make_images(dtype="uint16") * 8 + 1000
+    fitted = clone(detector).fit(X)
+    assert fitted.intensity_range_ == (X.min(), X.max())
+    assert clone(detector).fit(make_images()).intensity_range_ == (0, 255)
+    given = clone(detector).set_params(intensity_range=(0, 65535)).fit(X)
+    assert given.intensity_range_ == (0, 65535)
+    # Twice the units, the same images.
+    scaled = clone(detector).fit(X.astype(np.int64) * 2)
+    assert_allclose(scaled.score_samples(X.astype(np.int64) * 2), fitted.score_samples(X), rtol=1e-3)
+    assert len(set(fitted.score_samples(np.stack([X[0], X[0] * 2])))) == 2
+    if hasattr(fitted, "reconstruct"):
+        middle = np.ptp(X) * 2
+        assert np.all(np.abs(fitted.reconstruct(X).astype(float) - X.mean()) < middle)
+
+
+def check_bad_input(detector):
+    """What cannot be right raises an error that names it, and loses nothing."""
+    X = make_images(dtype="float32")
+    name = type(detector).__name__
+    _assert_raises(NotFittedError, [name], clone(detector).score_samples, X)
+    fitted = clone(detector).fit(X)
+    scores, attributes = fitted.score_samples(X), set(vars(fitted))
+    bad = X.copy()
+    bad[3, 2, 1] = np.nan
+    for value, word in ((np.nan, "NaN"), (np.inf, "infinity")):
+        bad[3, 2, 1] = value
+        _assert_raises(ValueError, [word], fitted.score_samples, bad)
+        _assert_raises(ValueError, [word], fitted.fit, bad)
+        _assert_raises(ValueError, [word], fitted.fit, SliceOnly(bad))
+    _assert_raises(ValueError, ["(1, 16, 16)", "(1, 16, 12)"], fitted.score_samples, X[:, :, :12])
+    colour = np.stack([X] * 3, -1)
+    _assert_raises(ValueError, ["(1, 16, 16)", "(3, 16, 16)"], fitted.score_samples, colour)
+    _assert_raises(ValueError, ["uint8", "float", "intensity_range"], fitted.score_samples, make_images())
+    _assert_raises(ValueError, ["0 sample"], fitted.score_samples, X[:0])
+    _assert_raises(ValueError, ["0 sample"], fitted.fit, X[:0])
+    _assert_raises(ValueError, ["1 sample"], fitted.fit, X[:1])
+    _assert_raises(ValueError, ["channel_axis"], fitted.fit, X.reshape(48, 4, 4, 4))
+    _assert_raises(ValueError, ["channel_axis"], fitted.fit, X[:, None].repeat(9, 1))
+    _assert_raises(ValueError, ["5 axes"], fitted.fit, X[:, None, None])
+    for parameters, word in (
+        ({"contamination": 0.6}, "contamination"),
+        ({"device": "cuda:99"}, "cuda:99"),
+        ({"intensity_range": (3, 1)}, "intensity_range"),
+        ({"validation_fraction": 0.01}, "validation_fraction"),
+    ):
+        broken = fitted.set_params(**parameters)
+        _assert_raises(ValueError, [word], broken.fit, X)
+        defaults = {k: v for k, v in detector.get_params().items() if k in parameters}
+        fitted.set_params(**defaults)
+    assert set(vars(fitted)) == attributes
+    assert_array_equal(fitted.score_samples(X), scores)
+
+
+def check_interruption(detector):
+    """Ctrl-C goes on up, and a fit that fails leaves the fitted detector as it was."""
+
+    class Interrupt(Callback):
+        def on_epoch_begin(self, net, **kwargs):
+            raise KeyboardInterrupt
+
+    X = make_images()
+    fitted = clone(detector).fit(X)
+    scores = fitted.score_samples(X)
+    _assert_raises(KeyboardInterrupt, [], fitted.set_params(callbacks=[Interrupt()]).fit, X)
+    assert_array_equal(fitted.score_samples(X), scores)
+
+
+def check_divergence(detector):
+    """A loss that is not finite stops the fit and names stage and epoch."""
+
+    class Poison(Callback):
+        def on_batch_begin(self, net, **kwargs):
+            with torch.no_grad():
+                for parameter in net.module_.parameters():
+                    parameter.fill_(np.nan)
+
+    broken = clone(detector).set_params(callbacks=[Poison()])
+    _assert_raises(FloatingPointError, ["stage", "epoch 1", "nan"], broken.fit, make_images())
+
+
+def check_nesting(detector):
+    """Pipelines, searches, FrozenEstimator, pickle; maps come through all of them."""
+    X = make_images((20, 16, 16), "float32")
+    y = np.r_[np.ones(14), -np.ones(6)].astype(int)
+    fitted = clone(detector).fit(X, y)
+    pipeline = make_pipeline(FunctionTransformer(), clone(detector)).fit(X, y)
+    search = GridSearchCV(
+        clone(detector), {"batch_size": [4]}, scoring="roc_auc", cv=NormalOnlyKFold(2, random_state=0)
+    ).fit(X, y)
+    assert np.isfinite(search.best_score_)
+    same = pipeline, FrozenEstimator(fitted), pickle.loads(pickle.dumps(fitted))
+    for other in same:
+        assert_array_equal(other.predict(X), fitted.predict(X))
+    if _has_map(fitted):
+        maps = fitted.anomaly_map(X)
+        for other in same:
+            assert_array_equal(_unwrap.anomaly_map(other, X), maps)
+            assert_array_equal(_unwrap.segment(other, X), fitted.segment(X))
+        assert _unwrap.anomaly_map(search, X).shape == maps.shape
+
+
+def check_threads_of_scoring(detector):
+    """A fitted detector may score in several threads at once."""
+    X = make_images((40, 16, 16))
+    fitted = clone(detector).fit(X)
+    expected, results = fitted.score_samples(X), []
+    threads = [threading.Thread(target=lambda: results.append(fitted.score_samples(X))) for _ in range(4)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert len(results) == 4
+    for result in results:
+        assert_array_equal(result, expected)
+
+
+def check_docstring(detector):
+    """Every parameter is documented, and in the order of the signature."""
+    doc = inspect.getdoc(type(detector)) or ""
+    assert "{parameters}" not in doc
+    section = doc.split("Parameters\n----------\n")[1].split("\n\nAttributes\n")[0]
+    named = [line.split(" : ")[0] for line in section.splitlines() if line[:1].strip() and " : " in line]
+    assert named == list(inspect.signature(type(detector)).parameters)
