@@ -37,10 +37,12 @@ def anomaly_map(estimator, X, *, out=None):
 
     Parameters
     ----------
-    estimator : fitted detector, or Pipeline, search or FrozenEstimator that holds one
+    estimator : fitted detector
+        Or a Pipeline, search or FrozenEstimator that holds one.
     X : array-like
         As the estimator takes it.
     out : array-like of shape (n, H, W), default=None
+        Where to write the maps.
 
     Returns
     -------
@@ -55,10 +57,11 @@ def segment(estimator, X, **options):
 
     Parameters
     ----------
-    estimator : fitted detector, or Pipeline, search or FrozenEstimator that holds one
+    estimator : fitted detector
+        Or a Pipeline, search or FrozenEstimator that holds one.
     X : array-like
         As the estimator takes it.
-    **options
+    **options : dict
         As the detector's `segment`.
 
     Returns
@@ -73,10 +76,12 @@ def reconstruct(estimator, X, *, out=None):
 
     Parameters
     ----------
-    estimator : fitted detector, or Pipeline, search or FrozenEstimator that holds one
+    estimator : fitted detector
+        Or a Pipeline, search or FrozenEstimator that holds one.
     X : array-like
         As the estimator takes it.
     out : array-like, default=None
+        Where to write the images.
 
     Returns
     -------

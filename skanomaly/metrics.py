@@ -37,7 +37,7 @@ def auroc(y, anomaly_score, *, anomaly_label=-1):
         Labels.
     anomaly_score : (n,) array-like
         Higher is worse: ``-detector.score_samples(X)``.
-    anomaly_label : default=-1
+    anomaly_label : object, default=-1
         Label of anomalous images.
 
     Returns
@@ -64,8 +64,12 @@ def average_precision(y, anomaly_score, *, anomaly_label=-1):
 
     Parameters
     ----------
-    y, anomaly_score, anomaly_label
-        As for `auroc`.
+    y : (n,) array-like
+        Labels.
+    anomaly_score : (n,) array-like
+        Higher is worse.
+    anomaly_label : object, default=-1
+        Label of anomalous images.
 
     Returns
     -------
@@ -82,8 +86,12 @@ def youden_threshold(y, anomaly_score, *, anomaly_label=-1):
 
     Parameters
     ----------
-    y, anomaly_score, anomaly_label
-        As for `auroc`.
+    y : (n,) array-like
+        Labels.
+    anomaly_score : (n,) array-like
+        Higher is worse.
+    anomaly_label : object, default=-1
+        Label of anomalous images.
 
     Returns
     -------
@@ -102,8 +110,12 @@ def best_f1_threshold(y, anomaly_score, *, anomaly_label=-1):
 
     Parameters
     ----------
-    y, anomaly_score, anomaly_label
-        As for `auroc`.
+    y : (n,) array-like
+        Labels.
+    anomaly_score : (n,) array-like
+        Higher is worse.
+    anomaly_label : object, default=-1
+        Label of anomalous images.
 
     Returns
     -------
@@ -118,12 +130,16 @@ def classification_metrics(y, anomaly_score, *, threshold="youden", anomaly_labe
 
     Parameters
     ----------
-    y, anomaly_score, anomaly_label
-        As for `auroc`.
+    y : (n,) array-like
+        Labels.
+    anomaly_score : (n,) array-like
+        Higher is worse.
     threshold : float or "youden", default="youden"
         Images with a score of at least this are flagged. A detector's own is
         ``np.nextafter(-detector.offset_, np.inf)``, as `predict` calls a score equal to ``offset_``
         normal. "youden" chooses it on these labels, which flatters the result.
+    anomaly_label : object, default=-1
+        Label of anomalous images.
 
     Returns
     -------
@@ -159,20 +175,27 @@ def bootstrap_interval(
 
     Parameters
     ----------
-    metric : callable (y, anomaly_score, **options) -> float
-    y, anomaly_score : (n,) array-like
+    metric : callable (y, anomaly_score, anomaly_label=, **options) -> float
+        Of this module, or your own.
+    y : (n,) array-like
+        Labels.
+    anomaly_score : (n,) array-like
+        Higher is worse.
     groups : (n,) array-like, default=None
         Images that are drawn together; None draws single images.
     level : float, default=0.95
+        Share of the draws inside the interval.
     n_resamples : int, default=1000
         Draws without both classes are drawn again.
     random_state : int, RandomState or None, default=None
-    **options
+        Decides the draws.
+    **options : dict
         For the metric, `anomaly_label` among them.
 
     Returns
     -------
-    (low, high) : tuple of float
+    low, high : float
+        Ends of the interval.
     """
     truth, score, rows = _both_classes(y, anomaly_score, options.pop("anomaly_label", -1))
     groups = np.arange(len(truth)) if groups is None else column_or_1d(groups)[rows]
@@ -211,8 +234,10 @@ def pixel_average_precision(masks, maps):
 
     Parameters
     ----------
-    masks, maps
-        As for `pixel_auroc`.
+    masks : (n, H, W) bool array-like
+        True where anomalous; all False for normal images.
+    maps : (n, H, W) array-like
+        Anomaly maps.
 
     Returns
     -------
@@ -226,8 +251,10 @@ def dice(masks, predicted, *, average="pooled"):
 
     Parameters
     ----------
-    masks, predicted : (n, H, W) bool array-like
-        True and predicted masks.
+    masks : (n, H, W) bool array-like
+        True masks.
+    predicted : (n, H, W) bool array-like
+        Masks to judge.
     average : {"pooled", "per_image"}, default="pooled"
         Over all pixels together, or the mean over images, where two empty masks count 1.
 
@@ -255,12 +282,15 @@ def best_dice(masks, maps):
 
     Parameters
     ----------
-    masks, maps
-        As for `pixel_auroc`.
+    masks : (n, H, W) bool array-like
+        True where anomalous; all False for normal images.
+    maps : (n, H, W) array-like
+        Anomaly maps.
 
     Returns
     -------
     dice : float
+        The largest Dice.
     threshold : float
         Pixels of at least this are flagged.
     """
@@ -275,8 +305,10 @@ def pro(masks, maps, *, max_false_alarm_rate=0.3):
 
     Parameters
     ----------
-    masks, maps
-        As for `pixel_auroc`.
+    masks : (n, H, W) bool array-like
+        True where anomalous; all False for normal images.
+    maps : (n, H, W) array-like
+        Anomaly maps.
     max_false_alarm_rate : float, default=0.3
         Share of normal pixels flagged at which the area ends.
 

@@ -27,10 +27,18 @@ class _NormalOnlySplit:
         Parameters
         ----------
         X : array-like of length n
+            Not looked at.
         y : (n,) array-like
             Labels.
         groups : (n,) array-like, default=None
             For the grouped splitter: rows that stay together.
+
+        Yields
+        ------
+        train : int ndarray
+            Normal and unlabelled rows.
+        test : int ndarray
+            Normal and anomalous rows.
         """
         if y is None:
             raise ValueError(f"{type(self).__name__} needs y: it keeps anomalies out of the training folds")
@@ -53,14 +61,18 @@ class _NormalOnlySplit:
 
 
 class NormalOnlyKFold(_NormalOnlySplit, StratifiedKFold):
-    """k folds with normal training rows and test rows of both classes.
+    """Folds with normal training rows and test rows of both classes.
 
     Parameters
     ----------
     n_splits : int, default=5
+        Number of folds.
     shuffle : bool, default=True
+        Whether rows are drawn at random.
     random_state : int, RandomState or None, default=None
-    anomaly_label : default=-1
+        Decides the draw.
+    anomaly_label : object, default=-1
+        Label of anomalous images.
 
     Examples
     --------
@@ -82,9 +94,13 @@ class NormalOnlyGroupKFold(_NormalOnlySplit, StratifiedGroupKFold):
     Parameters
     ----------
     n_splits : int, default=5
+        Number of folds.
     shuffle : bool, default=True
+        Whether rows are drawn at random.
     random_state : int, RandomState or None, default=None
-    anomaly_label : default=-1
+        Decides the draw.
+    anomaly_label : object, default=-1
+        Label of anomalous images.
     """
 
     def __init__(self, n_splits=5, *, shuffle=True, random_state=None, anomaly_label=-1):
@@ -98,10 +114,15 @@ class NormalOnlyShuffleSplit(_NormalOnlySplit, StratifiedShuffleSplit):
     Parameters
     ----------
     n_splits : int, default=10
-    test_size, train_size : float, int or None, default=None
+        Number of splits.
+    test_size : float, int or None, default=None
+        As in scikit-learn's StratifiedShuffleSplit.
+    train_size : float, int or None, default=None
         As in scikit-learn's StratifiedShuffleSplit, before anomalies are dropped.
     random_state : int, RandomState or None, default=None
-    anomaly_label : default=-1
+        Decides the draws.
+    anomaly_label : object, default=-1
+        Label of anomalous images.
     """
 
     def __init__(self, n_splits=10, *, test_size=None, train_size=None, random_state=None, anomaly_label=-1):
@@ -119,7 +140,8 @@ class AnomalyScorer:
     ----------
     metric : str or callable, default="auroc"
         "auroc", "average_precision", or (y, anomaly_score, anomaly_label=) -> float.
-    anomaly_label : default=-1
+    anomaly_label : object, default=-1
+        Label of anomalous images.
 
     Examples
     --------

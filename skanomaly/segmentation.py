@@ -28,6 +28,7 @@ def residual_mask(maps, threshold, *, median_size=None, fill_holes=True, min_siz
     Returns
     -------
     masks : (n, H, W) bool ndarray
+        True where anomalous.
     """
     maps = np.asarray(maps)
     if maps.ndim != 3:
@@ -51,11 +52,13 @@ def connected_regions(masks):
     Parameters
     ----------
     masks : (n, H, W) bool array
+        True inside regions.
 
     Returns
     -------
     labels : (n, H, W) int ndarray
         0 outside; regions of different images have different numbers.
     n_regions : int
+        How many there are.
     """
     return ndimage.label(masks, structure=_IN_PLANE)

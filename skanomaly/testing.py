@@ -36,7 +36,7 @@ def all_detectors():
 
     Returns
     -------
-    list of (name, class)
+    detectors : list of (name, class)
         Sorted by name.
     """
     found = {}
@@ -49,7 +49,20 @@ def all_detectors():
 
 
 def tiny(detector_class, **parameters):
-    """A detector of the class with networks and epochs as small as they get, for tests."""
+    """A detector of the class with networks and epochs as small as they get, for tests.
+
+    Parameters
+    ----------
+    detector_class : type
+        A public detector.
+    **parameters : dict
+        Parameters to set otherwise.
+
+    Returns
+    -------
+    detector : BaseDetector
+        Not fitted.
+    """
     names = inspect.signature(detector_class).parameters
     small = {"width": 2, "hidden_size": 8, "latent_size": 2, "batch_size": 8, "random_state": 0}
     small |= {name: 1 for name in names if name.endswith("_epochs")}
@@ -61,14 +74,29 @@ def detector_checks():
 
     Returns
     -------
-    list of (name, function)
+    checks : list of (name, function)
         Each function takes an unfitted detector.
     """
     return [(name, value) for name, value in globals().items() if name.startswith("check_")]
 
 
 def make_images(shape=(12, 16, 16), dtype="uint8", seed=0):
-    """Smooth random images of any shape and dtype; 12 bits where there is room for them."""
+    """Smooth random images of any shape and dtype; 12 bits where there is room for them.
+
+    Parameters
+    ----------
+    shape : tuple, default=(12, 16, 16)
+        Images first.
+    dtype : str, default="uint8"
+        Type of the pixels.
+    seed : int, default=0
+        Decides the images.
+
+    Returns
+    -------
+    images : ndarray
+        Of `shape` and `dtype`.
+    """
     rng = np.random.default_rng(seed)
     images = rng.random(shape)
     for axis in range(1, len(shape)):

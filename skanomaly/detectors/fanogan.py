@@ -78,7 +78,7 @@ class Inversion(Training):
 
 
 class FAnoGAN(BaseDetector):
-    """f-AnoGAN: fast unsupervised anomaly detection with generative adversarial networks.
+    """Fast anomaly detection with a generative adversarial network (f-AnoGAN).
 
     A WGAN-GP learns to make normal images from codes; then, with generator and critic frozen, an
     encoder learns the way back. An image is anomalous as far as it differs from the normal image
@@ -304,6 +304,7 @@ class FAnoGAN(BaseDetector):
         Returns
         -------
         codes : (n, latent_size) float32 ndarray
+            What the encoder makes of the images.
         """
         images = self._check_images(X)
         parts = _inference.run(self.network_.encoder, self.network_, images, self.device_)
@@ -315,6 +316,7 @@ class FAnoGAN(BaseDetector):
         Parameters
         ----------
         codes : (n, latent_size) array-like
+            As `encode` gives, or drawn from the prior.
 
         Returns
         -------
@@ -337,7 +339,9 @@ class FAnoGAN(BaseDetector):
         Parameters
         ----------
         n : int, default=1
+            How many.
         random_state : int, RandomState or None, default=None
+            Decides the codes; None draws fresh ones.
 
         Returns
         -------
@@ -350,12 +354,14 @@ class FAnoGAN(BaseDetector):
         return self.decode(codes.cpu())
 
     def interpolate(self, a, b, n=13):
-        """Images along the straight line between two codes: do they change smoothly?
+        """Images along the straight line between two codes, to see whether they change smoothly.
 
         Parameters
         ----------
-        a, b : array-like
-            The ends: a code (latent_size,), or one image of the fitted shape, which is encoded.
+        a : array-like
+            One end: a code (latent_size,), or one image of the fitted shape, which is encoded.
+        b : array-like
+            The other end.
         n : int, default=13
             Points on the line, ends included.
 

@@ -1,0 +1,283 @@
+"""Displays: what a detector sees, and how it separates. matplotlib is imported when one is drawn."""
+
+import numpy as np
+from sklearn.utils import column_or_1d
+
+from ._unwrap import anomaly_map, reconstruct, segment, unwrap
+
+__all__ = ["AnomalyMapDisplay", "ScoreHistogramDisplay"]
+
+
+def _pyplot():
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError("plotting needs matplotlib: pip install skanomaly[plot]") from error
+    return plt
+
+
+class AnomalyMapDisplay:
+    """Images beside their reconstructions, anomaly maps and masks, one image a row.
+
+    All maps share one colour scale, taken from normal images when the detector was fitted or
+    calibrated: a scale of its own would make every normal image look ill.
+
+    Parameters
+    ----------
+    images : (n, H, W) or (n, H, W, C) ndarray
+        What was judged.
+    maps : (n, H, W) ndarray
+        Higher is more anomalous.
+    masks : (n, H, W) bool ndarray
+        Drawn as outlines on the images.
+    reconstructions : ndarray of images' shape, default=None
+        What the detector made of them.
+    true_masks : (n, H, W) bool ndarray, default=None
+        Drawn as outlines too.
+    map_range : (low, high), default=None
+        Ends of the colour scale; None takes those of `maps`.
+    intensity_range : (low, high), default=None
+        Black and white of the images; None takes those of `images`.
+    titles : list of n str, default=None
+        Written beside the rows.
+
+    Attributes
+    ----------
+    figure_ : matplotlib Figure
+        Set by `plot`.
+    axes_ : ndarray of matplotlib axes
+        Set by `plot`.
+    """
+
+    def __init__(
+        self,
+        images,
+        maps,
+        masks,
+        *,
+        reconstructions=None,
+        true_masks=None,
+        map_range=None,
+        intensity_range=None,
+        titles=None,
+    ):
+        self.images = images
+        self.maps = maps
+        self.masks = masks
+        self.reconstructions = reconstructions
+        self.true_masks = true_masks
+        self.map_range = map_range
+        self.intensity_range = intensity_range
+        self.titles = titles
+
+    @classmethod
+    def from_estimator(cls, estimator, X, *, true_masks=None, titles=None, axes=None, **segment_options):
+        """Draw what a fitted detector makes of X.
+
+        Parameters
+        ----------
+        estimator : fitted detector
+            Or a Pipeline, search or FrozenEstimator that holds one.
+        X : array-like
+            A few images, as the estimator takes them.
+        true_masks : (n, H, W) bool array-like, default=None
+            Drawn too.
+        titles : list of n str, default=None
+            By default what the estimator predicts.
+        axes : (n, 3 or 4) array of matplotlib axes, default=None
+            Where to draw; None makes a figure.
+        **segment_options : dict
+            As of the detector's `segment`.
+
+        Returns
+        -------
+        display : AnomalyMapDisplay
+            Drawn.
+        """
+        detector, seen = unwrap(estimator, X)
+        layout = detector._check_images(seen).layout
+        if titles is None:
+            scores = -detector.decision_function(seen)
+            titles = [f"{'anomalous' if s > 0 else 'normal'} ({s:+.2g})" for s in scores]
+        display = cls(
+            _channels_last(seen, layout),
+            anomaly_map(estimator, X),
+            segment(estimator, X, **segment_options),
+            reconstructions=(
+                _channels_last(reconstruct(estimator, X), layout) if hasattr(detector, "reconstruct") else None
+            ),
+            true_masks=true_masks,
+            map_range=detector.map_range_,
+            intensity_range=detector.intensity_range_,
+            titles=titles,
+        )
+        return display.plot(axes=axes)
+
+    def plot(self, *, axes=None, cmap="inferno"):
+        """Draw into `axes`, or a new figure.
+
+        Parameters
+        ----------
+        axes : (n, 3 or 4) array of matplotlib axes, default=None
+            Where to draw; None makes a figure.
+        cmap : str, default="inferno"
+            Colours of the maps.
+
+        Returns
+        -------
+        display : AnomalyMapDisplay
+            Drawn.
+        """
+        plt = _pyplot()
+        columns = {"image": self.images, "reconstruction": self.reconstructions, "anomaly map": self.maps}
+        columns = {name: values for name, values in columns.items() if values is not None} | {"mask": self.images}
+        shape = len(self.images), len(columns)
+        if axes is None:
+            _, axes = plt.subplots(
+                *shape, figsize=(1.9 * shape[1] + 0.6, 1.9 * shape[0] + 0.4), squeeze=False, layout="constrained"
+            )
+        axes = np.asarray(axes).reshape(shape)
+        low, high = self.intensity_range or (np.min(self.images), np.max(self.images))
+        map_low, map_high = self.map_range or (np.min(self.maps), np.max(self.maps))
+        for row, row_axes in enumerate(axes):
+            for ax, (name, values) in zip(row_axes, columns.items()):
+                if name == "anomaly map":
+                    drawn = ax.imshow(values[row], cmap=cmap, vmin=map_low, vmax=map_high)
+                else:
+                    ax.imshow(_displayed(values[row], low, high), cmap="gray", vmin=0, vmax=1)
+                ax.set(xticks=[], yticks=[])
+                if row == 0:
+                    ax.set_title(name, fontsize=9)
+            for masks, colour in ((self.true_masks, "deepskyblue"), (self.masks, "orangered")):
+                if masks is not None and masks[row].any() and not masks[row].all():
+                    row_axes[-1].contour(masks[row], [0.5], colors=colour, linewidths=0.9)
+            if self.titles is not None:
+                row_axes[0].set_ylabel(self.titles[row], fontsize=8)
+        self.figure_ = axes[0, 0].figure
+        self.axes_ = axes
+        self.figure_.colorbar(drawn, ax=axes[:, list(columns).index("anomaly map")], shrink=0.8, location="bottom", aspect=12).ax.tick_params(labelsize=7)
+        return self
+
+
+def _channels_last(X, layout):
+    images = layout.to_network(np.asarray(X))
+    return images[:, 0] if images.shape[1] == 1 else np.moveaxis(images, 1, -1)
+
+
+def _displayed(image, low, high):
+    """An image in [0, 1], with 1 or 3 channels."""
+    image = np.clip((image.astype(float) - low) / ((high - low) or 1), 0, 1)
+    return image.mean(-1) if image.ndim == 3 and image.shape[-1] not in (3, 4) else image
+
+
+class ScoreHistogramDisplay:
+    """Histograms of the anomaly scores of normal and anomalous images, and the threshold.
+
+    Parameters
+    ----------
+    anomaly_score : (n,) ndarray
+        Higher is worse.
+    anomalous : (n,) bool ndarray
+        Which images are anomalous.
+    threshold : float, default=None
+        Scores above it are flagged.
+
+    Attributes
+    ----------
+    figure_ : matplotlib Figure
+        Set by `plot`.
+    ax_ : matplotlib axes
+        Set by `plot`.
+    """
+
+    def __init__(self, anomaly_score, anomalous, *, threshold=None):
+        self.anomaly_score = anomaly_score
+        self.anomalous = anomalous
+        self.threshold = threshold
+
+    @classmethod
+    def from_estimator(cls, estimator, X, y, *, anomaly_label=-1, ax=None):
+        """Draw the scores of a fitted detector, with its threshold.
+
+        Parameters
+        ----------
+        estimator : fitted detector
+            Or a Pipeline, search or FrozenEstimator that holds one.
+        X : array-like
+            Images, as the estimator takes them.
+        y : (n,) array-like
+            Labels; rows with 0 are left out where `anomaly_label` is -1.
+        anomaly_label : object, default=-1
+            Label of anomalous images.
+        ax : matplotlib axes, default=None
+            Where to draw; None makes a figure.
+
+        Returns
+        -------
+        display : ScoreHistogramDisplay
+            Drawn.
+        """
+        detector, seen = unwrap(estimator, X)
+        return cls.from_predictions(
+            y,
+            -detector.score_samples(seen),
+            threshold=-detector.offset_,
+            anomaly_label=anomaly_label,
+            ax=ax,
+        )
+
+    @classmethod
+    def from_predictions(cls, y, anomaly_score, *, threshold=None, anomaly_label=-1, ax=None):
+        """Draw given scores.
+
+        Parameters
+        ----------
+        y : (n,) array-like
+            Labels.
+        anomaly_score : (n,) array-like
+            Higher is worse.
+        threshold : float, default=None
+            Scores above it are flagged.
+        anomaly_label : object, default=-1
+            Label of anomalous images.
+        ax : matplotlib axes, default=None
+            Where to draw; None makes a figure.
+
+        Returns
+        -------
+        display : ScoreHistogramDisplay
+            Drawn.
+        """
+        y, score = column_or_1d(y), column_or_1d(anomaly_score)
+        rows = y != 0 if anomaly_label == -1 else np.ones(len(y), dtype=bool)
+        return cls(score[rows], (y == anomaly_label)[rows], threshold=threshold).plot(ax=ax)
+
+    def plot(self, *, ax=None, bins=40):
+        """Draw into `ax`, or a new figure.
+
+        Parameters
+        ----------
+        ax : matplotlib axes, default=None
+            Where to draw; None makes a figure.
+        bins : int, default=40
+            Number of bars of each class.
+
+        Returns
+        -------
+        display : ScoreHistogramDisplay
+            Drawn.
+        """
+        if ax is None:
+            _, ax = _pyplot().subplots(figsize=(4, 3), layout="constrained")
+        edges = np.histogram_bin_edges(self.anomaly_score, bins)
+        for name, rows, colour in (
+            ("normal", ~self.anomalous, "tab:blue"),
+            ("anomalous", self.anomalous, "tab:red"),
+        ):
+            ax.hist(self.anomaly_score[rows], edges, density=True, alpha=0.55, color=colour, label=f"{name} ({rows.sum()})")
+        if self.threshold is not None:
+            ax.axvline(self.threshold, color="black", linestyle="--", linewidth=1, label="threshold")
+        ax.set(xlabel="anomaly score", ylabel="density")
+        ax.legend(fontsize=8)
+        self.ax_, self.figure_ = ax, ax.figure
+        return self

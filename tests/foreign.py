@@ -1,0 +1,35 @@
+"""Foreign patches: an anomaly that brightness cannot give away."""
+
+import numpy as np
+import skimage.data
+
+
+def paste_foreign_patches(images, seed=0, share=3 / 8):
+    """Images with a square of a photograph pasted in, of the mean and contrast of what it covers.
+
+    Parameters
+    ----------
+    images : (n, H, W) uint8 ndarray
+    seed : int
+    share : float
+        Side of the square, of the images'.
+
+    Returns
+    -------
+    images : (n, H, W) uint8 ndarray
+    masks : (n, H, W) bool ndarray
+    """
+    rng = np.random.default_rng(seed)
+    photograph = skimage.data.camera().astype(float)
+    pasted, masks = images.astype(float), np.zeros(images.shape, bool)
+    height, width = images.shape[1:]
+    side = round(share * min(height, width))
+    margin = height // 8
+    for image, mask in zip(pasted, masks):
+        top = rng.integers(margin, height - side - margin + 1)
+        left = rng.integers(margin, width - side - margin + 1)
+        i, j = (rng.integers(0, size - side) for size in photograph.shape)
+        patch, place = photograph[i : i + side, j : j + side], image[top : top + side, left : left + side]
+        place[:] = (patch - patch.mean()) / (patch.std() + 1e-3) * place.std() + place.mean()
+        mask[top : top + side, left : left + side] = True
+    return np.clip(pasted, 0, 255).astype(np.uint8), masks

@@ -1,0 +1,65 @@
+"""Pages that are there, true and run."""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from numpydoc.validate import validate
+
+import skanomaly
+from skanomaly import datasets, metrics, model_selection, plotting, segmentation, testing
+
+ROOT = Path(__file__).parents[1]
+MODULES = ["skanomaly", *(m.name for m in pkgutil.walk_packages(skanomaly.__path__, "skanomaly."))]
+# Layout rules of numpydoc that do not tell a reader anything here.
+IGNORED = {"GL01", "GL02", "GL03", "GL08", "ES01", "SA01", "EX01", "SS05", "SS06", "RT03", "RT04", "RT05", "YD01"}
+IGNORED |= {"PR08", "PR09", "PR07", "PR06", "RT02"}
+
+
+def public_objects():
+    for module in (skanomaly, datasets, metrics, model_selection, plotting, segmentation, testing):
+        names = getattr(module, "__all__", [n for n, v in vars(module).items() if inspect.isfunction(v) and not n.startswith('check_')])
+        for name in names:
+            value = getattr(module, name)
+            if name.startswith("_") or getattr(value, "__module__", "").split(".")[0] != "skanomaly":
+                continue
+            if value.__module__ == module.__name__ or module in (skanomaly, datasets):
+                yield f"{value.__module__}.{name}"
+                if inspect.isclass(value):
+                    for method, function in inspect.getmembers(value, inspect.isfunction):
+                        if not method.startswith("_") and function.__module__.startswith("skanomaly"):
+                            yield f"{value.__module__}.{name}.{method}"
+
+
+PUBLIC = sorted(set(public_objects()))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_run(name):
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_pages(name):
+    errors = [error for error in validate(name)["errors"] if error[0] not in IGNORED]
+    assert not errors
+
+
+def test_every_module_says_what_it_is_for():
+    for name in MODULES:
+        module = importlib.import_module(name)
+        assert module.__doc__ or name in ("skanomaly._version", "skanomaly.networks"), name
+
+
+def test_the_extras_named_in_the_documents_exist():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    documents = [ROOT / "README.md", *ROOT.glob("skanomaly/**/*.py")]
+    named = {extra for path in documents for extra in re.findall(r"skanomaly\[(\w+)\]", path.read_text())}
+    assert named <= set(extras)
+    assert {"plot", "progress", "test", "doc"} <= set(extras)

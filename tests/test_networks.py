@@ -1,0 +1,93 @@
+"""Layouts and sizes of the networks, against the published ones and against plain layers."""
+
+import pytest
+import torch
+from numpy.testing import assert_allclose
+from torch.nn import functional as F
+
+from skanomaly.networks.adversarial import (
+    ChannelLayerNorm,
+    DownConv,
+    ResidualCritic,
+    ResidualEncoder,
+    ResidualGenerator,
+    UpConv,
+)
+from skanomaly.networks.autoencoder import ConvAutoEncoder
+from skanomaly.networks.blocks import choose_n_levels, crop_to, pad_to, padded_size
+
+SHAPE = (1, 64, 64)
+
+
+def count(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_published_parameter_counts():
+    assert count(ConvAutoEncoder(SHAPE, 16, hidden_size=2048, width=16)) == 4_487_248
+    assert count(ResidualGenerator(SHAPE, 128, width=64)) == 8_539_329
+    assert count(ResidualCritic(SHAPE, width=64)) == 7_490_689
+    assert count(ResidualEncoder(SHAPE, 128, width=64, output="tanh", bound=1.0)) == 8_531_200
+    assert ResidualCritic(SHAPE, width=64).features.n_features == 8192
+
+
+def test_fused_convolutions_are_the_plain_ones():
+    x = torch.randn(2, 3, 8, 10)
+    down, up = DownConv(3, 5), UpConv(3, 5)
+    pooled = F.avg_pool2d(F.conv2d(x, down.weight, down.bias, padding=1), 2)
+    assert_allclose(down(x).detach(), pooled.detach(), atol=1e-5)
+    enlarged = F.conv2d(F.interpolate(x, scale_factor=2), up.weight, padding=1)
+    assert_allclose(up(x).detach(), enlarged.detach(), atol=1e-5)
+
+
+def test_critic_norm_is_layer_norm_with_a_scale_per_channel():
+    norm = ChannelLayerNorm(3)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = torch.randn(2, 3, 4, 5)
+    plain = F.layer_norm(x, (3, 4, 5), eps=1e-5)
+    assert_allclose(
+        norm(x).detach(), (plain * norm.weight.view(3, 1, 1) + norm.bias.view(3, 1, 1)).detach(), atol=1e-5
+    )
+
+
+def test_features_are_what_the_last_layer_sees():
+    critic, x = ResidualCritic(SHAPE, width=2), torch.randn(2, *SHAPE)
+    assert_allclose(critic(x).detach(), critic.value(critic.features(x))[:, 0].detach())
+
+
+@pytest.mark.parametrize("output", ["tanh", "clip", "linear"])
+def test_encoder_outputs(output):
+    encoder, x = ResidualEncoder(SHAPE, 7, width=2, output=output, bound=0.5), torch.randn(4, *SHAPE)
+    raw = encoder.code(encoder.eval().features(x)) * 10
+    encoder.code.weight.data *= 10
+    encoder.code.bias.data *= 10
+    expected = {"tanh": 0.5 * raw.tanh(), "clip": raw.clip(-0.5, 0.5), "linear": raw}[output]
+    assert_allclose(encoder(x).detach(), expected.detach(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 1, 20), (2, 33, 17), (1, 128, 128), (4, 9, 64)])
+def test_any_size_comes_back(shape):
+    x = torch.randn(2, *shape)
+    for hidden_size in 4, None:
+        network = ConvAutoEncoder(shape, 2, hidden_size=hidden_size, width=1)
+        assert network(x).shape == x.shape
+    generator = ResidualGenerator(shape, 3, width=1)
+    assert generator(torch.randn(2, 3)).shape == x.shape
+    assert ResidualCritic(shape, width=1)(x).shape == (2,)
+
+
+def test_levels():
+    levels = {side: choose_n_levels((1, side, side)) for side in (1, 8, 16, 28, 32, 64, 128, 256)}
+    assert levels == {1: 1, 8: 1, 16: 2, 28: 3, 32: 3, 64: 4, 128: 5, 256: 6}
+    with pytest.raises(ValueError, match=r"at least 32 x 32 for n_levels=5, got 64 x 20; lower n_levels"):
+        choose_n_levels((1, 64, 20), 5)
+
+
+def test_padding_repeats_the_border():
+    x = torch.arange(6.0).view(1, 1, 2, 3)
+    size = padded_size((1, 2, 3), 2)
+    padded = pad_to(x, size)
+    assert size == (4, 4)
+    assert padded[0, 0].tolist() == [[0, 1, 2, 2], [3, 4, 5, 5], [3, 4, 5, 5], [3, 4, 5, 5]]
+    assert torch.equal(crop_to(padded, (2, 3)), x)
