@@ -70,12 +70,16 @@ def tables(cells):
     kinds = list(dict.fromkeys((cell["data"], cell["detector"]) for cell in cells))
     lines = ["| data | detector | seeds | AUROC | AP | AUROC on val | AUROC of the components | fit, s |"]
     lines.append("| --- " * 8 + "|")
-    alarms = ["| data | detector | before | after, each seed | 99 % interval around 0.05 |", "| --- " * 5 + "|"]
+    alarms = [
+        "| data | detector | before | after, each seed | 99 % interval around 0.05 |",
+        "| --- " * 5 + "|",
+    ]
     pixels = ["| data | detector | pixel AUROC | pixel AP | PRO | best Dice |", "| --- " * 6 + "|"]
     for data, name in kinds:
         same = [cell for cell in cells if (cell["data"], cell["detector"]) == (data, name)]
         parts = ", ".join(
-            f"{part} {np.mean([cell['components'][part] for cell in same]):.3f}" for part in same[0]["components"]
+            f"{part} {np.mean([cell['components'][part] for cell in same]):.3f}"
+            for part in same[0]["components"]
         )
         lines.append(
             f"| {data} | {name} | {len(same)} | {spread(same, 'auroc')} | {spread(same, 'ap')} | "
@@ -91,15 +95,18 @@ def tables(cells):
         if "pro" in same[0]:
             keys = "pixel_auroc", "pixel_ap", "pro", "best_dice"
             pixels.append(f"| {data} | {name} | " + " | ".join(spread(same, key) for key in keys) + " |")
+    thresholds = "thresholds from training (0.1) and from `calibrate` (0.05)"
     return "\n".join(
         ["Test split, mean of the seeds (standard deviation).", "", *lines, ""]
-        + ["False alarm rate on normal test images, threshold from training (0.1) and from `calibrate` (0.05).", ""]
+        + [f"False alarm rate on normal test images, {thresholds}.", ""]
         + [*alarms, "", "Pixels of all test images; best Dice is chosen on the true masks.", "", *pixels, ""]
     )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--detectors", nargs="+", choices=DETECTORS, default=list(DETECTORS))
     parser.add_argument("--data", nargs="+", default=DATA)
     parser.add_argument("--seeds", type=int, default=3)

@@ -160,8 +160,8 @@ def time_detector(name, n_pairs):
         best = compare(package, raw, n_pairs)
         ratio, noise = best["raw"] / best["package"], best["raw"] / best["again"]
         print(
-            f"{name:12} {job:9} {n_images / best['package'][0]:8.0f} img/s   ratio to raw: wall {ratio[0]:.3f} "
-            f"(noise {noise[0]:.3f}), CPU {ratio[1]:.3f} (noise {noise[1]:.3f})",
+            f"{name:12} {job:9} {n_images / best['package'][0]:8.0f} img/s   ratio to raw: "
+            f"wall {ratio[0]:.3f} (noise {noise[0]:.3f}), CPU {ratio[1]:.3f} (noise {noise[1]:.3f})",
             flush=True,
         )
     start = time.perf_counter()
@@ -203,7 +203,9 @@ def measure_memory(name, n_images):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--detector", choices=DETECTORS, action="append")
     parser.add_argument("--memory", action="store_true", help="measure memory instead of speed")

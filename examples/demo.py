@@ -2,9 +2,9 @@
 
     python examples/demo.py [--folder demo]
 
-Fits FAnoGAN and AutoEncoder to 433 normal chest X-rays of children, sets their thresholds on 77 further normal
-ones, and reports on 335 unseen X-rays, 180 of them with pneumonia. Beside them stand scores that need no
-learning at all. Writes chest_xray.md and chest_xray.png to the folder.
+Fits FAnoGAN and AutoEncoder to 433 normal chest X-rays of children, sets their thresholds on 77 further
+normal ones, and reports on 335 unseen X-rays, 180 of them with pneumonia. Beside them stand scores that
+need no learning at all. Writes chest_xray.md and chest_xray.png to the folder.
 """
 
 import argparse
@@ -91,7 +91,9 @@ def picture(detector, scores, test):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, default=Path("demo"))
     folder = parser.parse_args().folder
     matplotlib.use("agg")
@@ -109,13 +111,15 @@ def main():
         detector.fit(train.images)
         rows.append(threshold_rows(f"{name}, from training (contamination 0.1)", detector, test))
         detector.calibrate(val.images[val.target == 1], false_alarm_rate=FALSE_ALARM_RATE)
-        rows.append(threshold_rows(f"{name}, calibrated (false alarm rate {FALSE_ALARM_RATE})", detector, test))
+        rows.append(
+            threshold_rows(f"{name}, calibrated (false alarm rate {FALSE_ALARM_RATE})", detector, test)
+        )
         scores[name] = -detector.score_samples(test.images)
     scores |= trivial_scores(train.images, test.images)
 
     n_ill = (test.target == -1).sum()
     report = [
-        f"{len(test.target)} unseen X-rays, {n_ill} with pneumonia; 95 % intervals from {1000} draws of patients.",
+        f"{len(test.target)} unseen X-rays, {n_ill} with pneumonia; 95 % bootstrap intervals over patients.",
         "",
         *ranking_table(scores, test),
         "",

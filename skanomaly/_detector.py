@@ -523,7 +523,9 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
 def _is_lazy(X):
     """Whether X is neither an array nor something scikit-learn turns into one."""
     eager = isinstance(X, np.ndarray) or sparse.issparse(X) or hasattr(X, "iloc")
-    return not eager and all(hasattr(X, name) for name in ("shape", "dtype", "__getitem__")) and len(X.shape) > 1
+    return (
+        not eager and all(hasattr(X, name) for name in ("shape", "dtype", "__getitem__")) and len(X.shape) > 1
+    )
 
 
 def _usable_rows(X, y):

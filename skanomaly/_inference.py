@@ -53,7 +53,11 @@ def resolve_device(device):
     try:
         kind = torch.device(device).type
     except RuntimeError as error:
-        raise ValueError(f"device must be 'auto' or a torch device such as 'cpu' or 'cuda:0', got {device!r}") from error
+        raise ValueError(
+            f"device must be 'auto' or a torch device such as 'cpu' or 'cuda:0', got {device!r}"
+        ) from error
     if kind != "cpu" and not getattr(torch, kind).is_available():
-        raise ValueError(f"device={device!r} was asked for, but torch finds none here; set device='auto' or 'cpu'")
+        raise ValueError(
+            f"device={device!r} was asked for, but torch finds none here; set device='auto' or 'cpu'"
+        )
     return device

@@ -54,8 +54,8 @@ class _NormalOnlySplit:
             train, test = train[~anomalous[train]], test[~unlabelled[test]]
             if len(set(anomalous[test])) < 2:
                 raise ValueError(
-                    f"{type(self).__name__} made a test fold with one class only: {anomalous.sum()} anomalous "
-                    f"of {len(y)} rows are too few, or their groups too large; lower n_splits"
+                    f"{type(self).__name__} made a test fold with one class only: {anomalous.sum()} "
+                    f"anomalous of {len(y)} rows are too few, or their groups too large; lower n_splits"
                 )
             yield train, test
 

@@ -104,7 +104,9 @@ class AnomalyMapDisplay:
             anomaly_map(estimator, X),
             segment(estimator, X, **segment_options),
             reconstructions=(
-                _channels_last(reconstruct(estimator, X), layout) if hasattr(detector, "reconstruct") else None
+                _channels_last(reconstruct(estimator, X), layout)
+                if hasattr(detector, "reconstruct")
+                else None
             ),
             true_masks=true_masks,
             map_range=detector.map_range_,
@@ -130,11 +132,16 @@ class AnomalyMapDisplay:
         """
         plt = _pyplot()
         columns = {"image": self.images, "reconstruction": self.reconstructions, "anomaly map": self.maps}
-        columns = {name: values for name, values in columns.items() if values is not None} | {"mask": self.images}
+        columns = {name: values for name, values in columns.items() if values is not None} | {
+            "mask": self.images
+        }
         shape = len(self.images), len(columns)
         if axes is None:
             _, axes = plt.subplots(
-                *shape, figsize=(1.9 * shape[1] + 0.6, 1.9 * shape[0] + 0.4), squeeze=False, layout="constrained"
+                *shape,
+                figsize=(1.9 * shape[1] + 0.6, 1.9 * shape[0] + 0.4),
+                squeeze=False,
+                layout="constrained",
             )
         axes = np.asarray(axes).reshape(shape)
         low, high = self.intensity_range or (np.min(self.images), np.max(self.images))
@@ -149,13 +156,16 @@ class AnomalyMapDisplay:
                 if row == 0:
                     ax.set_title(name, fontsize=9)
             for masks, colour in ((self.true_masks, "deepskyblue"), (self.masks, "orangered")):
-                if masks is not None and masks[row].any() and not masks[row].all():
+                # Rows, images of 1 x d pixels, have no outlines.
+                if masks is not None and 0 < masks[row].mean() < 1 and min(masks[row].shape) > 1:
                     row_axes[-1].contour(masks[row], [0.5], colors=colour, linewidths=0.9)
             if self.titles is not None:
                 row_axes[0].set_ylabel(self.titles[row], fontsize=8)
         self.figure_ = axes[0, 0].figure
         self.axes_ = axes
-        self.figure_.colorbar(drawn, ax=axes[:, list(columns).index("anomaly map")], shrink=0.8, location="bottom", aspect=12).ax.tick_params(labelsize=7)
+        self.figure_.colorbar(
+            drawn, ax=axes[:, list(columns).index("anomaly map")], shrink=0.8, location="bottom", aspect=12
+        ).ax.tick_params(labelsize=7)
         return self
 
 
@@ -274,7 +284,14 @@ class ScoreHistogramDisplay:
             ("normal", ~self.anomalous, "tab:blue"),
             ("anomalous", self.anomalous, "tab:red"),
         ):
-            ax.hist(self.anomaly_score[rows], edges, density=True, alpha=0.55, color=colour, label=f"{name} ({rows.sum()})")
+            ax.hist(
+                self.anomaly_score[rows],
+                edges,
+                density=True,
+                alpha=0.55,
+                color=colour,
+                label=f"{name} ({rows.sum()})",
+            )
         if self.threshold is not None:
             ax.axvline(self.threshold, color="black", linestyle="--", linewidth=1, label="threshold")
         ax.set(xlabel="anomaly score", ylabel="density")

@@ -30,14 +30,18 @@ json.dump(scores, sys.stdout)
 
 def test_two_processes_agree_to_the_bit():
     first, second = (
-        json.loads(subprocess.run([sys.executable, "-c", FIT], capture_output=True, check=True, text=True).stdout)
+        json.loads(
+            subprocess.run([sys.executable, "-c", FIT], capture_output=True, check=True, text=True).stdout
+        )
         for _ in range(2)
     )
     assert first == second
     assert "FAnoGAN" in first
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="private memory is read from Linux's /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="private memory is read from Linux's /proc"
+)
 def test_scoring_a_memmap_takes_the_memory_of_a_batch(tmp_path):
     n = 30_000
     X = np.lib.format.open_memmap(tmp_path / "X.npy", "w+", np.uint8, (n, 32, 32))
@@ -70,8 +74,9 @@ def test_a_data_frame_of_rows_keeps_its_names():
         detector.predict(X[X.columns[::-1]])
     # The same images, with their shape.
     images = X.to_numpy().reshape(12, 4, 5)
+    detector.fit(X.to_numpy())
+    assert not hasattr(detector, "feature_names_in_")
     np.testing.assert_array_equal(detector.score_samples(images), detector.score_samples(X.to_numpy()))
-    assert not hasattr(tiny(AutoEncoder).fit(X).fit(images), "feature_names_in_")
 
 
 def test_calibration_with_too_few_images_warns():
@@ -110,7 +115,11 @@ def test_calibrated_false_alarms_on_real_images(benchmark_data, name):
 def test_unwrapping_what_holds_no_detector():
     X, y = make_images((20, 8, 8)), np.r_[np.ones(14), -np.ones(6)]
     search = GridSearchCV(
-        tiny(AutoEncoder), {"lr": [0.1]}, cv=NormalOnlyKFold(2, random_state=0), scoring="roc_auc", refit=False
+        tiny(AutoEncoder),
+        {"lr": [0.1]},
+        cv=NormalOnlyKFold(2, random_state=0),
+        scoring="roc_auc",
+        refit=False,
     )
     with pytest.raises(NotFittedError):
         skanomaly.anomaly_map(search, X)

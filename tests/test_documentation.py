@@ -17,13 +17,31 @@ from skanomaly import datasets, metrics, model_selection, plotting, segmentation
 ROOT = Path(__file__).parents[1]
 MODULES = ["skanomaly", *(m.name for m in pkgutil.walk_packages(skanomaly.__path__, "skanomaly."))]
 # Layout rules of numpydoc that do not tell a reader anything here.
-IGNORED = {"GL01", "GL02", "GL03", "GL08", "ES01", "SA01", "EX01", "SS05", "SS06", "RT03", "RT04", "RT05", "YD01"}
+IGNORED = {
+    "GL01",
+    "GL02",
+    "GL03",
+    "GL08",
+    "ES01",
+    "SA01",
+    "EX01",
+    "SS05",
+    "SS06",
+    "RT03",
+    "RT04",
+    "RT05",
+    "YD01",
+}
 IGNORED |= {"PR08", "PR09", "PR07", "PR06", "RT02"}
 
 
 def public_objects():
     for module in (skanomaly, datasets, metrics, model_selection, plotting, segmentation, testing):
-        names = getattr(module, "__all__", [n for n, v in vars(module).items() if inspect.isfunction(v) and not n.startswith('check_')])
+        names = getattr(
+            module,
+            "__all__",
+            [n for n, v in vars(module).items() if inspect.isfunction(v) and not n.startswith("check_")],
+        )
         for name in names:
             value = getattr(module, name)
             if name.startswith("_") or getattr(value, "__module__", "").split(".")[0] != "skanomaly":

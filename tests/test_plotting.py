@@ -60,7 +60,11 @@ def test_histograms():
     y = np.r_[np.ones(15), -np.ones(10), np.zeros(5)]
     display = ScoreHistogramDisplay.from_estimator(detector, X, y)
     assert display.ax_.lines[0].get_xdata()[0] == -detector.offset_
-    assert [t.get_text() for t in display.ax_.get_legend().get_texts()] == ["normal (15)", "anomalous (10)", "threshold"]
+    assert [t.get_text() for t in display.ax_.get_legend().get_texts()] == [
+        "normal (15)",
+        "anomalous (10)",
+        "threshold",
+    ]
     areas = [sum(bar.get_width() * bar.get_height() for bar in bars) for bars in display.ax_.containers]
     assert_allclose(areas, 1)
     _, ax = plt.subplots()

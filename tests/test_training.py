@@ -55,7 +55,11 @@ def test_a_step_moves_its_parts_and_freezes_the_others():
             modes["gradients"] = any(p.requires_grad for p in net.module_.rest.parameters())
 
     run(Reconstruction, network, error=squared_error, callbacks=[Look()])
-    moved = {name.split(".")[0] for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    moved = {
+        name.split(".")[0]
+        for name, value in network.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
     assert moved == {"encoder", "decoder"}
     assert modes == {"encoder": True, "decoder": True, "rest": False, "gradients": False}
     assert all(p.requires_grad for p in network.parameters())
@@ -149,7 +153,9 @@ def test_early_stopping_stops_and_returns_to_the_best():
 def test_early_stopping_of_one_stage_by_name():
     X = make_images((30, 16, 16))
     callbacks = {"encoder": [("stop", EarlyStopping(patience=1, threshold=0.99))]}
-    detector = tiny(FAnoGAN, max_epochs=2, encoder_epochs=9, validation_fraction=0.3, callbacks=callbacks).fit(X)
+    detector = tiny(
+        FAnoGAN, max_epochs=2, encoder_epochs=9, validation_fraction=0.3, callbacks=callbacks
+    ).fit(X)
     assert len(detector.history_["gan"]) == 2
     assert len(detector.history_["encoder"]) < 9
 
@@ -168,7 +174,9 @@ def test_history_and_verbose(capsys):
     detector = tiny(FAnoGAN, max_epochs=2, encoder_epochs=3, verbose=1, n_critic=1).fit(make_images())
     assert list(detector.history_) == ["gan", "encoder"]
     assert detector.n_iter_ == 5
-    assert {"critic_loss", "generator_loss", "wasserstein_distance", "epoch", "dur"} <= set(detector.history_["gan"][0])
+    assert {"critic_loss", "generator_loss", "wasserstein_distance", "epoch", "dur"} <= set(
+        detector.history_["gan"][0]
+    )
     printed = capsys.readouterr().out
     for word in "stage: gan", "stage: encoder", "critic_loss", "train_loss":
         assert word in printed
@@ -187,7 +195,11 @@ def test_scikit_learn_progress_bars_nest(monkeypatch):
     X, y = make_images((20, 16, 16)), np.r_[np.ones(14), -np.ones(6)]
     pipeline = make_pipeline(FunctionTransformer(), tiny(FAnoGAN, max_epochs=2))
     search = GridSearchCV(
-        pipeline, {"fanogan__width": [1, 2]}, cv=NormalOnlyKFold(2, random_state=0), scoring="roc_auc", n_jobs=2
+        pipeline,
+        {"fanogan__width": [1, 2]},
+        cv=NormalOnlyKFold(2, random_state=0),
+        scoring="roc_auc",
+        n_jobs=2,
     )
     search.set_callbacks(ProgressBar(max_propagation_depth=None)).fit(X, y)
     for words in "GridSearchCV", "FAnoGAN", "gan", "encoder":

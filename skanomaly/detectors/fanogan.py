@@ -327,9 +327,7 @@ class FAnoGAN(BaseDetector):
         codes = np.asarray(codes, dtype=np.float32)
         if codes.ndim != 2 or codes.shape[1] != self.latent_size:
             raise ValueError(f"codes must have shape (n, latent_size={self.latent_size}), got {codes.shape}")
-        parts = _inference.run(
-            self.network_.generator, self.network_, torch.from_numpy(codes), self.device_
-        )
+        parts = _inference.run(self.network_.generator, self.network_, torch.from_numpy(codes), self.device_)
         images = np.concatenate([part for _, part in parts])
         return self._images(None, self._layout).from_network(images)
 

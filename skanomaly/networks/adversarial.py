@@ -104,9 +104,7 @@ class ResidualCritic(nn.Module):
 
     def __init__(self, image_shape, *, width, n_levels=None):
         super().__init__()
-        self.features = ResidualTrunk(
-            image_shape, width=width, n_levels=n_levels, norm=ChannelLayerNorm
-        )
+        self.features = ResidualTrunk(image_shape, width=width, n_levels=n_levels, norm=ChannelLayerNorm)
         self.value = nn.Linear(self.features.n_features, 1)
 
     def forward(self, x):
@@ -124,9 +122,7 @@ class ResidualEncoder(nn.Module):
 
     def __init__(self, image_shape, latent_size, *, width, n_levels=None, output, bound):
         super().__init__()
-        self.features = ResidualTrunk(
-            image_shape, width=width, n_levels=n_levels, norm=nn.BatchNorm2d
-        )
+        self.features = ResidualTrunk(image_shape, width=width, n_levels=n_levels, norm=nn.BatchNorm2d)
         self.code = nn.Linear(self.features.n_features, latent_size)
         self.output, self.bound = output, bound
 

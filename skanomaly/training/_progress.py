@@ -15,9 +15,9 @@ class EpochContext(Callback):
         ).call_on_fit_task_begin(estimator=self.detector)
 
     def on_epoch_begin(self, net, **kwargs):
-        self.epoch_context_ = self.stage_context_.subcontext(
-            task_name="epoch"
-        ).call_on_fit_task_begin(estimator=self.detector)
+        self.epoch_context_ = self.stage_context_.subcontext(task_name="epoch").call_on_fit_task_begin(
+            estimator=self.detector
+        )
 
     def on_epoch_end(self, net, **kwargs):
         if self.epoch_context_.call_on_fit_task_end(estimator=self.detector):

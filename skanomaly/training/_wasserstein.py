@@ -7,6 +7,8 @@ import torch
 from .._losses import gradient_penalty
 from ._training import Training
 
+Adam = partial(torch.optim.Adam, betas=(0.0, 0.9))
+
 
 class Wasserstein(Training):
     """WGAN-GP of Gulrajani et al. 2017: every batch moves the critic, every `n_critic`-th also the generator.
@@ -27,7 +29,7 @@ class Wasserstein(Training):
         *,
         n_critic=5,
         penalty_weight=10.0,
-        optimizer=partial(torch.optim.Adam, betas=(0.0, 0.9)),
+        optimizer=Adam,
         **options,
     ):
         self.n_critic, self.penalty_weight = n_critic, penalty_weight

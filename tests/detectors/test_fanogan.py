@@ -73,6 +73,7 @@ def test_critic_and_generator_losses():
 @pytest.mark.parametrize("kind", ["izi_f", "izi", "ziz"])
 def test_only_the_encoder_learns_to_invert(kind):
     X = make_images()
+
     class Look(Callback):
         def on_train_begin(self, net, **kwargs):
             self.before = {k: v.clone() for k, v in net.module_.state_dict().items()}
