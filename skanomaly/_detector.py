@@ -215,6 +215,12 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
             # Convolutions are faster so, on both kinds of device.
             network = network.to(self.device_, memory_format=torch.channels_last)
             self.history_ = self._train(network, images.split(self.validation_fraction), y)
+        if isinstance(self.callbacks, dict) and (unknown := set(self.callbacks) - set(self.history_)):
+            warnings.warn(
+                f"callbacks names stages that {type(self).__name__} has not: {sorted(unknown)}; "
+                f"its stages are {sorted(self.history_)}",
+                stacklevel=4,
+            )
         self.network_ = network.eval()
         self.n_iter_ = sum(len(history) for history in self.history_.values())
         scores, pixels = self._score_normals(images)

@@ -7,12 +7,19 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 from rich.console import Console
-from sklearn.callback import ProgressBar
+from sklearn.callback import ProgressBar as SklearnProgressBar
 from sklearn.decomposition import PCA
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
-from skorch.callbacks import Callback, EarlyStopping, LRScheduler
+from skorch.callbacks import (
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    GradientNormClipping,
+    LRScheduler,
+    ProgressBar,
+)
 from torch import nn
 
 from skanomaly import AutoEncoder, FAnoGAN
@@ -170,6 +177,35 @@ def test_early_stopping_where_there_is_nothing_to_measure():
     tiny(AutoEncoder, callbacks=[EarlyStopping(monitor="train_loss")]).fit(X)
 
 
+def test_callbacks_of_a_stage_that_is_not_there():
+    with pytest.warns(
+        UserWarning, match=r"FAnoGAN has not: \['encodr'\]; its stages are \['encoder', 'gan'\]"
+    ):
+        tiny(FAnoGAN, callbacks={"encodr": []}).fit(make_images())
+
+
+def test_skorch_callbacks_serve(tmp_path):
+    """Those that hook into epochs, batches and gradients."""
+    network, norms = Parts(), []
+
+    class Norms(Callback):
+        def on_grad_computed(self, net, named_parameters, **kwargs):
+            norms.append(torch.cat([p.grad.flatten() for _, p in named_parameters]).norm().item())
+
+    with seeded(0):
+        data = images(20).split(0.25)
+    callbacks = [
+        GradientNormClipping(1e-3),
+        Norms(),
+        ProgressBar(),
+        LRScheduler("CyclicLR", base_lr=1e-3, max_lr=1e-2, cycle_momentum=False, step_every="batch"),
+        Checkpoint(dirname=tmp_path),
+    ]
+    run(Reconstruction, network, data, error=squared_error, max_epochs=2, callbacks=callbacks)
+    assert max(norms) <= 1.001e-3
+    assert (tmp_path / "params.pt").exists()
+
+
 def test_history_and_verbose(capsys):
     detector = tiny(FAnoGAN, max_epochs=2, encoder_epochs=3, verbose=1, n_critic=1).fit(make_images())
     assert list(detector.history_) == ["gan", "encoder"]
@@ -201,7 +237,7 @@ def test_scikit_learn_progress_bars_nest(monkeypatch):
         scoring="roc_auc",
         n_jobs=2,
     )
-    search.set_callbacks(ProgressBar(max_propagation_depth=None)).fit(X, y)
+    search.set_callbacks(SklearnProgressBar(max_propagation_depth=None)).fit(X, y)
     for words in "GridSearchCV", "FAnoGAN", "gan", "encoder":
         assert words in screen.getvalue()
 

@@ -49,10 +49,11 @@ class Training(NeuralNet):
     def move(self, optimizer, **loss):
         """One step of `optimizer` down the one loss given, which is recorded under its name."""
         ((_, value),) = loss.items()
-        optimizer = getattr(self, optimizer + "_")
+        moved, optimizer = self.moved_[optimizer], getattr(self, optimizer + "_")
         optimizer.zero_grad(set_to_none=True)
         # Only its own parameters: no stray gradients on other parts, nor the work for them.
-        value.backward(inputs=[p for group in optimizer.param_groups for p in group["params"]])
+        value.backward(inputs=[parameter for _, parameter in moved])
+        self.notify("on_grad_computed", named_parameters=moved)
         optimizer.step()
         self.record(**loss)
 
@@ -84,12 +85,15 @@ class Training(NeuralNet):
         return [("epoch_timer", EpochTimer()), ("print_log", PrintLog())]
 
     def initialize_optimizer(self):
-        for name, parts in self.moves.items():
-            parameters = [
+        self.moved_ = {
+            name: [
                 (f"{part}.{key}", value)
                 for part in parts
                 for key, value in self.module_.get_submodule(part).named_parameters()
             ]
+            for name, parts in self.moves.items()
+        }
+        for name, parameters in self.moved_.items():
             args, options = self.get_params_for_optimizer(name, parameters)
             setattr(self, name + "_", self.optimizer(*args, **options))
         return self
