@@ -1,6 +1,5 @@
 """BaseDetector: everything a detector does apart from its three or four verbs."""
 
-import inspect
 import math
 import warnings
 from numbers import Integral, Real
@@ -8,78 +7,22 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy import sparse
 from sklearn.base import BaseEstimator, OutlierMixin, _fit_context
 from sklearn.callback import CallbackSupportMixin
-from sklearn.utils import check_array, check_consistent_length, column_or_1d
+from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from . import _inference, segmentation
-from ._images import Images, Layout, find_intensity_range, kind
+from ._docstrings import fill_docstring
+from ._images import Images, Layout, find_intensity_range, is_lazy, kind, usable_rows
 from ._random import draw_seed, seeded
 from .training._progress import EpochContext
 from .training._training import fresh_callbacks
 
 #: At most so many pixels of normal maps decide `pixel_offset_`.
 N_PIXELS = 10**7
-
-COMMON_PARAMETERS = """
-    batch_size : int
-        Images per training step, at least 2. Scores do not depend on it.
-    lr : float
-        Learning rate of the (first) training stage.
-    validation_fraction : float, default=0.0
-        Part of the normal images held out of training, on which reconstruction and encoder stages
-        record ``valid_loss`` (skorch's ``EarlyStopping`` wants it).
-    callbacks : list or dict, default=None
-        skorch callbacks for every stage, or a dict from stage to list. Each stage gets copies.
-    device : str, default="auto"
-        A torch device; "auto" is "cuda" where there is one, else "cpu".
-    contamination : float, default=0.1
-        Share of the training images to flag, in (0, 0.5]: sets ``offset_``. It says little about
-        new images; see `calibrate`.
-    pixel_contamination : float, default=0.01
-        Share of the training pixels to flag, in (0, 0.5]: sets ``pixel_offset_``.
-    intensity_range : "auto" or (low, high), default="auto"
-        Intensities scaled to the network's range. "auto": (0, 255) for uint8, the minimum and
-        maximum of the training images for any other dtype. Scores do not clip.
-    channel_axis : "auto", int or None, default="auto"
-        Axis of X that holds the channels, None for grey images. "auto" finds 1 to 4 channels on
-        the second or last axis and raises where both could be meant.
-    image_shape : tuple, default=None
-        (H, W) or (C, H, W) of the images when X is given as rows (n, d); by default a row is an
-        image of 1 x d pixels.
-    verbose : int, default=0
-        1 prints a line per epoch.
-    random_state : int, RandomState or None, default=None
-        Decides everything random in `fit`. An int makes it repeatable to the bit at a fixed number
-        of torch threads. None draws a fresh seed; numpy's and torch's global generators are
-        neither used nor changed.
-"""
-
-COMMON_ATTRIBUTES = """
-    network_ : nn.Module
-        All parts, and as buffers everything else that was learned.
-    history_ : dict of str to skorch.history.History
-        What each training stage recorded per epoch.
-    n_iter_ : int
-        Epochs of all stages together.
-    offset_ : float
-        Threshold of `score_samples`: below it, `predict` gives -1.
-    pixel_offset_ : float
-        Threshold of `anomaly_map`: pixels above it are flagged. nan for a method without a map.
-    map_range_ : tuple (low, high)
-        1 % and 99.9 % quantile of normal map pixels: a colour scale for every image.
-    image_shape_ : tuple (C, H, W)
-    intensity_range_ : tuple (low, high)
-    device_ : str
-    n_features_in_ : int
-        Length of the second axis of X.
-    feature_names_in_ : ndarray of str
-        Only where X was a DataFrame.
-"""
 
 
 class Judgement(NamedTuple):
@@ -121,10 +64,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        if cls.__doc__:
-            shared = {"{parameters}": COMMON_PARAMETERS, "{attributes}": COMMON_ATTRIBUTES}
-            for mark, text in shared.items():
-                cls.__doc__ = cls.__doc__.replace(mark, inspect.cleandoc(text).replace("\n", "\n    "))
+        cls.__doc__ = fill_docstring(cls.__doc__)
 
     # The verbs of a method.
 
@@ -204,7 +144,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
     def _fit(self, X, y):
         X = self._check_X(X, fitting=True)
         layout = Layout.of(X.shape, self.channel_axis, self.image_shape)
-        used, y = _usable_rows(X, y)
+        used, y = usable_rows(X, y)
         self.device_ = _inference.resolve_device(self.device)
         self.intensity_range_ = find_intensity_range(X, self.intensity_range, used)
         self.image_shape_ = layout.image_shape
@@ -495,7 +435,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
         if isinstance(X, torch.Tensor):
             X = X.detach().cpu().numpy()
         min_samples = 2 if fitting else 1
-        if _is_lazy(X):
+        if is_lazy(X):
             if X.shape[0] < min_samples:
                 raise ValueError(
                     f"Found array with {X.shape[0]} sample(s) while a minimum of {min_samples} is required."
@@ -524,27 +464,3 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         return tags
-
-
-def _is_lazy(X):
-    """Whether X is neither an array nor something scikit-learn turns into one."""
-    eager = isinstance(X, np.ndarray) or sparse.issparse(X) or hasattr(X, "iloc")
-    return (
-        not eager and all(hasattr(X, name) for name in ("shape", "dtype", "__getitem__")) and len(X.shape) > 1
-    )
-
-
-def _usable_rows(X, y):
-    """Bool array of the rows to train on, and their y."""
-    used = np.ones(X.shape[0], dtype=bool)
-    if y is None:
-        return used, None
-    y = column_or_1d(y)
-    check_consistent_length(np.empty(X.shape[0]), y)
-    used = y != -1
-    if used.sum() < 2:
-        raise ValueError(
-            f"y leaves {used.sum()} of {len(used)} images to train on: -1 marks known anomalies, "
-            "which no detector trains on; at least 2 must be 1 (normal) or 0 (unlabelled)"
-        )
-    return used, y[used]

@@ -4,13 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.utils import assert_all_finite, gen_batches
+from scipy import sparse
+from sklearn.utils import assert_all_finite, check_consistent_length, column_or_1d, gen_batches
 
 #: Sizes that are read as a channel axis when the user does not name one.
 CHANNELS = range(1, 5)
 
-#: Rows read at once where all of X is passed through.
-BLOCK = 256
+#: Bytes read at once where all of X is passed through.
+BLOCK_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,13 @@ class Layout:
         found = (1 if axis is None else shape[axis], *sides)
         if not all(found):
             raise ValueError(f"images in X must have pixels and channels, got shape {tuple(shape)}")
-        return cls(tuple(int(side) for side in found), axis)
+        found = tuple(int(side) for side in found)
+        if image_shape is not None and _full_shape(image_shape) != found:
+            raise ValueError(
+                f"image_shape={tuple(image_shape)} is for X given as rows, and must be left None or agree "
+                f"with images in X, of shape (C, H, W) = {found}"
+            )
+        return cls(found, axis)
 
     def to_network(self, batch):
         """A view (n, C, H, W) of a batch of X."""
@@ -60,13 +67,18 @@ class Layout:
 def _row_shape(n_features, image_shape):
     if image_shape is None:
         return 1, 1, n_features
-    shape = (1, *image_shape) if len(image_shape) == 2 else tuple(image_shape)
+    shape = _full_shape(image_shape)
     if len(shape) != 3 or int(np.prod(shape)) != n_features:
         raise ValueError(
             "image_shape must be (H, W) or (C, H, W) with as many values as X has columns: "
             f"got image_shape={tuple(image_shape)} for {n_features} columns"
         )
     return shape
+
+
+def _full_shape(image_shape):
+    """(C, H, W) for (H, W)."""
+    return (1, *image_shape) if len(image_shape) == 2 else tuple(image_shape)
 
 
 def _find_channel_axis(shape, channel_axis):
@@ -232,10 +244,35 @@ def find_intensity_range(X, intensity_range, used):
         low, high = np.inf, -np.inf
     if kind(X.dtype) != "float" and low <= high:
         return low, high
-    for block in gen_batches(X.shape[0], BLOCK):
+    row_bytes = int(np.prod(X.shape[1:])) * np.dtype(X.dtype).itemsize
+    for block in gen_batches(X.shape[0], max(1, BLOCK_BYTES // row_bytes)):
         values = np.asarray(X[block])
         assert_all_finite(values, input_name="X")
         values = values[used[block]]
         if given is None and values.size:
             low, high = min(low, float(values.min())), max(high, float(values.max()))
     return low, high
+
+
+def is_lazy(X):
+    """Whether X is neither an array nor something scikit-learn turns into one."""
+    eager = isinstance(X, np.ndarray) or sparse.issparse(X) or hasattr(X, "iloc")
+    return (
+        not eager and all(hasattr(X, name) for name in ("shape", "dtype", "__getitem__")) and len(X.shape) > 1
+    )
+
+
+def usable_rows(X, y):
+    """Bool array of the rows to train on, and their y."""
+    used = np.ones(X.shape[0], dtype=bool)
+    if y is None:
+        return used, None
+    y = column_or_1d(y)
+    check_consistent_length(np.empty(X.shape[0]), y)
+    used = y != -1
+    if used.sum() < 2:
+        raise ValueError(
+            f"y leaves {used.sum()} of {len(used)} images to train on: -1 marks known anomalies, "
+            "which no detector trains on; at least 2 must be 1 (normal) or 0 (unlabelled)"
+        )
+    return used, y[used]

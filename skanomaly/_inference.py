@@ -51,12 +51,14 @@ def resolve_device(device):
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        kind = torch.device(device).type
+        asked = torch.device(device)
     except RuntimeError as error:
         raise ValueError(
             f"device must be 'auto' or a torch device such as 'cpu' or 'cuda:0', got {device!r}"
         ) from error
-    if kind != "cpu" and not getattr(torch, kind).is_available():
+    backend = getattr(torch, asked.type, None)
+    count = backend.device_count() if hasattr(backend, "device_count") else 0
+    if asked.type != "cpu" and (asked.index or 0) >= count:
         raise ValueError(
             f"device={device!r} was asked for, but torch finds none here; set device='auto' or 'cpu'"
         )

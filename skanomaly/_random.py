@@ -17,8 +17,9 @@ def draw_seed(random_state):
 @contextmanager
 def seeded(seed, device="cpu"):
     """Seed torch inside, restore the caller's generators outside."""
-    device = torch.device(device)
-    cuda = [device.index or 0] if device.type == "cuda" else []
+    device, cuda = torch.device(device), []
+    if device.type == "cuda":
+        cuda = [torch.cuda.current_device() if device.index is None else device.index]
     with torch.random.fork_rng(devices=cuda):
         # Not torch.manual_seed: it would also seed every other accelerator of the process.
         torch.default_generator.manual_seed(seed)

@@ -10,7 +10,7 @@ import skanomaly
 
 ROOT = Path(skanomaly.__file__).parent
 FLOORS = [
-    {"_version", "metrics", "datasets", "segmentation"},
+    {"_docstrings", "_version", "metrics", "datasets", "segmentation"},
     {"_images", "_random", "_inference", "_losses", "networks"},
     {"training"},
     {"_detector"},
