@@ -32,8 +32,7 @@ DETECTORS = {
 DATA = ["cxr_pneumonia", "cxr_nih", "brain_mri"]
 
 
-def evaluate(detector, splits, seed):
-    detector.set_params(random_state=seed)
+def evaluate(detector, splits):
     train, val, test = splits["train"], splits["val"], splits["test"]
     normal = test.images[test.target == 1]
     start = time.perf_counter()
@@ -119,10 +118,11 @@ def main():
         splits = load(data)
         for name in arguments.detectors:
             for seed in range(arguments.seeds):
-                key = {"data": data, "detector": name, "seed": seed}
+                parameters = DETECTORS[name].set_params(random_state=seed).get_params()
+                key = {"data": data, "detector": name, "seed": seed, "parameters": parameters}
                 if any(key.items() <= cell.items() for cell in read(path)):
                     continue
-                cell = key | evaluate(DETECTORS[name], splits, seed)
+                cell = key | evaluate(DETECTORS[name], splits)
                 with path.open("a") as file:
                     file.write(json.dumps(cell) + "\n")
                 print(cell, flush=True)

@@ -63,6 +63,7 @@ def fill_docstring(doc):
     """A class docstring with ``{parameters}`` and ``{attributes}`` replaced by the shared ones."""
     if doc is None:
         return None
-    for mark, text in (("{parameters}", COMMON_PARAMETERS), ("{attributes}", COMMON_ATTRIBUTES)):
-        doc = doc.replace(mark, inspect.cleandoc(text).replace("\n", "\n    "))
-    return doc
+    # Python 3.13 strips the indentation of docstrings itself; before, it is stripped here.
+    doc = inspect.cleandoc(doc)
+    doc = doc.replace("{parameters}", inspect.cleandoc(COMMON_PARAMETERS))
+    return doc.replace("{attributes}", inspect.cleandoc(COMMON_ATTRIBUTES))

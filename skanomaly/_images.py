@@ -1,6 +1,7 @@
 """Any layout of images to float32 batches (n, c, h, w), lazily, and back."""
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -68,9 +69,9 @@ def _row_shape(n_features, image_shape):
     if image_shape is None:
         return 1, 1, n_features
     shape = _full_shape(image_shape)
-    if len(shape) != 3 or int(np.prod(shape)) != n_features:
+    if int(np.prod(shape)) != n_features:
         raise ValueError(
-            "image_shape must be (H, W) or (C, H, W) with as many values as X has columns: "
+            "image_shape must have as many values as X has columns: "
             f"got image_shape={tuple(image_shape)} for {n_features} columns"
         )
     return shape
@@ -78,7 +79,10 @@ def _row_shape(n_features, image_shape):
 
 def _full_shape(image_shape):
     """(C, H, W) for (H, W)."""
-    return (1, *image_shape) if len(image_shape) == 2 else tuple(image_shape)
+    shape = (1, *image_shape) if len(image_shape) == 2 else tuple(image_shape)
+    if len(shape) != 3 or not all(isinstance(side, Integral) and side > 0 for side in shape):
+        raise ValueError(f"image_shape must be whole numbers (H, W) or (C, H, W), got {tuple(image_shape)}")
+    return shape
 
 
 def _find_channel_axis(shape, channel_axis):
@@ -111,6 +115,7 @@ def _find_channel_axis(shape, channel_axis):
 
 def kind(dtype):
     """Dtypes of one kind share their intensities: 'uint8', other 'integer', or 'float'."""
+    dtype = np.dtype(dtype)  # a lazy X may name its dtype by a class or a string
     if dtype == np.uint8:
         return "uint8"
     return "float" if dtype.kind == "f" else "integer"
@@ -130,6 +135,8 @@ class Images:
         What the network was built for, [0, 1] or [-1, 1].
     rows : (n,) int array or None
         Rows of X to use; None means all.
+    y : (n,) array or None
+        The codes of those rows.
 
     Attributes
     ----------
@@ -137,8 +144,8 @@ class Images:
         Normal images kept from training, for `valid_loss`.
     """
 
-    def __init__(self, X, layout, intensity_range, image_range=(0.0, 1.0), rows=None):
-        self.X, self.layout, self.rows = X, layout, rows
+    def __init__(self, X, layout, intensity_range, image_range=(0.0, 1.0), rows=None, y=None):
+        self.X, self.layout, self.rows, self.y = X, layout, rows, y
         self.intensity_range, self.image_range = intensity_range, image_range
         self.by_index = isinstance(X, np.ndarray)
         self.held_out = None
@@ -196,8 +203,10 @@ class Images:
 
     def subset(self, index):
         """Images of some of the rows, in X's order."""
-        rows = np.sort(index) if self.rows is None else np.sort(self.rows[index])
-        return Images(self.X, self.layout, self.intensity_range, self.image_range, rows)
+        index = np.sort(index)
+        rows = index if self.rows is None else self.rows[index]
+        y = None if self.y is None else self.y[index]
+        return Images(self.X, self.layout, self.intensity_range, self.image_range, rows, y)
 
     def split(self, fraction):
         """Training images, with a random `fraction` as their `held_out`."""
@@ -235,9 +244,14 @@ def find_intensity_range(X, intensity_range, used):
     """
     given = None if isinstance(intensity_range, str) else intensity_range
     if given is not None:
+        if len(given) != 2 or not all(isinstance(end, Real) for end in given):
+            given = None
+        if given is None or not -np.inf < given[0] < given[1] < np.inf:
+            raise ValueError(
+                "intensity_range must be 'auto' or two numbers (low, high) with low < high, "
+                f"got {intensity_range}"
+            )
         low, high = map(float, given)
-        if not -np.inf < low < high < np.inf:
-            raise ValueError(f"intensity_range must be 'auto' or (low, high) with low < high, got {given}")
     elif kind(X.dtype) == "uint8":
         low, high = 0.0, 255.0
     else:

@@ -35,7 +35,9 @@ def ssim_error(x, y):
     mx, my, xx, yy, xy = stack.view(5, n, c, h, w)
     c1, c2 = 0.01**2, 0.03**2
     ssim = (2 * mx * my + c1) * (2 * (xy - mx * my) + c2)
-    ssim = ssim / ((mx**2 + my**2 + c1) * (xx - mx**2 + yy - my**2 + c2))
+    # Far out of [0, 1] rounding makes variances negative.
+    variances = (xx - mx**2).clamp(min=0) + (yy - my**2).clamp(min=0)
+    ssim = ssim / ((mx**2 + my**2 + c1) * (variances + c2))
     return _over_channels(1 - ssim)
 
 

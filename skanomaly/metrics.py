@@ -204,7 +204,12 @@ def bootstrap_interval(
         Ends of the interval.
     """
     truth, score, rows = _both_classes(y, anomaly_score, options.pop("anomaly_label", -1))
-    groups = np.arange(len(truth)) if groups is None else column_or_1d(groups)[rows]
+    if groups is not None:
+        groups = column_or_1d(groups)
+        check_consistent_length(y, groups)
+        groups = groups[rows]
+    else:
+        groups = np.arange(len(truth))
     rng = check_random_state(random_state)
     names, members = np.unique(groups, return_inverse=True)
     order = np.argsort(members, kind="stable")

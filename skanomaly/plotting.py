@@ -1,8 +1,8 @@
 """Displays: what a detector sees, and how it separates. matplotlib is imported when one is drawn."""
 
 import numpy as np
-from sklearn.utils import column_or_1d
 
+from . import metrics
 from ._unwrap import anomaly_map, reconstruct, segment, unwrap
 
 __all__ = ["AnomalyMapDisplay", "ScoreHistogramDisplay"]
@@ -30,12 +30,12 @@ class AnomalyMapDisplay:
         Higher is more anomalous.
     masks : (n, H, W) bool ndarray
         Drawn as outlines on the images.
+    map_range : (low, high)
+        Ends of the colour scale: ``detector.map_range_``.
     reconstructions : ndarray of images' shape, default=None
         What the detector made of them.
     true_masks : (n, H, W) bool ndarray, default=None
         Drawn as outlines too.
-    map_range : (low, high), default=None
-        Ends of the colour scale; None takes those of `maps`.
     intensity_range : (low, high), default=None
         Black and white of the images; None takes those of `images`.
     titles : list of n str, default=None
@@ -55,9 +55,9 @@ class AnomalyMapDisplay:
         maps,
         masks,
         *,
+        map_range,
         reconstructions=None,
         true_masks=None,
-        map_range=None,
         intensity_range=None,
         titles=None,
     ):
@@ -95,12 +95,13 @@ class AnomalyMapDisplay:
             Drawn.
         """
         detector, seen = unwrap(estimator, X)
-        layout = detector._check_images(seen).layout
+        images = detector._check_images(seen)
+        layout = images.layout
         if titles is None:
             scores = -detector.decision_function(seen)
             titles = [f"{'anomalous' if s > 0 else 'normal'} ({s:+.2g})" for s in scores]
         display = cls(
-            _channels_last(seen, layout),
+            _channels_last(images.X[0 : len(images)], layout),
             anomaly_map(estimator, X),
             segment(estimator, X, **segment_options),
             reconstructions=(
@@ -145,7 +146,7 @@ class AnomalyMapDisplay:
             )
         axes = np.asarray(axes).reshape(shape)
         low, high = self.intensity_range or (np.min(self.images), np.max(self.images))
-        map_low, map_high = self.map_range or (np.min(self.maps), np.max(self.maps))
+        map_low, map_high = self.map_range
         for row, row_axes in enumerate(axes):
             for ax, (name, values) in zip(row_axes, columns.items()):
                 if name == "anomaly map":
@@ -258,9 +259,8 @@ class ScoreHistogramDisplay:
         display : ScoreHistogramDisplay
             Drawn.
         """
-        y, score = column_or_1d(y), column_or_1d(anomaly_score)
-        rows = y != 0 if anomaly_label == -1 else np.ones(len(y), dtype=bool)
-        return cls(score[rows], (y == anomaly_label)[rows], threshold=threshold).plot(ax=ax)
+        anomalous, score, _ = metrics._labelled(y, anomaly_score, anomaly_label)
+        return cls(score, anomalous, threshold=threshold).plot(ax=ax)
 
     def plot(self, *, ax=None, bins=40):
         """Draw into `ax`, or a new figure.
@@ -284,14 +284,15 @@ class ScoreHistogramDisplay:
             ("normal", ~self.anomalous, "tab:blue"),
             ("anomalous", self.anomalous, "tab:red"),
         ):
-            ax.hist(
-                self.anomaly_score[rows],
-                edges,
-                density=True,
-                alpha=0.55,
-                color=colour,
-                label=f"{name} ({rows.sum()})",
-            )
+            if rows.any():
+                ax.hist(
+                    self.anomaly_score[rows],
+                    edges,
+                    density=True,
+                    alpha=0.55,
+                    color=colour,
+                    label=f"{name} ({rows.sum()})",
+                )
         if self.threshold is not None:
             ax.axvline(self.threshold, color="black", linestyle="--", linewidth=1, label="threshold")
         ax.set(xlabel="anomaly score", ylabel="density")

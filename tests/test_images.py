@@ -41,7 +41,7 @@ def test_layout(shape, channel_axis, image_shape, expected):
         ((5, 9, 8, 3), None, None, ["channel_axis=None"]),
         ((5, 9, 8), 1, None, ["4 axes", "(5, 9, 8)"]),
         ((5, 12), "auto", (5, 2), ["image_shape", "12 columns"]),
-        ((5, 12), "auto", (12,), ["image_shape", "12 columns"]),
+        ((5, 12), "auto", (12,), ["image_shape", "(12,)"]),
         ((5, 8, 9), "auto", (9, 8), ["image_shape=(9, 8)", "(1, 8, 9)"]),
         ((5, 0, 8), "auto", None, ["(5, 0, 8)"]),
         ((5, 1, 2, 3, 4), "auto", None, ["5 axes"]),

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_equal
 from scipy import ndimage
 from sklearn.exceptions import UndefinedMetricWarning
+from sklearn.metrics import roc_curve
 
 from skanomaly import metrics
 from skanomaly.metrics import (
@@ -128,6 +129,8 @@ def test_bootstrap_draws_groups():
     single = bootstrap_interval(auroc, y[copies], score[copies], random_state=0, n_resamples=200)
     assert_allclose(np.ptp(grouped), high - low, rtol=0.15)
     assert np.ptp(single) < 0.6 * np.ptp(grouped)
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        bootstrap_interval(auroc, y, score, groups=copies)
     ill = (y == -1).astype(int)
     assert bootstrap_interval(auroc, ill, score, anomaly_label=1, random_state=0, n_resamples=200) == (
         low,
@@ -176,9 +179,10 @@ def test_pro_of_one_region_is_its_sensitivity(lesions):
     one = masks.copy()
     one[0] = False
     maps = maps + 0.5 * one
-    truth, score = one.ravel(), maps.ravel()
-    by_pixel = [(score[truth] >= t).mean() for t in np.quantile(score[~truth], [0.9, 0.8, 0.7])]
-    assert pro(one, maps) > by_pixel[0] / 2
+    false_alarms, hits, _ = roc_curve(one.ravel(), maps.ravel())
+    grid = np.linspace(0, 0.3, 20_001)
+    area = np.trapezoid(np.interp(grid, false_alarms, hits), grid) / 0.3
+    assert_allclose(pro(one, maps), area, rtol=1e-3)
 
 
 def test_dice(lesions):

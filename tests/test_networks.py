@@ -14,7 +14,7 @@ from skanomaly.networks.adversarial import (
     UpConv,
 )
 from skanomaly.networks.autoencoder import ConvAutoEncoder
-from skanomaly.networks.blocks import choose_n_levels, crop_to, pad_to, padded_size
+from skanomaly.networks.blocks import choose_strides, crop_to, last_size, pad_to, padded_size
 
 SHAPE = (1, 64, 64)
 
@@ -31,12 +31,14 @@ def test_published_parameter_counts():
     assert ResidualCritic(SHAPE, width=64).features.n_features == 8192
 
 
-def test_fused_convolutions_are_the_plain_ones():
+@pytest.mark.parametrize("factor", [(2, 2), (1, 2), (2, 1), (1, 1)])
+def test_fused_convolutions_are_the_plain_ones(factor):
     x = torch.randn(2, 3, 8, 10)
-    down, up = DownConv(3, 5), UpConv(3, 5)
-    pooled = F.avg_pool2d(F.conv2d(x, down.weight, down.bias, padding=1), 2)
+    down, up = DownConv(3, 5, factor), UpConv(3, 5, factor)
+    pooled = F.avg_pool2d(F.conv2d(x, down.weight, down.bias, padding=1), factor)
     assert_allclose(down(x).detach(), pooled.detach(), atol=1e-5)
-    enlarged = F.conv2d(F.interpolate(x, scale_factor=2), up.weight, padding=1)
+    enlarged = F.interpolate(x, scale_factor=tuple(map(float, factor)))
+    enlarged = F.conv2d(enlarged, up.weight, padding=1)
     assert_allclose(up(x).detach(), enlarged.detach(), atol=1e-5)
 
 
@@ -66,7 +68,9 @@ def test_encoder_outputs(output):
     assert_allclose(encoder(x).detach(), expected.detach(), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 1, 20), (2, 33, 17), (1, 128, 128), (4, 9, 64)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (3, 1, 20), (1, 300, 2), (2, 33, 17), (1, 128, 128), (4, 9, 64)]
+)
 def test_any_size_comes_back(shape):
     x = torch.randn(2, *shape)
     for hidden_size in 4, None:
@@ -78,15 +82,31 @@ def test_any_size_comes_back(shape):
 
 
 def test_levels():
-    levels = {side: choose_n_levels((1, side, side)) for side in (1, 8, 16, 28, 32, 64, 128, 256)}
+    levels = {side: len(choose_strides((1, side, side))) for side in (1, 8, 16, 28, 32, 64, 128, 256)}
     assert levels == {1: 1, 8: 1, 16: 2, 28: 3, 32: 3, 64: 4, 128: 5, 256: 6}
+    assert choose_strides((1, 64, 64)) == choose_strides((1, 64, 64), 4) == [(2, 2)] * 4
+
+
+@pytest.mark.parametrize(
+    ("shape", "last"),
+    [((1, 1, 10_000), (1, 5)), ((1, 1, 784), (1, 4)), ((3, 64, 1024), (4, 4)), ((1, 1, 3), (1, 3))],
+)
+def test_long_images_are_not_padded_to_squares(shape, last):
+    strides = choose_strides(shape)
+    assert last_size(shape, strides) == last
+    padded = padded_size(shape, strides)
+    assert padded[0] == shape[1]
+    assert padded[1] < 1.4 * shape[2] + 1
+
+
+def test_levels_that_cannot_be():
     with pytest.raises(ValueError, match=r"at least 32 x 32 for n_levels=5, got 64 x 20; lower n_levels"):
-        choose_n_levels((1, 64, 20), 5)
+        choose_strides((1, 64, 20), 5)
 
 
 def test_padding_repeats_the_border():
     x = torch.arange(6.0).view(1, 1, 2, 3)
-    size = padded_size((1, 2, 3), 2)
+    size = padded_size((1, 2, 3), [(2, 2)] * 2)
     padded = pad_to(x, size)
     assert size == (4, 4)
     assert padded[0, 0].tolist() == [[0, 1, 2, 2], [3, 4, 5, 5], [3, 4, 5, 5], [3, 4, 5, 5]]

@@ -7,7 +7,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 from skanomaly import AutoEncoder
 from skanomaly.plotting import AnomalyMapDisplay, ScoreHistogramDisplay
-from skanomaly.testing import make_images, tiny
+from skanomaly.testing import SliceOnly, make_images, tiny
 
 
 @pytest.fixture(autouse=True)
@@ -49,9 +49,14 @@ def test_pipelines_and_given_axes():
     assert display.figure_ is axes[0, 0].figure
 
 
+def test_lazy_images():
+    X = SliceOnly(make_images((2, 16, 16)))
+    assert AnomalyMapDisplay.from_estimator(fitted(), X).axes_.shape == (2, 4)
+
+
 def test_arrays_alone():
     X = make_images((2, 8, 8))
-    display = AnomalyMapDisplay(X, X / 255, X > 200).plot()
+    display = AnomalyMapDisplay(X, X / 255, X > 200, map_range=(0, 1)).plot()
     assert display.axes_.shape == (2, 3)
 
 
@@ -67,5 +72,8 @@ def test_histograms():
     ]
     areas = [sum(bar.get_width() * bar.get_height() for bar in bars) for bars in display.ax_.containers]
     assert_allclose(areas, 1)
+    assert len(ScoreHistogramDisplay.from_predictions([-1, -1], [0.2, 0.4]).ax_.containers) == 1
+    with pytest.raises(ValueError, match="anomaly_label=-1 never occurs"):
+        ScoreHistogramDisplay.from_predictions([1, 0], [0.2, 0.4])
     _, ax = plt.subplots()
     assert ScoreHistogramDisplay.from_predictions([0, 1], [0.2, 0.4], anomaly_label=1, ax=ax).ax_ is ax

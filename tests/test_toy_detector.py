@@ -7,7 +7,7 @@ from torch import nn
 from skanomaly import detectors
 from skanomaly._detector import BaseDetector, Judgement
 from skanomaly._losses import absolute_error
-from skanomaly.testing import all_detectors, detector_checks
+from skanomaly.testing import DTYPES, all_detectors, check_images, detector_checks
 from skanomaly.training import Reconstruction
 
 
@@ -104,6 +104,15 @@ def test_scikit_learn(detector, check):
 @pytest.mark.parametrize(("name", "check"), detector_checks(), ids=[name for name, _ in detector_checks()])
 def test_contract(detector, name, check):
     check(detector(random_state=0))
+
+
+@pytest.mark.parametrize("detector", TOYS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("shape", "channel_axis"), [((3, 7), "auto"), ((3, 19, 9), None), ((3, 2, 9, 5), 1), ((3, 9, 5, 4), -1)]
+)
+def test_layouts_and_dtypes(detector, shape, channel_axis, dtype):
+    check_images(detector(random_state=0), shape, dtype, channel_axis)
 
 
 def test_a_detector_that_does_not_reconstruct_has_no_such_method():

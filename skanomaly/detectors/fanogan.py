@@ -156,7 +156,7 @@ class FAnoGAN(BaseDetector):
     >>> from skanomaly import FAnoGAN
     >>> from skanomaly.datasets import load_chest_xray
     >>> X = load_chest_xray().images[:64]
-    >>> detector = FAnoGAN(width=2, max_epochs=1, encoder_epochs=1, random_state=0).fit(X)
+    >>> detector = FAnoGAN(width=2, max_epochs=2, encoder_epochs=1, random_state=0).fit(X)
     >>> detector.score_samples(X[:2]).shape, detector.sample(3).shape
     ((2,), (3, 64, 64))
     """
@@ -245,10 +245,11 @@ class FAnoGAN(BaseDetector):
         )
 
     def _train(self, network, images, y):
-        if (self.encoder_training, self.encoder_output, self.prior) == ("ziz", "tanh", "normal"):
+        bounded = self.encoder_output != "linear" and (self.prior == "normal" or self.encoder_bound < 1)
+        if self.encoder_training == "ziz" and bounded:
             warnings.warn(
-                "encoder_training='ziz' with encoder_output='tanh' cannot reach codes of a normal "
-                "prior beyond encoder_bound; set encoder_output='linear' or prior='uniform'",
+                f"encoder_training='ziz' with encoder_output={self.encoder_output!r} cannot reach codes "
+                "beyond encoder_bound; set encoder_output='linear' or prior='uniform'",
                 stacklevel=2,
             )
         gan = self._run(
@@ -325,8 +326,9 @@ class FAnoGAN(BaseDetector):
         """
         check_is_fitted(self)
         codes = np.asarray(codes, dtype=np.float32)
-        if codes.ndim != 2 or codes.shape[1] != self.latent_size:
-            raise ValueError(f"codes must have shape (n, latent_size={self.latent_size}), got {codes.shape}")
+        latent_size = self.network_.latent_size
+        if codes.ndim != 2 or codes.shape[1] != latent_size or not len(codes):
+            raise ValueError(f"codes must have shape (n, latent_size={latent_size}), got {codes.shape}")
         parts = _inference.run(self.network_.generator, self.network_, torch.from_numpy(codes), self.device_)
         images = np.concatenate([part for _, part in parts])
         return self._images(None, self._layout).from_network(images)
@@ -357,7 +359,8 @@ class FAnoGAN(BaseDetector):
         Parameters
         ----------
         a : array-like
-            One end: a code (latent_size,), or one image of the fitted shape, which is encoded.
+            One end: a code, which is any 1-D array of latent_size numbers, or one image of the
+            fitted shape, which is encoded.
         b : array-like
             The other end.
         n : int, default=13
@@ -374,4 +377,4 @@ class FAnoGAN(BaseDetector):
 
     def _as_code(self, end):
         end = np.asarray(end)
-        return end if end.shape == (self.latent_size,) else self.encode(end[None])[0]
+        return end if end.shape == (self.network_.latent_size,) else self.encode(end[None])[0]

@@ -1,69 +1,78 @@
 """Residual generator, critic and encoder of WGAN-GP and f-AnoGAN."""
 
+import math
 from functools import partial
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .blocks import choose_n_levels, crop_to, pad_to, padded_size
+from .blocks import choose_strides, crop_to, last_size, pad_to, padded_size
 
 #: LayerNorm over (C, H, W) with one scale and offset per channel, as in the reference code.
 ChannelLayerNorm = partial(nn.GroupNorm, 1)
 
 
-def _smear(weight):
-    """Sum of a 3 x 3 kernel's four shifts, 4 x 4.
+def _smear(weight, stride):
+    """Sum of a 3 x 3 kernel's shifts along the sides that halve, 4 x 4 for both.
 
     With it `avg_pool(conv3(x))` is one convolution of stride 2, and `conv3(upsample(x))` one
     transposed convolution: the same function for 4/9 of the work.
     """
-    return sum(F.pad(weight, (i, 1 - i, j, 1 - j)) for i in (0, 1) for j in (0, 1))
+    bottom, right = (step - 1 for step in stride)
+    return sum(
+        F.pad(weight, (i, right - i, j, bottom - j)) for j in range(bottom + 1) for i in range(right + 1)
+    )
 
 
 class DownConv(nn.Conv2d):
-    """3 x 3 convolution followed by 2 x 2 mean pooling."""
+    """3 x 3 convolution followed by mean pooling by `factor`, (2, 2) but for narrow images."""
 
-    def __init__(self, n_in, n_out):
+    def __init__(self, n_in, n_out, factor):
         super().__init__(n_in, n_out, 3, padding=1)
+        self.factor = factor
 
     def forward(self, x):
-        return F.conv2d(x, _smear(self.weight) / 4, self.bias, stride=2, padding=1)
+        weight = _smear(self.weight, self.factor) / math.prod(self.factor)
+        return F.conv2d(x, weight, self.bias, stride=self.factor, padding=1)
 
 
 class UpConv(nn.Conv2d):
-    """Nearest upsampling by two followed by a 3 x 3 convolution without bias."""
+    """Nearest upsampling by `factor` followed by a 3 x 3 convolution without bias."""
 
-    def __init__(self, n_in, n_out):
+    def __init__(self, n_in, n_out, factor):
         super().__init__(n_in, n_out, 3, padding=1, bias=False)
+        self.factor = factor
 
     def forward(self, x):
         # A transposed convolution slides the mirrored kernel.
-        weight = _smear(self.weight).flip(2, 3).transpose(0, 1)
-        return F.conv_transpose2d(x, weight, stride=2, padding=1)
+        weight = _smear(self.weight, self.factor).flip(2, 3).transpose(0, 1)
+        return F.conv_transpose2d(x, weight, stride=self.factor, padding=1)
 
 
 class DownBlock(nn.Module):
     """Pre-activation residual block that halves the image; its first convolution keeps the width."""
 
-    def __init__(self, n_in, n_out, norm):
+    def __init__(self, n_in, n_out, factor, norm):
         super().__init__()
+        self.factor = factor
         self.norm1, self.conv1 = norm(n_in), nn.Conv2d(n_in, n_in, 3, padding=1, bias=False)
-        self.norm2, self.conv2 = norm(n_in), DownConv(n_in, n_out)
+        self.norm2, self.conv2 = norm(n_in), DownConv(n_in, n_out, factor)
         self.shortcut = nn.Conv2d(n_in, n_out, 1)
 
     def forward(self, x):
         h = self.conv1(F.relu(self.norm1(x)))
         h = self.conv2(F.relu(self.norm2(h)))
-        return h + self.shortcut(F.avg_pool2d(x, 2))
+        return h + self.shortcut(F.avg_pool2d(x, self.factor))
 
 
 class UpBlock(nn.Module):
     """Pre-activation residual block that doubles the image."""
 
-    def __init__(self, n_in, n_out, norm):
+    def __init__(self, n_in, n_out, factor, norm):
         super().__init__()
-        self.norm1, self.conv1 = norm(n_in), UpConv(n_in, n_out)
+        self.factor = tuple(map(float, factor))
+        self.norm1, self.conv1 = norm(n_in), UpConv(n_in, n_out, factor)
         self.norm2, self.conv2 = norm(n_out), nn.Conv2d(n_out, n_out, 3, padding=1)
         self.shortcut = nn.Conv2d(n_in, n_out, 1)
 
@@ -71,7 +80,7 @@ class UpBlock(nn.Module):
         h = self.conv1(F.relu(self.norm1(x)))
         h = self.conv2(F.relu(self.norm2(h)))
         # A 1 x 1 convolution commutes with nearest upsampling, and is cheaper before it.
-        return h + F.interpolate(self.shortcut(x), scale_factor=2)
+        return h + F.interpolate(self.shortcut(x), scale_factor=self.factor)
 
 
 def _widths(width, n_levels):
@@ -84,16 +93,15 @@ class ResidualTrunk(nn.Module):
 
     def __init__(self, image_shape, *, width, n_levels=None, norm):
         super().__init__()
-        n_levels = choose_n_levels(image_shape, n_levels)
-        self.size = padded_size(image_shape, n_levels)
-        widths = _widths(width, n_levels)
+        strides = choose_strides(image_shape, n_levels)
+        self.size = padded_size(image_shape, strides)
+        widths = _widths(width, len(strides))
         self.blocks = nn.Sequential(
             nn.Conv2d(image_shape[0], width, 3, padding=1),
-            *(DownBlock(a, b, norm) for a, b in zip(widths, widths[1:])),
+            *(DownBlock(a, b, stride, norm) for a, b, stride in zip(widths, widths[1:], strides)),
             nn.Flatten(),
         )
-        height, breadth = (side >> n_levels for side in self.size)
-        self.n_features = widths[-1] * height * breadth
+        self.n_features = widths[-1] * math.prod(last_size(image_shape, strides))
 
     def forward(self, x):
         return self.blocks(pad_to(x, self.size))
@@ -138,15 +146,17 @@ class ResidualGenerator(nn.Module):
 
     def __init__(self, image_shape, latent_size, *, width, n_levels=None):
         super().__init__()
-        n_levels = choose_n_levels(image_shape, n_levels)
-        size = padded_size(image_shape, n_levels)
-        widths = _widths(width, n_levels)[::-1]
+        strides = choose_strides(image_shape, n_levels)
+        widths = _widths(width, len(strides))[::-1]
+        base = widths[0], *last_size(image_shape, strides)
         self.image_size = image_shape[1:]
-        base = widths[0], size[0] >> n_levels, size[1] >> n_levels
         self.blocks = nn.Sequential(
-            nn.Linear(latent_size, base[0] * base[1] * base[2]),
+            nn.Linear(latent_size, math.prod(base)),
             nn.Unflatten(1, base),
-            *(UpBlock(a, b, nn.BatchNorm2d) for a, b in zip(widths, widths[1:])),
+            *(
+                UpBlock(a, b, stride, nn.BatchNorm2d)
+                for a, b, stride in zip(widths, widths[1:], strides[::-1])
+            ),
             nn.BatchNorm2d(width),
             nn.ReLU(),
             nn.Conv2d(width, image_shape[0], 3, padding=1),

@@ -1,8 +1,10 @@
 """The convolutional autoencoder of DDAD and MedIAnomaly."""
 
+import math
+
 from torch import nn
 
-from .blocks import choose_n_levels, crop_to, pad_to, padded_size
+from .blocks import choose_strides, crop_to, last_size, pad_to, padded_size
 
 
 def _widths(width, n_levels):
@@ -10,10 +12,10 @@ def _widths(width, n_levels):
     return [width * min(4, 2**level) for level in range(n_levels)]
 
 
-def _down(n_in, n_out):
-    return nn.Sequential(
-        nn.Conv2d(n_in, n_out, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU()
-    )
+def _resize(layer, n_in, n_out, stride):
+    """A 4 x 4 (transposed) convolution of stride 2; 3 wide along a side that keeps its size."""
+    kernel_size = tuple(2 + step for step in stride)
+    return layer(n_in, n_out, kernel_size, stride=stride, padding=1, bias=False)
 
 
 class ConvEncoder(nn.Module):
@@ -31,11 +33,14 @@ class ConvEncoder(nn.Module):
 
     def __init__(self, image_shape, latent_size, *, hidden_size, width, n_levels=None):
         super().__init__()
-        n_levels = choose_n_levels(image_shape, n_levels)
-        self.size = padded_size(image_shape, n_levels)
-        widths = [image_shape[0], *_widths(width, n_levels)]
-        self.down = nn.Sequential(*(_down(a, b) for a, b in zip(widths, widths[1:])))
-        n_flat = widths[-1] * (self.size[0] >> n_levels) * (self.size[1] >> n_levels)
+        strides = choose_strides(image_shape, n_levels)
+        self.size = padded_size(image_shape, strides)
+        widths = [image_shape[0], *_widths(width, len(strides))]
+        down = []
+        for a, b, stride in zip(widths, widths[1:], strides):
+            down += [_resize(nn.Conv2d, a, b, stride), nn.BatchNorm2d(b), nn.ReLU()]
+        self.down = nn.Sequential(*down)
+        n_flat = widths[-1] * math.prod(last_size(image_shape, strides))
         self.code = (
             nn.Conv2d(widths[-1], latent_size, 1)
             if hidden_size is None
@@ -57,11 +62,9 @@ class ConvDecoder(nn.Module):
 
     def __init__(self, image_shape, latent_size, *, hidden_size, width, n_levels=None):
         super().__init__()
-        n_levels = choose_n_levels(image_shape, n_levels)
-        size = padded_size(image_shape, n_levels)
-        widths = _widths(width, n_levels)[::-1]
-        base = widths[0], size[0] >> n_levels, size[1] >> n_levels
-        n_flat = base[0] * base[1] * base[2]
+        strides = choose_strides(image_shape, n_levels)
+        widths = _widths(width, len(strides))[::-1]
+        base = widths[0], *last_size(image_shape, strides)
         self.image_size = image_shape[1:]
         self.features = (
             nn.Conv2d(latent_size, widths[0], 1)
@@ -70,18 +73,14 @@ class ConvDecoder(nn.Module):
                 nn.Linear(latent_size, hidden_size),
                 nn.BatchNorm1d(hidden_size),
                 nn.ReLU(),
-                nn.Linear(hidden_size, n_flat),
+                nn.Linear(hidden_size, math.prod(base)),
                 nn.Unflatten(1, base),
             )
         )
         up = []
-        for a, b in zip(widths, widths[1:]):
-            up += [
-                nn.ConvTranspose2d(a, b, 4, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(b),
-                nn.ReLU(),
-            ]
-        last = nn.ConvTranspose2d(widths[-1], image_shape[0], 4, stride=2, padding=1, bias=False)
+        for a, b, stride in zip(widths, widths[1:], strides[:0:-1]):
+            up += [_resize(nn.ConvTranspose2d, a, b, stride), nn.BatchNorm2d(b), nn.ReLU()]
+        last = _resize(nn.ConvTranspose2d, widths[-1], image_shape[0], strides[0])
         self.up = nn.Sequential(*up, last)
 
     def forward(self, z):

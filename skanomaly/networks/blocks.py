@@ -1,40 +1,49 @@
-"""What every network shares: how many levels an image allows, and fitting any size to a stride."""
+"""What every network shares: how often an image is halved, and fitting any size to that."""
 
 import math
 
 from torch.nn import functional as F
 
 
-def choose_n_levels(image_shape, n_levels=None):
-    """Number of times a network halves the image.
+def choose_strides(image_shape, n_levels=None):
+    """How each level of a network shrinks the image.
 
     Parameters
     ----------
     image_shape : tuple (C, H, W)
     n_levels : int or None
-        None brings the longer side to about 4 pixels (4 levels at 64 x 64). An integer is
-        taken as it is, and raises where the shorter side cannot be halved that often.
+        None brings each side to about 4 pixels by itself (4 levels at 64 x 64; a row of 1 x d keeps
+        its height). An integer halves both sides so often, and raises where one is too short.
 
     Returns
     -------
-    int
+    list of (int, int)
+        Strides 1 or 2 of height and width, one pair a level, at least one level.
     """
-    _, height, width = image_shape
+    _, *sides = image_shape
     if n_levels is None:
-        return max(1, round(math.log2(max(height, width) / 4)))
+        halvings = [max(0, round(math.log2(side / 4))) for side in sides]
+        return [tuple(1 + (level < n) for n in halvings) for level in range(max(1, *halvings))]
     smallest = 2**n_levels
-    if min(height, width) < smallest:
+    if min(sides) < smallest:
         raise ValueError(
             f"images must be at least {smallest} x {smallest} for n_levels={n_levels}, "
-            f"got {height} x {width}; lower n_levels or leave it None"
+            f"got {sides[0]} x {sides[1]}; lower n_levels or leave it None"
         )
-    return n_levels
+    return [(2, 2)] * n_levels
 
 
-def padded_size(image_shape, n_levels):
-    """Height and width rounded up to what `n_levels` halvings divide."""
-    stride = 2**n_levels
-    return tuple(math.ceil(side / stride) * stride for side in image_shape[1:])
+def padded_size(image_shape, strides):
+    """Height and width rounded up to what the strides divide."""
+    products = (math.prod(axis) for axis in zip(*strides))
+    return tuple(math.ceil(side / product) * product for side, product in zip(image_shape[1:], products))
+
+
+def last_size(image_shape, strides):
+    """Height and width after the last level."""
+    return tuple(
+        side // math.prod(axis) for side, axis in zip(padded_size(image_shape, strides), zip(*strides))
+    )
 
 
 def pad_to(x, size):

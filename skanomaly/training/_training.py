@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 
 import torch
 from skorch import NeuralNet
@@ -52,7 +53,7 @@ class Training(NeuralNet):
         moved, optimizer = self.moved_[optimizer], getattr(self, optimizer + "_")
         optimizer.zero_grad(set_to_none=True)
         # Only its own parameters: no stray gradients on other parts, nor the work for them.
-        value.backward(inputs=[parameter for _, parameter in moved])
+        value.backward(inputs=[parameter for _, parameter in moved if parameter.requires_grad])
         self.notify("on_grad_computed", named_parameters=moved)
         optimizer.step()
         self.record(**loss)
@@ -76,6 +77,13 @@ class Training(NeuralNet):
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(True)
+        for name in self.losses:
+            if all(math.isnan(value) for value in self.history[:, name]):
+                warnings.warn(
+                    f"stage {self.stage!r} ended before the first step with a {name}: too few batches "
+                    "for its parameters; give more epochs or images, or smaller batches",
+                    stacklevel=2,
+                )
         return self.history
 
     # What skorch does, for our parts, batches and losses.
@@ -102,11 +110,11 @@ class Training(NeuralNet):
         if self.verbose:
             print(f"stage: {self.stage}")
         self.stop_ = False
-        self.notify("on_train_begin", X=images)
+        self.notify("on_train_begin", X=images, y=None)
         try:
             self.fit_loop(images)
         finally:
-            self.notify("on_train_end", X=images)
+            self.notify("on_train_end", X=images, y=None)
         return self
 
     def fit_loop(self, images):

@@ -51,7 +51,7 @@ def test_options_learn(parameters):
     X = make_images((32, 16, 16))
     detector = tiny(AutoEncoder, max_epochs=30, width=8, latent_size=8, lr=0.01, **parameters).fit(X)
     losses = detector.history_["reconstruction"][:, "train_loss"]
-    assert losses[-1] < 0.6 * losses[0]
+    assert losses[-1] < 0.75 * losses[0]
 
 
 @pytest.mark.parametrize(

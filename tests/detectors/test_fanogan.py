@@ -145,6 +145,8 @@ def test_a_tanh_encoder_for_ziz_warns():
     X = make_images()
     with pytest.warns(UserWarning, match="encoder_output='linear' or prior='uniform'"):
         tiny(FAnoGAN, encoder_training="ziz").fit(X)
+    with pytest.warns(UserWarning, match="encoder_output='clip' cannot reach"):
+        tiny(FAnoGAN, encoder_training="ziz", encoder_output="clip").fit(X)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tiny(FAnoGAN, encoder_training="ziz", prior="uniform").fit(X)
