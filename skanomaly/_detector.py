@@ -19,7 +19,7 @@ from ._docstrings import fill_docstring
 from ._images import Images, Layout, find_intensity_range, is_lazy, kind, usable_rows
 from ._random import draw_seed, seeded
 from .training._progress import EpochContext
-from .training._training import fresh_callbacks
+from .training._training import check_early_stopping, fresh_callbacks
 
 #: At most so many pixels of normal maps decide `pixel_offset_`.
 N_PIXELS = 10**7
@@ -142,6 +142,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
         return self
 
     def _fit(self, X, y):
+        check_early_stopping(self.callbacks, self.validation_fraction)
         X = self._check_X(X, fitting=True)
         layout = Layout.of(X.shape, self.channel_axis, self.image_shape)
         used, y = usable_rows(X, y)

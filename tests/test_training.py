@@ -176,6 +176,9 @@ def test_early_stopping_where_there_is_nothing_to_measure():
         with pytest.raises(ValueError, match=r"valid_loss, and validation_fraction=0"):
             tiny(AutoEncoder, callbacks=[stop]).fit(X)
     tiny(AutoEncoder, callbacks=[EarlyStopping(monitor="train_loss")]).fit(X)
+    # Known before the first stage, not after it.
+    with pytest.raises(ValueError, match=r"valid_loss, and validation_fraction=0"):
+        tiny(FAnoGAN, max_epochs=10**9, callbacks={"encoder": [EarlyStopping()]}).fit(X)
 
 
 def test_callbacks_of_a_stage_that_is_not_there():

@@ -67,7 +67,11 @@ class Training(NeuralNet):
 
     def run(self, images):
         """Train on images (and validate on `images.held_out`); returns the History."""
-        self._check_callbacks(images)
+        if not self.validates and list(early_stopping_monitors(self.callbacks or [])):
+            raise ValueError(
+                f"EarlyStopping needs a validation loss, and the adversarial stage {self.stage!r} has none; "
+                "give callbacks as a dict of the stages to stop, for example {'encoder': [EarlyStopping()]}"
+            )
         self.initialize()
         frozen = [p for part in self._frozen() for p in part.parameters() if p.requires_grad]
         for parameter in frozen:
@@ -127,10 +131,6 @@ class Training(NeuralNet):
             if self.stop_:
                 break
 
-    def on_epoch_begin(self, net, **kwargs):
-        self.history.new_epoch()
-        self.history.record("epoch", len(self.history))
-
     def notify(self, method_name, **kwargs):
         getattr(self, method_name)(self, **kwargs)
         for _, callback in self.callbacks_:
@@ -183,24 +183,6 @@ class Training(NeuralNet):
         moved = [name for parts in self.moves.values() for name in parts]
         return [part for name, part in self.module_.named_children() if name not in moved]
 
-    def _check_callbacks(self, images):
-        for _, callback in self._uniquely_named_callbacks():
-            is_class = isinstance(callback, type)
-            if not (issubclass(callback, EarlyStopping) if is_class else isinstance(callback, EarlyStopping)):
-                continue
-            if not self.validates:
-                raise ValueError(
-                    f"EarlyStopping needs a validation loss, and the adversarial stage {self.stage!r} "
-                    "has none; give callbacks as a dict of the stages to stop, "
-                    "for example {'encoder': [EarlyStopping()]}"
-                )
-            monitor = "valid_loss" if is_class else callback.monitor
-            if monitor == "valid_loss" and images.held_out is None:
-                raise ValueError(
-                    "EarlyStopping monitors valid_loss, and validation_fraction=0 holds out no "
-                    "images to measure it on; set validation_fraction, for example to 0.1"
-                )
-
 
 def fresh_callbacks(callbacks, stage):
     """The callbacks of one stage, copied: a stage must not see another's state.
@@ -212,3 +194,25 @@ def fresh_callbacks(callbacks, stage):
     if isinstance(callbacks, dict):
         callbacks = callbacks.get(stage)
     return copy.deepcopy(list(callbacks or []))
+
+
+def early_stopping_monitors(callbacks):
+    """What each EarlyStopping in a list of callbacks, (name, callback) pairs or classes watches."""
+    for callback in callbacks:
+        callback = callback[1] if isinstance(callback, tuple) else callback
+        if isinstance(callback, EarlyStopping):
+            yield callback.monitor
+        elif callback is EarlyStopping:
+            yield "valid_loss"
+
+
+def check_early_stopping(callbacks, validation_fraction):
+    """Refuse, before anything is trained, to stop on a loss that nobody will measure."""
+    lists = callbacks.values() if isinstance(callbacks, dict) else [callbacks or []]
+    if not validation_fraction and "valid_loss" in {
+        m for each in lists for m in early_stopping_monitors(each)
+    }:
+        raise ValueError(
+            "EarlyStopping monitors valid_loss, and validation_fraction=0 holds out no images to measure "
+            "it on; set validation_fraction, for example to 0.1"
+        )
