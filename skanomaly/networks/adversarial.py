@@ -21,7 +21,7 @@ def _smear(weight, stride):
     """
     bottom, right = (step - 1 for step in stride)
     return sum(
-        F.pad(weight, (i, right - i, j, bottom - j)) for j in range(bottom + 1) for i in range(right + 1)
+        F.pad(weight, (i, right - i, j, bottom - j)) for i in range(right + 1) for j in range(bottom + 1)
     )
 
 
