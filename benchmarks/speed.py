@@ -22,7 +22,6 @@ from skanomaly._images import Images, Layout
 from skanomaly._losses import gradient_penalty
 from skanomaly.datasets import load_chest_xray
 
-EPOCHS = 2
 SCORING_ROWS = 32
 
 
@@ -39,7 +38,7 @@ def scaled(batch):
 def raw_autoencoder(detector, network, X):
     optimizer = torch.optim.Adam(network.parameters(), lr=detector.lr)
     network.train()
-    for _ in range(EPOCHS):
+    for _ in range(detector.max_epochs):
         total = 0.0
         for x in batches(X, detector.batch_size):
             optimizer.zero_grad()
@@ -62,7 +61,7 @@ def raw_fanogan(detector, network, X):
     critic_parameters, generator_parameters = list(critic.parameters()), list(generator.parameters())
     step = 0
     network.train()
-    for _ in range(EPOCHS):
+    for _ in range(detector.max_epochs):
         total = 0.0
         for x in batches(X, detector.batch_size):
             with torch.no_grad():
@@ -84,7 +83,7 @@ def raw_fanogan(detector, network, X):
     for parameter in generator_parameters + critic_parameters:
         parameter.requires_grad_(False)
     generator.eval(), critic.eval()
-    for _ in range(EPOCHS):
+    for _ in range(detector.encoder_epochs):
         total = 0.0
         for x in batches(X, detector.batch_size):
             y = generator(encoder(x))
@@ -116,8 +115,8 @@ def raw_scores(judge, detector, network, X):
 
 
 DETECTORS = {
-    "AutoEncoder": (AutoEncoder(max_epochs=EPOCHS), raw_autoencoder, raw_autoencoder_scores),
-    "FAnoGAN": (FAnoGAN(max_epochs=EPOCHS, encoder_epochs=EPOCHS), raw_fanogan, raw_fanogan_scores),
+    "AutoEncoder": (AutoEncoder(max_epochs=2), raw_autoencoder, raw_autoencoder_scores),
+    "FAnoGAN": (FAnoGAN(max_epochs=1, encoder_epochs=1), raw_fanogan, raw_fanogan_scores),
 }
 
 
@@ -148,7 +147,7 @@ def time_detector(name, n_pairs):
         detector._train(network, images, None)
 
     jobs = {
-        "training": (train, lambda: raw_training(detector, network, X), EPOCHS * len(X)),
+        "training": (train, lambda: raw_training(detector, network, X), detector.n_iter_ * len(X)),
         "scoring": (
             lambda: detector.score_samples(many),
             lambda: raw_scores(raw_judge, detector, network, many),
