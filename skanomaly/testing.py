@@ -267,6 +267,8 @@ def check_score_invariance(detector):
     assert_array_equal(fitted.score_samples(X[order]), scores[order])
     assert_array_equal(fitted.score_samples(X[3:5]), scores[3:5])
     assert_array_equal(np.concatenate([fitted.score_samples(x[None]) for x in X[:4]]), scores[:4])
+    fitted.network_.train()
+    assert_array_equal(fitted.score_samples(X), scores)
     torch.rand(3)
     fitted.set_params(batch_size=3, random_state=5)
     assert_array_equal(fitted.score_samples(X), scores)

@@ -7,10 +7,12 @@ from torch.nn import functional as F
 
 from skanomaly.networks.adversarial import (
     ChannelLayerNorm,
+    DownBlock,
     DownConv,
     ResidualCritic,
     ResidualEncoder,
     ResidualGenerator,
+    UpBlock,
     UpConv,
 )
 from skanomaly.networks.autoencoder import ConvAutoEncoder
@@ -40,6 +42,19 @@ def test_fused_convolutions_are_the_plain_ones(factor):
     enlarged = F.interpolate(x, scale_factor=tuple(map(float, factor)))
     enlarged = F.conv2d(enlarged, up.weight, padding=1)
     assert_allclose(up(x).detach(), enlarged.detach(), atol=1e-5)
+
+
+def test_residual_blocks_against_plain_layers():
+    x = torch.randn(2, 3, 8, 8)
+    down, up = DownBlock(3, 5, (2, 2), ChannelLayerNorm), UpBlock(3, 5, (2, 2), ChannelLayerNorm)
+    h = F.conv2d(down.norm1(x).relu(), down.conv1.weight, padding=1)
+    h = F.conv2d(down.norm2(h).relu(), down.conv2.weight, down.conv2.bias, padding=1)
+    expected = F.avg_pool2d(h, 2) + down.shortcut(F.avg_pool2d(x, 2))
+    assert_allclose(down(x).detach(), expected.detach(), atol=1e-5)
+    h = F.conv2d(F.interpolate(up.norm1(x).relu(), scale_factor=2), up.conv1.weight, padding=1)
+    h = F.conv2d(up.norm2(h).relu(), up.conv2.weight, up.conv2.bias, padding=1)
+    expected = h + up.shortcut(F.interpolate(x, scale_factor=2))
+    assert_allclose(up(x).detach(), expected.detach(), atol=1e-5)
 
 
 def test_critic_norm_is_layer_norm_with_a_scale_per_channel():
