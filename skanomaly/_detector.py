@@ -1,8 +1,10 @@
 """BaseDetector: everything a detector does apart from its three or four verbs."""
 
+import copy
 import math
 import warnings
 from numbers import Integral, Real
+from os import PathLike
 from typing import NamedTuple
 
 import numpy as np
@@ -14,15 +16,20 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from . import _inference, segmentation
+from . import _inference, _storage, segmentation
 from ._docstrings import fill_docstring
-from ._images import Images, Layout, find_intensity_range, is_lazy, kind, usable_rows
+from ._images import Images, Layout, find_intensity_range, fingerprint, is_lazy, kind, usable_rows
 from ._random import draw_seed, seeded
+from ._version import __version__
+from .training._checkpoint import Checkpoint
 from .training._progress import EpochContext
 from .training._training import check_early_stopping, fresh_callbacks
 
 #: At most so many pixels of normal maps decide `pixel_offset_`.
 N_PIXELS = 10**7
+
+#: Parameters that are about this process, not about what is learned.
+PROCESS_PARAMETERS = {"callbacks", "checkpoint_dir", "device", "verbose"}
 
 
 class Judgement(NamedTuple):
@@ -46,11 +53,15 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
     #: What the network expects the intensity range to be scaled to.
     _image_range = (0.0, 1.0)
 
+    #: Set during a `fit` with `checkpoint_dir`.
+    _checkpoint = None
+
     _parameter_constraints = {
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
         "batch_size": [Interval(Integral, 2, None, closed="left")],
         "lr": [Interval(Real, 0, None, closed="neither")],
         "validation_fraction": [Interval(Real, 0, 1, closed="left")],
+        "checkpoint_dir": [str, PathLike, None],
         "callbacks": [list, dict, None],
         "device": [str],
         "contamination": [Interval(Real, 0, 0.5, closed="right")],
@@ -94,6 +105,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
         history = training(
             network,
             stage=stage,
+            checkpoint=self._checkpoint,
             batch_size=self.batch_size,
             callbacks=[*fresh_callbacks(self.callbacks, stage), progress],
             device=self.device_,
@@ -128,6 +140,11 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
             parameters out of range. A fit that fails leaves the detector as it was.
         FloatingPointError
             When a loss stops being finite; the message names the stage and the epoch.
+
+        Notes
+        -----
+        With `checkpoint_dir`, a `fit` that was killed is continued by the same call: same parameters,
+        same data. It ends with the same bits as one that was not.
         """
         context = self._init_callback_context(max_subtasks=None)
         context.call_on_fit_task_begin(estimator=self, X=X, y=y)
@@ -145,18 +162,21 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
         check_early_stopping(self.callbacks, self.validation_fraction)
         X = self._check_X(X, fitting=True)
         layout = Layout.of(X.shape, self.channel_axis, self.image_shape)
-        used, y = usable_rows(X, y)
+        used, codes = usable_rows(X, y)
         self.device_ = _inference.resolve_device(self.device)
         self.intensity_range_ = find_intensity_range(X, self.intensity_range, used)
         self.image_shape_ = layout.image_shape
         self._layout, self._kind = layout, kind(X.dtype)
-        images = self._images(X, layout, None if used.all() else np.flatnonzero(used), y)
-        with seeded(draw_seed(self.random_state), self.device_):
-            network = self._build(self.image_shape_)
-            # Convolutions are faster so, on both kinds of device.
-            network = network.to(self.device_, memory_format=torch.channels_last)
+        images = self._images(X, layout, None if used.all() else np.flatnonzero(used), codes)
+        seed = draw_seed(self.random_state)
+        if self.checkpoint_dir is not None:
+            self._checkpoint = Checkpoint(self.checkpoint_dir, self._describe_fit(X, y), seed)
+            seed = self._checkpoint.seed
+        with seeded(seed, self.device_):
+            network = self._place(self._build(self.image_shape_))
             train = images.split(self.validation_fraction)
             self.history_ = self._train(network, train, train.y)
+        vars(self).pop("_checkpoint", None)
         if isinstance(self.callbacks, dict) and (unknown := set(self.callbacks) - set(self.history_)):
             warnings.warn(
                 f"callbacks names stages that {type(self).__name__} has not: {sorted(unknown)}; "
@@ -174,6 +194,22 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
             )
         self.offset_ = float(np.percentile(scores, 100 * self.contamination))
         self._set_pixel_threshold(pixels, self.pixel_contamination)
+
+    def _describe_fit(self, X, y):
+        """What decides the result of a fit, in words: two fits with equal ones are the same."""
+        parameters = {k: v for k, v in self.get_params(deep=False).items() if k not in PROCESS_PARAMETERS}
+        callbacks = (
+            self.callbacks.items() if isinstance(self.callbacks, dict) else [("", self.callbacks or [])]
+        )
+        return {
+            "detector": type(self).__name__,
+            "skanomaly": __version__,
+            "device": self.device_,
+            "X": f"{tuple(X.shape)} {np.dtype(X.dtype)} with SHA-256 {fingerprint(X)}",
+            "y": "None" if y is None else f"labels with SHA-256 {fingerprint(np.asarray(y).astype(str))}",
+            **{name: _describe(value) for name, value in parameters.items()},
+            **{f"callbacks {stage}".strip(): _describe(list(some)) for stage, some in callbacks},
+        }
 
     def calibrate(self, X_normal, *, false_alarm_rate=0.05, pixel_false_alarm_rate=0.01):
         """Reset both thresholds from normal images the detector was not trained on.
@@ -416,6 +452,28 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
             out[rows] = part
         return out
 
+    # Where a network is.
+
+    def _place(self, network):
+        # Convolutions are faster so, on both kinds of device.
+        return network.to(self.device_, memory_format=torch.channels_last)
+
+    def __getstate__(self):
+        """Networks are pickled on the CPU, for machines without an accelerator."""
+        state = super().__getstate__()
+        if "network_" in state and self.device_ != "cpu":
+            state["network_"] = copy.deepcopy(state["network_"]).cpu()
+        return state
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        if "network_" in state:
+            try:
+                self.device_ = _inference.resolve_device(self.device)
+            except ValueError:
+                self.device_ = "cpu"
+            self.network_ = self._place(self.network_)
+
     # Input.
 
     def _check_images(self, X):
@@ -472,3 +530,13 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         return tags
+
+
+def _describe(value):
+    """A parameter in words that are the same in every process."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_describe(part) for part in value)}]"
+    if isinstance(value, BaseEstimator) or _storage.packable(value):
+        return repr(value)
+    what = value if hasattr(value, "__qualname__") else type(value)
+    return f"{what.__module__}.{what.__qualname__}"

@@ -1,5 +1,6 @@
 """Any layout of images to float32 batches (n, c, h, w), lazily, and back."""
 
+import hashlib
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -258,14 +259,27 @@ def find_intensity_range(X, intensity_range, used):
         low, high = np.inf, -np.inf
     if kind(X.dtype) != "float" and low <= high:
         return low, high
-    row_bytes = int(np.prod(X.shape[1:])) * np.dtype(X.dtype).itemsize
-    for block in gen_batches(X.shape[0], max(1, BLOCK_BYTES // row_bytes)):
+    for block in _blocks(X):
         values = np.asarray(X[block])
         assert_all_finite(values, input_name="X")
         values = values[used[block]]
         if given is None and values.size:
             low, high = min(low, float(values.min())), max(high, float(values.max()))
     return low, high
+
+
+def fingerprint(X):
+    """SHA-256 of the values of X, read a block at a time."""
+    digest = hashlib.sha256()
+    for block in _blocks(X):
+        digest.update(np.asarray(X[block]).tobytes())
+    return digest.hexdigest()
+
+
+def _blocks(X):
+    """Slices of X of about BLOCK_BYTES."""
+    row_bytes = int(np.prod(X.shape[1:])) * np.dtype(X.dtype).itemsize
+    return gen_batches(X.shape[0], max(1, BLOCK_BYTES // max(1, row_bytes)))
 
 
 def is_lazy(X):

@@ -5,10 +5,8 @@ masks, thresholds and reproducibility. Each raises AssertionError, and takes an 
 trains in well under a second, such as `tiny` makes.
 """
 
-import importlib
 import inspect
 import pickle
-import pkgutil
 import tempfile
 import threading
 from pathlib import Path
@@ -24,28 +22,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from skorch.callbacks import Callback
 
-from . import _unwrap, detectors
-from ._detector import BaseDetector
+from . import _unwrap
+from ._discovery import all_detectors
 from .model_selection import NormalOnlyKFold
 
 DTYPES = "uint8", "uint16", "int16", "int64", "float16", "float32", "float64"
-
-
-def all_detectors():
-    """All public detectors.
-
-    Returns
-    -------
-    detectors : list of (name, class)
-        Sorted by name.
-    """
-    found = {}
-    for module in pkgutil.iter_modules(detectors.__path__, f"{detectors.__name__}."):
-        for name, value in vars(importlib.import_module(module.name)).items():
-            is_class = inspect.isclass(value) and value.__module__ == module.name
-            if is_class and issubclass(value, BaseDetector) and not name.startswith("_"):
-                found[name] = value
-    return sorted(found.items())
 
 
 def tiny(detector_class, **parameters):

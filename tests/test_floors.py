@@ -11,11 +11,11 @@ import skanomaly
 ROOT = Path(skanomaly.__file__).parent
 FLOORS = [
     {"_docstrings", "_version", "metrics", "datasets", "segmentation"},
-    {"_images", "_random", "_inference", "_losses", "networks"},
+    {"_images", "_random", "_inference", "_losses", "_storage", "networks"},
     {"training"},
     {"_detector"},
     {"detectors"},
-    {"_unwrap", "model_selection", "plotting", "testing"},
+    {"_discovery", "_unwrap", "model_selection", "persistence", "plotting", "testing"},
 ]
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 FILES = [path for path in sorted(ROOT.rglob("*.py")) if path != ROOT / "__init__.py"]

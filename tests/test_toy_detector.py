@@ -46,6 +46,7 @@ class LinearAutoEncoder(BaseDetector):
         batch_size=8,
         lr=1e-3,
         validation_fraction=0.0,
+        checkpoint_dir=None,
         callbacks=None,
         device="auto",
         contamination=0.1,
@@ -61,6 +62,7 @@ class LinearAutoEncoder(BaseDetector):
         self.batch_size = batch_size
         self.lr = lr
         self.validation_fraction = validation_fraction
+        self.checkpoint_dir = checkpoint_dir
         self.callbacks = callbacks
         self.device = device
         self.contamination = contamination

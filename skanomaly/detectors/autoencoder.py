@@ -100,6 +100,7 @@ class AutoEncoder(BaseDetector):
         batch_size=64,
         lr=1e-3,
         validation_fraction=0.0,
+        checkpoint_dir=None,
         callbacks=None,
         device="auto",
         contamination=0.1,
@@ -120,6 +121,7 @@ class AutoEncoder(BaseDetector):
         self.batch_size = batch_size
         self.lr = lr
         self.validation_fraction = validation_fraction
+        self.checkpoint_dir = checkpoint_dir
         self.callbacks = callbacks
         self.device = device
         self.contamination = contamination

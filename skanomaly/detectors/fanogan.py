@@ -197,6 +197,7 @@ class FAnoGAN(BaseDetector):
         batch_size=16,
         lr=5e-4,
         validation_fraction=0.0,
+        checkpoint_dir=None,
         callbacks=None,
         device="auto",
         contamination=0.1,
@@ -223,6 +224,7 @@ class FAnoGAN(BaseDetector):
         self.batch_size = batch_size
         self.lr = lr
         self.validation_fraction = validation_fraction
+        self.checkpoint_dir = checkpoint_dir
         self.callbacks = callbacks
         self.device = device
         self.contamination = contamination

@@ -7,6 +7,9 @@ import warnings
 import torch
 from skorch import NeuralNet
 from skorch.callbacks import EarlyStopping, EpochTimer, PrintLog
+from skorch.history import History
+
+from . import _checkpoint
 
 
 class Training(NeuralNet):
@@ -21,6 +24,9 @@ class Training(NeuralNet):
         All parts of the method. It is trained in place.
     stage : str
         Name of the stage in `history_` and in messages.
+    checkpoint : Checkpoint, default=None
+        Where the stage is kept after each epoch, and taken up again. Everything that changes while
+        training must be in the network (as parameter or buffer), in an optimiser, or be `n_steps`.
     optimizer : callable (parameters, lr) -> torch Optimizer
     lr, max_epochs, batch_size, callbacks, device, verbose
         As in skorch. `optimizer_<part>__lr` sets another optimiser's own rate.
@@ -34,8 +40,10 @@ class Training(NeuralNet):
     #: Whether the stage has a validation loss that can stop it early.
     validates = False
 
-    def __init__(self, network, *, stage, optimizer=torch.optim.Adam, **options):
-        self.stage = stage
+    def __init__(self, network, *, stage, checkpoint=None, optimizer=torch.optim.Adam, **options):
+        self.stage, self.checkpoint = stage, checkpoint
+        #: Batches so far, this one included.
+        self.n_steps = 0
         # Steps are written out, so there is no criterion; skorch insists on one.
         super().__init__(network, criterion=torch.nn.Identity, optimizer=optimizer, **options)
 
@@ -73,14 +81,19 @@ class Training(NeuralNet):
                 "give callbacks as a dict of the stages to stop, for example {'encoder': [EarlyStopping()]}"
             )
         self.initialize()
+        saved = self.checkpoint and self.checkpoint.read(self.stage)
+        if saved and saved["complete"]:
+            _checkpoint.restore_network(self, saved)
+            return History(saved["history"])
         frozen = [p for part in self._frozen() for p in part.parameters() if p.requires_grad]
         for parameter in frozen:
             parameter.requires_grad_(False)
         try:
-            self.partial_fit(images)
+            self.partial_fit(images, saved)
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(True)
+        self._save(complete=True)
         for name in self.losses:
             if all(math.isnan(value) for value in self.history[:, name]):
                 warnings.warn(
@@ -110,11 +123,13 @@ class Training(NeuralNet):
             setattr(self, name + "_", self.optimizer(*args, **options))
         return self
 
-    def partial_fit(self, images):
-        if self.verbose:
-            print(f"stage: {self.stage}")
+    def partial_fit(self, images, saved=None):
         self.stop_ = False
         self.notify("on_train_begin", X=images, y=None)
+        if saved:
+            _checkpoint.restore(self, saved)
+        if self.verbose:
+            print(f"stage: {self.stage}" + (f", from epoch {len(self.history) + 1}" if saved else ""))
         try:
             self.fit_loop(images)
         finally:
@@ -122,14 +137,17 @@ class Training(NeuralNet):
         return self
 
     def fit_loop(self, images):
-        for _ in range(self.max_epochs):
+        while len(self.history) < self.max_epochs and not self.stop_:
             self.notify("on_epoch_begin", dataset_train=images, dataset_valid=images.held_out)
             self._train_epoch(images)
             if images.held_out is not None and self.validates:
                 self._validate_epoch(images.held_out)
             self.notify("on_epoch_end", dataset_train=images, dataset_valid=images.held_out)
-            if self.stop_:
-                break
+            self._save(complete=False)
+
+    def _save(self, complete):
+        if self.checkpoint:
+            self.checkpoint.write(self.stage, _checkpoint.state_of(self) | {"complete": complete})
 
     def notify(self, method_name, **kwargs):
         getattr(self, method_name)(self, **kwargs)
@@ -151,6 +169,7 @@ class Training(NeuralNet):
         for batch in images.epoch(self.batch_size):
             x = batch.to(self.device)
             self.batch_size_ = len(x)
+            self.n_steps += 1
             self.notify("on_batch_begin", batch=x, training=True)
             self.step(network, x)
             self.notify("on_batch_end", batch=x, training=True)

@@ -33,7 +33,6 @@ class Wasserstein(Training):
         **options,
     ):
         self.n_critic, self.penalty_weight = n_critic, penalty_weight
-        self.n_steps = 0
         super().__init__(network, optimizer=optimizer, **options)
 
     def step(self, network, x):
@@ -45,7 +44,6 @@ class Wasserstein(Training):
         self.move("optimizer_critic", critic_loss=gap + self.penalty_weight * penalty)
         self.record(wasserstein_distance=-gap)
         # Counted over epochs: a small data set has fewer batches in one than n_critic.
-        self.n_steps += 1
         if self.n_steps % self.n_critic == 0:
             fake = generator(network.draw_codes(len(x)))
             self.move("optimizer", generator_loss=-critic(fake).mean())

@@ -1,0 +1,25 @@
+"""Which detectors there are: found, not listed."""
+
+import importlib
+import inspect
+import pkgutil
+
+from . import detectors
+from ._detector import BaseDetector
+
+
+def all_detectors():
+    """All public detectors.
+
+    Returns
+    -------
+    detectors : list of (name, class)
+        Sorted by name.
+    """
+    found = {}
+    for module in pkgutil.iter_modules(detectors.__path__, f"{detectors.__name__}."):
+        for name, value in vars(importlib.import_module(module.name)).items():
+            is_class = inspect.isclass(value) and value.__module__ == module.name
+            if is_class and issubclass(value, BaseDetector) and not name.startswith("_"):
+                found[name] = value
+    return sorted(found.items())

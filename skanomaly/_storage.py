@@ -1,0 +1,187 @@
+"""One file of JSON and tensors with no code in it: what saved detectors and checkpoints are written in.
+
+The file is a safetensors file whose metadata hold the JSON. A SHA-256 over both finds every damage;
+nothing is allocated beyond the size of the file.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from ._version import __version__
+
+#: Raised with every change that an older version cannot read.
+FORMAT = 1
+
+#: Bytes of JSON in a file, at most; a detector takes some thousands.
+HEADER_LIMIT = 2**24
+
+#: What reading contents of the wrong shape may raise.
+MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+SCALARS = {np.dtype(code).name for code in "?bBhHiIlLqQefd"}
+
+
+def write(path, kind, content, encode=None):
+    """Write `content` atomically: the file is the old one or the new one, never half of it.
+
+    Parameters
+    ----------
+    path : str or Path
+    kind : str
+        What the file is; `read` asks for it.
+    content : nested dict, list and tuple of None, bool, int, float, str, numpy scalars, arrays, tensors
+    encode : callable (value) -> (tag, content), default=None
+        For values of any other type; raises TypeError for those it does not know.
+    """
+    tensors = {}
+    packed = _pack(content, "", tensors, encode)
+    document = {"format": FORMAT, "kind": kind, "version": __version__, "content": packed}
+    document["sha256"] = _digest(document, tensors)
+    data = save(tensors, {"skanomaly": json.dumps(document)})
+    path = Path(path)
+    unfinished = path.with_name(path.name + ".unfinished")
+    with open(unfinished, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+
+
+def read(path, kind, decode=None):
+    """What `write` wrote; tensors are on the CPU.
+
+    Raises
+    ------
+    FileNotFoundError
+    ValueError
+        For a damaged file, one of another kind, and one of a later format.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {str(path)!r}")
+    try:
+        document, tensors = _read(path)
+    except (SafetensorError, OSError, *MALFORMED) as error:
+        raise ValueError(
+            f"{str(path)!r} is not a file written by skanomaly, or is damaged: {error}"
+        ) from error
+    # Before the digest: a later format may count it otherwise.
+    if document.get("format") != FORMAT:
+        raise ValueError(
+            f"{str(path)!r} has format {document.get('format')} of skanomaly {document.get('version')}, and this "
+            f"is {__version__}, which reads format {FORMAT}; load it there"
+        )
+    expected = document.pop("sha256", None)
+    if _digest(document, tensors) != expected:
+        raise ValueError(f"{str(path)!r} is damaged: its contents do not match their SHA-256")
+    if document.get("kind") != kind:
+        raise ValueError(f"{str(path)!r} holds a {document.get('kind')}, not a {kind}")
+    left = dict(tensors)
+    try:
+        content = _unpack(document["content"], left, decode)
+    except MALFORMED as error:
+        raise ValueError(f"{str(path)!r} is malformed: {error!r}") from error
+    if left:
+        raise ValueError(f"{str(path)!r} is malformed: no content for tensors {sorted(left)[:3]}")
+    return content
+
+
+def packable(value):
+    """Whether `write` takes the value without help."""
+    try:
+        _pack(value, "", {}, None)
+    except TypeError:
+        return False
+    return True
+
+
+def _read(path):
+    size = path.stat().st_size if path.is_file() else 0
+    with open(path, "rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if not 0 < header <= min(size - 8, HEADER_LIMIT):
+        raise ValueError(f"a header of {header} bytes in a file of {size}")
+    with safe_open(path, framework="pt") as file:
+        document = json.loads((file.metadata() or {})["skanomaly"])
+        if not isinstance(document, dict):
+            raise ValueError("no JSON object in it")
+        return document, {key: file.get_tensor(key) for key in file.keys()}
+
+
+def _digest(document, tensors):
+    digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode())
+    for key in sorted(tensors):
+        tensor = tensors[key]
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _pack(value, path, tensors, encode):
+    """JSON of a value; what JSON lacks becomes an object of one key, its type."""
+
+    def inner(part, name):
+        return _pack(part, f"{path}/{name}" if path else str(name), tensors, encode)
+
+    if isinstance(value, np.generic) and value.dtype.name in SCALARS:
+        return {"scalar": [value.dtype.name, value.item()]}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if type(value) is tuple:
+        return {"tuple": [inner(part, i) for i, part in enumerate(value)]}
+    if isinstance(value, list):
+        return [inner(part, i) for i, part in enumerate(value)]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {"dict": {key: inner(part, key) for key, part in value.items()}}
+    if isinstance(value, dict):
+        return {"pairs": [[inner(key, "key"), inner(part, key)] for key, part in value.items()]}
+    if (
+        isinstance(value, np.ndarray)
+        and value.dtype.kind in "OU"
+        and all(isinstance(v, str) for v in value.flat)
+    ):
+        return {"strings": [value.tolist(), value.ndim]}
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        if path in tensors:
+            raise ValueError(f"two values are both named {path}")
+        # A copy: safetensors refuses tensors that share memory.
+        tensors[path] = torch.as_tensor(value).detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"tensor" if isinstance(value, torch.Tensor) else "array": path}
+    if encode is None:
+        raise TypeError(f"{path} is of type {type(value).__name__}, which cannot be written")
+    tag, content = encode(value)
+    return {tag: inner(content, tag)}
+
+
+def _unpack(packed, tensors, decode):
+    """Undo `_pack`; tensors are taken out of the dict."""
+    if isinstance(packed, list):
+        return [_unpack(part, tensors, decode) for part in packed]
+    if not isinstance(packed, dict):
+        return packed
+    ((tag, content),) = packed.items() if len(packed) == 1 else ((None, None),)
+    if tag == "tuple":
+        return tuple(_unpack(part, tensors, decode) for part in content)
+    if tag == "dict":
+        return {key: _unpack(part, tensors, decode) for key, part in content.items()}
+    if tag == "pairs":
+        return {_unpack(key, tensors, decode): _unpack(part, tensors, decode) for key, part in content}
+    if tag == "scalar" and content[0] in SCALARS:
+        return np.dtype(content[0]).type(content[1])
+    if tag == "strings":
+        strings = np.empty(np.shape(content[0]), dtype=object)
+        strings[...] = content[0]
+        return strings
+    if tag in ("tensor", "array"):
+        tensor = tensors.pop(content)
+        return tensor if tag == "tensor" else tensor.numpy()
+    if decode is None or tag is None:
+        raise TypeError(f"no value is written as {list(packed)[:3]}")
+    return decode(tag, _unpack(content, tensors, decode))

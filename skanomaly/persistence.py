@@ -1,0 +1,306 @@
+"""Save a fitted detector to one file of JSON and tensors, and load it without running code from it.
+
+A pickle runs whatever code its writer put in, so it can be loaded only from those one trusts. Here a file
+holds parameters, weights and thresholds alone; the network is built by the installed package, and
+nothing is taken from a file that does not fit it to the last tensor.
+"""
+
+import inspect
+
+import torch
+from sklearn.base import BaseEstimator
+from skorch.history import History
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from . import _inference, _storage
+from ._detector import PROCESS_PARAMETERS, BaseDetector
+from ._discovery import all_detectors
+from ._images import Layout
+from ._random import seeded
+
+__all__ = ["load", "save"]
+
+#: Attributes of a fitted detector that `load` asks for, and what they must be.
+FITTED = {
+    "offset_": lambda v: isinstance(v, float),
+    "pixel_offset_": lambda v: isinstance(v, float),
+    "map_range_": lambda v: _are(v, float, 2),
+    "intensity_range_": lambda v: _are(v, float, 2),
+    "image_shape_": lambda v: _are(v, int, 3) and min(v) > 0,
+    "n_features_in_": lambda v: isinstance(v, int),
+    "n_iter_": lambda v: isinstance(v, int),
+    "history_": lambda v: isinstance(v, dict) and all(isinstance(stage, History) for stage in v.values()),
+    "_layout": lambda v: isinstance(v, Layout),
+    "_kind": lambda v: isinstance(v, str),
+}
+
+
+def _are(value, kind, length):
+    return isinstance(value, tuple) and len(value) == length and all(isinstance(part, kind) for part in value)
+
+
+def save(detector, path, *, leave_out=()):
+    """Write a detector, fitted or not, to one file.
+
+    Parameters
+    ----------
+    detector : BaseDetector
+        Its parameters may be numbers, strings, None, lists and tuples of these, and detectors.
+        ``callbacks``, ``checkpoint_dir``, ``device``, ``verbose`` and RandomState objects are not saved:
+        `load` gives their defaults.
+    path : str or Path
+        The file, replaced as a whole: an interrupted `save` leaves the old one.
+    leave_out : sequence of str, default=()
+        Parameters holding anything else (a module, a function), to be given to `load` again; of a
+        nested detector as ``detector__encoder``.
+
+    Raises
+    ------
+    TypeError
+        For a parameter that cannot be saved, and for estimators that are not detectors.
+    ValueError
+        If parameters were changed after `fit`, so that they no longer describe the network.
+
+    See Also
+    --------
+    load : Read it again.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from skanomaly import AutoEncoder
+    >>> from skanomaly.datasets import load_chest_xray
+    >>> from skanomaly.persistence import load, save
+    >>> X = load_chest_xray().images[:64]
+    >>> detector = AutoEncoder(hidden_size=64, max_epochs=1, random_state=0).fit(X)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(detector, f"{folder}/chest.skanomaly")
+    ...     loaded = load(f"{folder}/chest.skanomaly")
+    >>> (loaded.score_samples(X) == detector.score_samples(X)).all()
+    np.True_
+    """
+    _check_detector(detector)
+    unknown = set(leave_out) - set(detector.get_params())
+    if unknown:
+        raise ValueError(
+            f"leave_out names parameters that {type(detector).__name__} has not: {sorted(unknown)}"
+        )
+    _storage.write(path, "detector", _describe(detector, "", leave_out), encode=_encode)
+
+
+def load(path, *, types=(), **parameters):
+    """Read a detector that `save` wrote; no code in the file is run.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    types : sequence of type, default=()
+        Detector classes from outside skanomaly that the file may use.
+    **parameters : dict
+        Parameters that were left out or are never saved, such as ``device``; of a nested detector as
+        ``detector__device``.
+
+    Returns
+    -------
+    detector : BaseDetector
+        With the weights, thresholds and history that were saved, to the bit, on ``device``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        For a file that is damaged, of a later format, or does not fit the installed package.
+    TypeError
+        For a parameter that is missing, or is in the file already.
+
+    See Also
+    --------
+    save : Write such a file.
+    """
+    known = {f"skanomaly.{name}": detector for name, detector in all_detectors()}
+    known |= {detector.__name__: detector for detector in types}
+    try:
+        content = _storage.read(path, "detector", decode=_decode)
+        detector = _rebuild(content, known, parameters)
+    except (_GivenError, ValueError):
+        raise
+    except (*_storage.MALFORMED, RuntimeError) as error:
+        raise ValueError(f"{str(path)!r} does not describe a detector: {error!r}") from error
+    if parameters:
+        raise TypeError(f"{type(detector).__name__} has no parameters {sorted(parameters)}")
+    return detector
+
+
+class _GivenError(TypeError):
+    """What the caller of `load` gave is wrong, not the file."""
+
+
+def _encode(value):
+    """Types of attributes that the storage does not know."""
+    if isinstance(value, Layout):
+        return "layout", (value.image_shape, value.channel_axis, value.rows)
+    raise TypeError(f"an attribute of type {type(value).__name__} cannot be saved")
+
+
+def _decode(tag, content):
+    if tag == "layout":
+        return Layout(*content)
+    raise TypeError(f"no value is written as {tag!r}")
+
+
+def _check_detector(value, name="detector"):
+    if not isinstance(value, BaseDetector):
+        hint = "; a scikit-learn estimator, or what holds one, is saved by joblib.dump"
+        raise TypeError(
+            f"{name} must be a detector of skanomaly, got {type(value).__name__}"
+            + (hint if isinstance(value, BaseEstimator) else "")
+        )
+
+
+# Both ways, side by side: a detector is a dict of class, parameters, fitted attributes and network.
+
+
+def _describe(detector, prefix, leave_out):
+    parameters, left_out = {}, []
+    for name, value in detector.get_params(deep=False).items():
+        if prefix + name in leave_out:
+            left_out.append(name)
+        elif name not in PROCESS_PARAMETERS and not (name == "random_state" and _is_random_state(value)):
+            parameters[name] = _describe_parameter(value, prefix + name, leave_out)
+    cls = type(detector)
+    ours = dict(all_detectors()).get(cls.__name__) is cls
+    description = {
+        "class": f"skanomaly.{cls.__name__}" if ours else cls.__name__,
+        "parameters": parameters,
+        "left_out": left_out,
+    }
+    if not hasattr(detector, "network_"):
+        return description
+    state = dict(detector.network_.state_dict())
+    if problem := _misfit(detector, state):
+        raise ValueError(
+            f"the parameters of {cls.__name__} no longer describe its network ({problem}): they were changed "
+            "after fit; set them back, or fit again"
+        )
+    fitted = {k: v for k, v in vars(detector).items() if k in FITTED or k.endswith("_") and k[0] != "_"}
+    fitted = {k: v for k, v in fitted.items() if k not in ("network_", "device_")}
+    return description | {"fitted": _describe_fitted(fitted, prefix), "network": state}
+
+
+def _describe_fitted(fitted, prefix):
+    return {
+        name: {"nested": _describe(value, f"{prefix}{name}__", ())}
+        if isinstance(value, BaseDetector)
+        else value
+        for name, value in fitted.items()
+    }
+
+
+def _is_random_state(value):
+    return value is not None and not _storage.packable(value)
+
+
+def _describe_parameter(value, name, leave_out):
+    if isinstance(value, BaseEstimator):
+        _check_detector(value, f"parameter {name}")
+        return {"nested": _describe(value, f"{name}__", leave_out)}
+    if isinstance(value, (tuple, list)):
+        return type(value)(_describe_parameter(part, name, leave_out) for part in value)
+    if isinstance(value, (dict, torch.Tensor)) or not _storage.packable(value):
+        raise TypeError(
+            f"parameter {name} is of type {type(value).__name__}, which cannot be saved without code; pass "
+            f"leave_out=[{name!r}], and {name}=... to load"
+        )
+    return value
+
+
+def _rebuild(description, known, given, prefix=""):
+    """A detector from its description; takes what it uses out of `given`."""
+    name = description["class"]
+    if name not in known:
+        raise ValueError(
+            f"the file holds a {name}, which is not in this skanomaly; give its class as types=[...]"
+        )
+    cls = known[name]
+    names = set(inspect.signature(cls).parameters)
+    parameters, unsaved = {}, PROCESS_PARAMETERS | set(description["left_out"]) | {"random_state"}
+    if unknown := set(description["parameters"]) - names:
+        raise ValueError(f"the file has parameters that {name} of this skanomaly has not: {sorted(unknown)}")
+    for parameter, value in description["parameters"].items():
+        if prefix + parameter in given:
+            raise _GivenError(
+                f"parameter {prefix + parameter} is in the file; only those left out can be given"
+            )
+        parameters[parameter] = _rebuild_parameter(value, known, given, f"{prefix}{parameter}__")
+    for parameter in unsaved & names - set(parameters):
+        if prefix + parameter in given:
+            parameters[parameter] = given.pop(prefix + parameter)
+        elif parameter in description["left_out"]:
+            raise _GivenError(f"parameter {prefix + parameter} was left out of the file; give it to load")
+    detector = cls(**parameters)
+    detector._validate_params()
+    if "fitted" in description:
+        _rebuild_fitted(detector, description, known, given, prefix)
+    return detector
+
+
+def _rebuild_parameter(value, known, given, prefix):
+    if isinstance(value, dict):
+        return _rebuild(value["nested"], known, given, prefix)
+    if isinstance(value, (tuple, list)):
+        return type(value)(_rebuild_parameter(part, known, given, prefix) for part in value)
+    return value
+
+
+def _rebuild_fitted(detector, description, known, given, prefix):
+    fitted, state = dict(description["fitted"]), description["network"]
+    fitted["history_"] = {stage: History(rows) for stage, rows in fitted["history_"].items()}
+    for name, value in fitted.items():
+        if name not in FITTED and not (name.isidentifier() and name.endswith("_") and name[0] != "_"):
+            raise ValueError(f"{name!r} is not an attribute of a fitted detector")
+        if isinstance(value, dict) and set(value) == {"nested"}:
+            value = _rebuild(value["nested"], known, given, f"{prefix}{name}__")
+        setattr(detector, name, value)
+    for name, fits in FITTED.items():
+        if not fits(fitted[name]):
+            raise ValueError(f"{name} cannot be {fitted[name]!r}")
+    if problem := _misfit(detector, state):
+        raise ValueError(f"the network in the file is not the one its parameters describe: {problem}")
+    with seeded(0):
+        network = detector._build(detector.image_shape_)
+    network.load_state_dict(state)
+    detector.device_ = _inference.resolve_device(detector.device)
+    detector.network_ = detector._place(network).eval()
+
+
+def _misfit(detector, state):
+    """How the network that the parameters describe differs from tensors, or "".
+
+    It is built without memory, on torch's meta device, and no further than to as many parameters as
+    there are tensors: whatever a file declares, it allocates nothing.
+    """
+    n_parameters = 0
+
+    def count(module, name, parameter):
+        nonlocal n_parameters
+        n_parameters += parameter is not None
+        if n_parameters > len(state):
+            raise ValueError(f"it has more than the {len(state)} tensors there are")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with seeded(0), torch.device("meta"):
+            expected = detector._build(detector.image_shape_).state_dict()
+    except (ValueError, RuntimeError, OverflowError, TypeError) as error:
+        return str(error)
+    finally:
+        hook.remove()
+    expected = {key: (tuple(value.shape), value.dtype) for key, value in expected.items()}
+    found = {key: (tuple(value.shape), value.dtype) for key, value in state.items()}
+    differ = sorted(key for key in {**expected, **found} if expected.get(key) != found.get(key))
+    if not differ:
+        return ""
+    key = differ[0]
+    return f"{key} is {found.get(key, 'absent')} and should be {expected.get(key, 'absent')}"

@@ -1,0 +1,116 @@
+"""A fit in a folder: what each stage was after its last epoch, for a killed process to go on from."""
+
+from pathlib import Path
+
+import torch
+
+from .. import _storage
+
+SUFFIX = ".safetensors"
+
+
+class Checkpoint:
+    """One file per stage; a complete stage is loaded, a begun one goes on.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Made if absent.
+    fit : dict of str to str
+        What decides the result: parameters and data, described.
+    seed : int
+        Of this fit. Where `fit` is already there, `seed` becomes the one it began with.
+
+    Raises
+    ------
+    ValueError
+        Where the folder holds another fit; says what differs.
+    """
+
+    def __init__(self, folder, fit, seed):
+        self.folder, self.fit, self.seed = Path(folder), fit, seed
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(self.folder.glob("*" + SUFFIX)):
+            self.seed = self._read(path)["seed"]
+
+    def read(self, stage):
+        """State of a stage, or None."""
+        path = self.folder / (stage + SUFFIX)
+        return self._read(path)["state"] if path.exists() else None
+
+    def write(self, stage, state):
+        """Replace the state of a stage, atomically."""
+        content = {"fit": self.fit, "seed": self.seed, "state": state}
+        _storage.write(self.folder / (stage + SUFFIX), "checkpoint", content)
+
+    def _read(self, path):
+        content = _storage.read(path, "checkpoint")
+        then, now = content["fit"], self.fit
+        changed = [
+            f"{key} was {then.get(key, 'absent')} and is {now.get(key, 'absent')}"
+            for key in {**then, **now}
+            if then.get(key) != now.get(key)
+        ]
+        if changed:
+            raise ValueError(
+                f"checkpoint_dir={str(self.folder)!r} holds another fit: {'; '.join(changed)}. Give another "
+                "folder, or the parameters and data of that fit"
+            )
+        return content
+
+
+def state_of(training):
+    """All that decides how a training goes on, as `_storage` can write it."""
+    generators = {"cpu": torch.get_rng_state()}
+    if training.device != "cpu":
+        generators["device"] = torch.get_device_module(training.device).get_rng_state(training.device)
+    return {
+        "network": dict(training.module_.state_dict()),
+        "optimizers": {name: getattr(training, name + "_").state_dict() for name in training.moves},
+        "generators": generators,
+        "n_steps": training.n_steps,
+        "stop": training.stop_,
+        "history": list(training.history),
+        "callbacks": {name: _callback_state(callback) for name, callback in training.callbacks_},
+    }
+
+
+def restore(training, state):
+    """Undo `state_of`, in a training whose callbacks were told that it begins."""
+    restore_network(training, state)
+    for name, saved in state["optimizers"].items():
+        _restore_optimizer(getattr(training, name + "_"), saved)
+    training.n_steps, training.stop_ = state["n_steps"], state["stop"]
+    training.history.extend(state["history"])
+    for name, callback in training.callbacks_:
+        for attribute, value in state["callbacks"].get(name, {}).items():
+            current = getattr(callback, attribute, None)
+            if hasattr(current, "load_state_dict"):
+                current.load_state_dict(value)
+            else:
+                setattr(callback, attribute, value)
+
+
+def restore_network(training, state):
+    """Weights, buffers and random generators alone: all that a complete stage leaves behind."""
+    training.module_.load_state_dict(state["network"])
+    torch.set_rng_state(state["generators"]["cpu"])
+    if training.device != "cpu":
+        module = torch.get_device_module(training.device)
+        module.set_rng_state(state["generators"]["device"], training.device)
+
+
+def _restore_optimizer(optimizer, saved):
+    optimizer.load_state_dict(saved)
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                # In the parameter's memory format, as it was: other kernels would round otherwise.
+                values[name] = torch.empty_like(parameter).copy_(value)
+
+
+def _callback_state(callback):
+    """What a callback learned: its attributes ending in "_" as far as they can be written."""
+    learned = {name: value for name, value in vars(callback).items() if name.endswith("_")}
+    state = {k: v.state_dict() if hasattr(v, "state_dict") else v for k, v in learned.items()}
+    return {name: value for name, value in state.items() if _storage.packable(value)}
