@@ -75,8 +75,8 @@ def read(path, kind, decode=None):
     # Before the digest: a later format may count it otherwise.
     if document.get("format") != FORMAT:
         raise ValueError(
-            f"{str(path)!r} has format {document.get('format')} of skanomaly {document.get('version')}, and this "
-            f"is {__version__}, which reads format {FORMAT}; load it there"
+            f"{str(path)!r} has format {document.get('format')}, written by skanomaly "
+            f"{document.get('version')}; this is {__version__}, which reads format {FORMAT}"
         )
     expected = document.pop("sha256", None)
     if _digest(document, tensors) != expected:
@@ -167,7 +167,7 @@ def _unpack(packed, tensors, decode):
     if not isinstance(packed, dict):
         return packed
     ((tag, content),) = packed.items() if len(packed) == 1 else ((None, None),)
-    if tag == "tuple":
+    if tag == "tuple" and isinstance(content, list):
         return tuple(_unpack(part, tensors, decode) for part in content)
     if tag == "dict":
         return {key: _unpack(part, tensors, decode) for key, part in content.items()}

@@ -7,6 +7,7 @@ nothing is taken from a file that does not fit it to the last tensor.
 
 import inspect
 
+import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from skorch.history import History
@@ -30,7 +31,7 @@ FITTED = {
     "n_features_in_": lambda v: isinstance(v, int),
     "n_iter_": lambda v: isinstance(v, int),
     "history_": lambda v: isinstance(v, dict) and all(isinstance(stage, History) for stage in v.values()),
-    "_layout": lambda v: isinstance(v, Layout),
+    "_layout": lambda v: isinstance(v, Layout) and _are(v.image_shape, int, 3) and isinstance(v.rows, bool),
     "_kind": lambda v: isinstance(v, str),
 }
 
@@ -123,13 +124,14 @@ def load(path, *, types=(), **parameters):
     known |= {detector.__name__: detector for detector in types}
     try:
         content = _storage.read(path, "detector", decode=_decode)
-        detector = _rebuild(content, known, parameters)
+        loader = _Loader(known, parameters)
+        detector = loader.detector(content)
     except (_GivenError, ValueError):
         raise
     except (*_storage.MALFORMED, RuntimeError) as error:
         raise ValueError(f"{str(path)!r} does not describe a detector: {error!r}") from error
-    if parameters:
-        raise TypeError(f"{type(detector).__name__} has no parameters {sorted(parameters)}")
+    if unknown := set(parameters) - loader.used:
+        raise TypeError(f"{type(detector).__name__} has no parameters {sorted(unknown)}")
     return detector
 
 
@@ -167,7 +169,7 @@ def _describe(detector, prefix, leave_out):
     for name, value in detector.get_params(deep=False).items():
         if prefix + name in leave_out:
             left_out.append(name)
-        elif name not in PROCESS_PARAMETERS and not (name == "random_state" and _is_random_state(value)):
+        elif name not in PROCESS_PARAMETERS and not isinstance(value, np.random.RandomState):
             parameters[name] = _describe_parameter(value, prefix + name, leave_out)
     cls = type(detector)
     ours = dict(all_detectors()).get(cls.__name__) is cls
@@ -184,22 +186,14 @@ def _describe(detector, prefix, leave_out):
             f"the parameters of {cls.__name__} no longer describe its network ({problem}): they were changed "
             "after fit; set them back, or fit again"
         )
-    fitted = {k: v for k, v in vars(detector).items() if k in FITTED or k.endswith("_") and k[0] != "_"}
-    fitted = {k: v for k, v in fitted.items() if k not in ("network_", "device_")}
-    return description | {"fitted": _describe_fitted(fitted, prefix), "network": state}
-
-
-def _describe_fitted(fitted, prefix):
-    return {
-        name: {"nested": _describe(value, f"{prefix}{name}__", ())}
+    fitted = {
+        name: {"nested": _describe(value, _prefix_of(name, prefix), leave_out)}
         if isinstance(value, BaseDetector)
         else value
-        for name, value in fitted.items()
+        for name, value in vars(detector).items()
+        if name in FITTED or _is_fitted_name(name) and name not in ("network_", "device_")
     }
-
-
-def _is_random_state(value):
-    return value is not None and not _storage.packable(value)
+    return description | {"fitted": fitted, "network": state}
 
 
 def _describe_parameter(value, name, leave_out):
@@ -216,63 +210,80 @@ def _describe_parameter(value, name, leave_out):
     return value
 
 
-def _rebuild(description, known, given, prefix=""):
-    """A detector from its description; takes what it uses out of `given`."""
-    name = description["class"]
-    if name not in known:
-        raise ValueError(
-            f"the file holds a {name}, which is not in this skanomaly; give its class as types=[...]"
-        )
-    cls = known[name]
-    names = set(inspect.signature(cls).parameters)
-    parameters, unsaved = {}, PROCESS_PARAMETERS | set(description["left_out"]) | {"random_state"}
-    if unknown := set(description["parameters"]) - names:
-        raise ValueError(f"the file has parameters that {name} of this skanomaly has not: {sorted(unknown)}")
-    for parameter, value in description["parameters"].items():
-        if prefix + parameter in given:
-            raise _GivenError(
-                f"parameter {prefix + parameter} is in the file; only those left out can be given"
+class _Loader:
+    """Detectors from their descriptions.
+
+    Parameters
+    ----------
+    known : dict of name to class
+    given : dict
+        Parameters from the caller; `used` are the names of those that found their place.
+    """
+
+    def __init__(self, known, given):
+        self.known, self.given, self.used = known, given, set()
+
+    def detector(self, description, prefix=""):
+        name = description["class"]
+        if name not in self.known:
+            raise ValueError(
+                f"the file holds a {name}, which is not in this skanomaly; give its class as types=[...]"
             )
-        parameters[parameter] = _rebuild_parameter(value, known, given, f"{prefix}{parameter}__")
-    for parameter in unsaved & names - set(parameters):
-        if prefix + parameter in given:
-            parameters[parameter] = given.pop(prefix + parameter)
-        elif parameter in description["left_out"]:
-            raise _GivenError(f"parameter {prefix + parameter} was left out of the file; give it to load")
-    detector = cls(**parameters)
-    detector._validate_params()
-    if "fitted" in description:
-        _rebuild_fitted(detector, description, known, given, prefix)
-    return detector
+        cls = self.known[name]
+        names = set(inspect.signature(cls).parameters)
+        saved, left_out = description["parameters"], set(description["left_out"])
+        if unknown := set(saved) - names:
+            raise ValueError(f"the file has parameters that {name} here has not: {sorted(unknown)}")
+        parameters = {key: self.parameter(value, f"{prefix}{key}__") for key, value in saved.items()}
+        for key in names:
+            full = prefix + key
+            if full in self.given and key in saved:
+                raise _GivenError(f"parameter {full} is in the file; only those left out can be given")
+            if full in self.given:
+                parameters[key] = self.given[full]
+                self.used.add(full)
+            elif key in left_out:
+                raise _GivenError(f"parameter {full} was left out of the file; give it to load")
+        detector = cls(**parameters)
+        detector._validate_params()
+        if "fitted" in description:
+            self.fill(detector, description["fitted"], description["network"], prefix)
+        return detector
+
+    def parameter(self, value, prefix):
+        if isinstance(value, dict):
+            return self.detector(value["nested"], prefix)
+        if isinstance(value, (tuple, list)):
+            return type(value)(self.parameter(part, prefix) for part in value)
+        return value
+
+    def fill(self, detector, fitted, state, prefix):
+        fitted = fitted | {"history_": {k: History(rows) for k, rows in fitted["history_"].items()}}
+        for name, value in fitted.items():
+            if name not in FITTED and not _is_fitted_name(name):
+                raise ValueError(f"{name!r} is not an attribute of a fitted detector")
+            if isinstance(value, dict) and set(value) == {"nested"}:
+                value = self.detector(value["nested"], _prefix_of(name, prefix))
+            setattr(detector, name, value)
+        for name, fits in FITTED.items():
+            if not fits(fitted[name]):
+                raise ValueError(f"{name} cannot be {fitted[name]!r}")
+        if problem := _misfit(detector, state):
+            raise ValueError(f"the network in the file is not the one its parameters describe: {problem}")
+        with seeded(0):
+            network = detector._build(detector.image_shape_)
+        network.load_state_dict(state)
+        detector.device_ = _inference.resolve_device(detector.device)
+        detector.network_ = detector._place(network).eval()
 
 
-def _rebuild_parameter(value, known, given, prefix):
-    if isinstance(value, dict):
-        return _rebuild(value["nested"], known, given, prefix)
-    if isinstance(value, (tuple, list)):
-        return type(value)(_rebuild_parameter(part, known, given, prefix) for part in value)
-    return value
+def _is_fitted_name(name):
+    return name.isidentifier() and name.endswith("_") and not name.startswith("_")
 
 
-def _rebuild_fitted(detector, description, known, given, prefix):
-    fitted, state = dict(description["fitted"]), description["network"]
-    fitted["history_"] = {stage: History(rows) for stage, rows in fitted["history_"].items()}
-    for name, value in fitted.items():
-        if name not in FITTED and not (name.isidentifier() and name.endswith("_") and name[0] != "_"):
-            raise ValueError(f"{name!r} is not an attribute of a fitted detector")
-        if isinstance(value, dict) and set(value) == {"nested"}:
-            value = _rebuild(value["nested"], known, given, f"{prefix}{name}__")
-        setattr(detector, name, value)
-    for name, fits in FITTED.items():
-        if not fits(fitted[name]):
-            raise ValueError(f"{name} cannot be {fitted[name]!r}")
-    if problem := _misfit(detector, state):
-        raise ValueError(f"the network in the file is not the one its parameters describe: {problem}")
-    with seeded(0):
-        network = detector._build(detector.image_shape_)
-    network.load_state_dict(state)
-    detector.device_ = _inference.resolve_device(detector.device)
-    detector.network_ = detector._place(network).eval()
+def _prefix_of(attribute, prefix):
+    """`detector_` is the fitted `detector`: the same parameters were left out of both."""
+    return f"{prefix}{attribute.rstrip('_')}__"
 
 
 def _misfit(detector, state):
@@ -294,7 +305,7 @@ def _misfit(detector, state):
         with seeded(0), torch.device("meta"):
             expected = detector._build(detector.image_shape_).state_dict()
     except (ValueError, RuntimeError, OverflowError, TypeError) as error:
-        return str(error)
+        return str(error).partition("\n")[0]  # torch appends its own stack
     finally:
         hook.remove()
     expected = {key: (tuple(value.shape), value.dtype) for key, value in expected.items()}

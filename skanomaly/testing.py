@@ -22,8 +22,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from skorch.callbacks import Callback
 
-from . import _unwrap
-from ._discovery import all_detectors
+from . import _unwrap, persistence
+from ._discovery import all_detectors as all_detectors
 from .model_selection import NormalOnlyKFold
 
 DTYPES = "uint8", "uint16", "int16", "int64", "float16", "float32", "float64"
@@ -414,6 +414,62 @@ def check_nesting(detector):
             assert_array_equal(_unwrap.anomaly_map(other, X), maps)
             assert_array_equal(_unwrap.segment(other, X), fitted.segment(X))
         assert _unwrap.anomaly_map(search, X).shape == maps.shape
+
+
+def check_persistence(detector):
+    """`save` and `load` give the same detector to the bit, fitted or not; so does a nested one."""
+    X = make_images()
+    types = [type(detector)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "detector.skanomaly"
+        persistence.save(detector, path)
+        unfitted = persistence.load(path, types=types)
+        assert repr(unfitted) == repr(clone(detector))
+        fitted = clone(detector).fit(X).calibrate(make_images((30, 16, 16), seed=1))
+        persistence.save(fitted, path)
+        loaded = persistence.load(path, types=types)
+    assert repr(loaded) == repr(fitted)
+    assert _states_equal(loaded, fitted)
+    assert {k: repr(v) for k, v in vars(loaded).items()} == {k: repr(v) for k, v in vars(fitted).items()}
+    assert_array_equal(loaded.score_samples(X), fitted.score_samples(X))
+    if _has_map(fitted):
+        assert_array_equal(loaded.segment(X), fitted.segment(X))
+    assert _states_equal(loaded.fit(X), fitted)
+
+
+def check_resume(detector):
+    """A fit that was killed in any epoch goes on from there, and ends with the same bits."""
+
+    class Kill(Callback):
+        epochs = killed_in = 0
+
+        def on_batch_begin(self, net, **kwargs):
+            if Kill.epochs == Kill.killed_in:
+                raise KeyboardInterrupt
+
+        def on_epoch_begin(self, net, **kwargs):
+            Kill.epochs += 1
+
+    X = make_images((20, 16, 16))
+    names = [name for name in detector.get_params() if name == "max_epochs" or name.endswith("_epochs")]
+    detector = clone(detector).set_params(callbacks=[Kill()], **{name: 2 for name in names})
+    whole = clone(detector).fit(X)
+    n_epochs = Kill.epochs
+    assert n_epochs == whole.n_iter_
+    for killed_in in np.unique(np.linspace(1, n_epochs, 4).round().astype(int)):
+        with tempfile.TemporaryDirectory() as folder:
+            part = clone(detector).set_params(checkpoint_dir=folder)
+            Kill.epochs, Kill.killed_in = 0, killed_in
+            _assert_raises(KeyboardInterrupt, [], part.fit, X)
+            Kill.epochs, Kill.killed_in = 0, -1
+            assert _states_equal(part.fit(X), whole)
+            assert Kill.epochs == n_epochs - killed_in + 1, "epochs were trained again"
+            assert (part.offset_, part.pixel_offset_) == (whole.offset_, whole.pixel_offset_)
+            assert part.n_iter_ == whole.n_iter_
+            other = clone(part).set_params(batch_size=detector.batch_size + 1)
+            words = ["another fit", f"batch_size was {detector.batch_size} and is {detector.batch_size + 1}"]
+            _assert_raises(ValueError, words, other.fit, X)
+            _assert_raises(ValueError, ["another fit", "X was"], part.fit, X[:-1])
 
 
 def check_threads_of_scoring(detector):

@@ -24,11 +24,11 @@ def choose_strides(image_shape, n_levels=None):
     if n_levels is None:
         halvings = [max(0, round(math.log2(side / 4))) for side in sides]
         return [tuple(1 + (level < n) for n in halvings) for level in range(max(1, *halvings))]
-    smallest = 2**n_levels
-    if min(sides) < smallest:
+    most = min(sides).bit_length() - 1
+    if n_levels > most:
         raise ValueError(
-            f"images must be at least {smallest} x {smallest} for n_levels={n_levels}, "
-            f"got {sides[0]} x {sides[1]}; lower n_levels or leave it None"
+            f"n_levels must be at most {most} for images of {sides[0]} x {sides[1]}, whose sides it halves, "
+            f"got {n_levels}; lower n_levels or leave it None"
         )
     return [(2, 2)] * n_levels
 

@@ -1,0 +1,87 @@
+"""Toy detectors: the least that a detector is."""
+
+from torch import nn
+
+from skanomaly._detector import BaseDetector, Judgement
+from skanomaly._losses import absolute_error
+from skanomaly.training import Reconstruction
+
+
+class LinearNetwork(nn.Module):
+    def __init__(self, image_shape, latent_size):
+        super().__init__()
+        n_pixels = image_shape[0] * image_shape[1] * image_shape[2]
+        self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(n_pixels, latent_size))
+        self.decoder = nn.Sequential(nn.Linear(latent_size, n_pixels), nn.Unflatten(1, image_shape))
+
+    def forward(self, x):
+        return self.decoder(self.encoder(x))
+
+
+class LinearAutoEncoder(BaseDetector):
+    """Nearly PCA.
+
+    Parameters
+    ----------
+    latent_size : int, default=2
+        Numbers in a code.
+    max_epochs : int, default=1
+        Passes over the images.
+    {parameters}
+
+    Attributes
+    ----------
+    {attributes}
+    """
+
+    def __init__(
+        self,
+        *,
+        latent_size=2,
+        max_epochs=1,
+        batch_size=8,
+        lr=1e-3,
+        validation_fraction=0.0,
+        checkpoint_dir=None,
+        callbacks=None,
+        device="auto",
+        contamination=0.1,
+        pixel_contamination=0.01,
+        intensity_range="auto",
+        channel_axis="auto",
+        image_shape=None,
+        verbose=0,
+        random_state=None,
+    ):
+        self.latent_size = latent_size
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.validation_fraction = validation_fraction
+        self.checkpoint_dir = checkpoint_dir
+        self.callbacks = callbacks
+        self.device = device
+        self.contamination = contamination
+        self.pixel_contamination = pixel_contamination
+        self.intensity_range = intensity_range
+        self.channel_axis = channel_axis
+        self.image_shape = image_shape
+        self.verbose = verbose
+        self.random_state = random_state
+
+    def _build(self, image_shape):
+        return LinearNetwork(image_shape, self.latent_size)
+
+    def _train(self, network, images, y):
+        return self._run("reconstruction", Reconstruction, network, images, error=absolute_error)
+
+    def _judge(self, network, x):
+        maps = absolute_error(network(x), x)
+        return Judgement(maps.mean((1, 2)), maps)
+
+
+class MaplessAutoEncoder(LinearAutoEncoder):
+    __doc__ = LinearAutoEncoder.__doc__
+
+    def _judge(self, network, x):
+        return super()._judge(network, x)._replace(map=None)
