@@ -269,11 +269,11 @@ def find_intensity_range(X, intensity_range, used):
 
 
 def fingerprint(X):
-    """SHA-256 of the values of X, read a block at a time."""
+    """First half of the SHA-256 of the values of X, read a block at a time."""
     digest = hashlib.sha256()
     for block in _blocks(X):
         digest.update(np.asarray(X[block]).tobytes())
-    return digest.hexdigest()
+    return digest.hexdigest()[:32]
 
 
 def _blocks(X):

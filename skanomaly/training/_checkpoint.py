@@ -111,6 +111,9 @@ def _restore_optimizer(optimizer, saved):
 
 def _callback_state(callback):
     """What a callback learned: its attributes ending in "_" as far as they can be written."""
-    learned = {name: value for name, value in vars(callback).items() if name.endswith("_")}
-    state = {k: v.state_dict() if hasattr(v, "state_dict") else v for k, v in learned.items()}
-    return {name: value for name, value in state.items() if _storage.packable(value)}
+    state = {}
+    for name, value in vars(callback).items():
+        if name.endswith("_") and not isinstance(value, type):
+            value = value.state_dict() if hasattr(value, "state_dict") else value
+            state |= {name: value} if _storage.packable(value) else {}
+    return state

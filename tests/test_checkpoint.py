@@ -1,0 +1,218 @@
+"""A killed fit goes on where it was, and ends with the same bits."""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_array_equal
+from skorch.callbacks import Callback, EarlyStopping, LRScheduler
+
+from skanomaly import AutoEncoder, FAnoGAN, _storage
+from skanomaly.testing import SliceOnly, make_images, tiny
+
+X = make_images((40, 16, 16))
+
+# A server that has imported all this once, and forks every process to be killed.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["pytest", "skanomaly.testing"])
+
+
+class Slow(Callback):
+    """Writes down each epoch it begins; takes its time, to be killed in."""
+
+    def __init__(self, log=None, pause=0.0):
+        self.log, self.pause = log, pause
+
+    def on_epoch_begin(self, net, **kwargs):
+        if self.log is not None:
+            with open(self.log, "a") as file:
+                file.write(f"{net.stage} {len(net.history)}\n")
+
+    def on_batch_begin(self, net, **kwargs):
+        time.sleep(self.pause)
+
+
+def gan(**parameters):
+    return tiny(FAnoGAN, max_epochs=5, encoder_epochs=4, n_critic=3, batch_size=6, **parameters)
+
+
+def fit(folder, log):
+    torch.set_num_threads(1)
+    gan(checkpoint_dir=folder, callbacks=[Slow(log, pause=0.005)]).fit(X)
+
+
+def begun(log):
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def states_equal(a, b):
+    a, b = a.network_.state_dict(), b.network_.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def same_fit(a, b):
+    thresholds = [(d.offset_, d.pixel_offset_, d.map_range_, d.n_iter_) for d in (a, b)]
+    losses = [
+        {
+            stage: [{k: v for k, v in row.items() if k != "dur"} for row in history]
+            for stage, history in d.history_.items()
+        }
+        for d in (a, b)
+    ]
+    return states_equal(a, b) and thresholds[0] == thresholds[1] and losses[0] == losses[1]
+
+
+def test_a_process_killed_at_any_moment(tmp_path):
+    """Ten kills -9, spread over both stages, each at a random moment of its epoch."""
+    whole = gan(callbacks=[Slow()]).fit(X)
+    moments, stages = random.Random(0), set()
+    for kill in range(10):
+        folder, log = tmp_path / f"states{kill}", tmp_path / f"log{kill}"
+        process = PROCESSES.Process(target=fit, args=(folder, log))
+        process.start()
+        deadline = time.monotonic() + 60
+        while len(begun(log)) < 1 + kill * 9 // 10:
+            assert process.is_alive(), "the fit ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.06))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        done = begun(log)
+        stages.add(done[-1].split()[0])
+        again = tmp_path / f"again{kill}"
+        resumed = gan(checkpoint_dir=folder, callbacks=[Slow(again)]).fit(X)
+        assert same_fit(resumed, whole), f"killed in {done[-1]!r}"
+        every = [f"gan {i}" for i in range(1, 6)] + [f"encoder {i}" for i in range(1, 5)]
+        assert done == every[: len(done)]
+        # From the epoch it was killed in, or the next.
+        assert begun(again) in (every[len(done) - 1 :], every[len(done) :])
+    assert stages == {"gan", "encoder"}
+
+
+class Kill(Callback):
+    """Ends the fit in the epoch it is told; `seen` counts epochs over all stages."""
+
+    at = seen = 0
+
+    def on_epoch_begin(self, net, **kwargs):
+        Kill.seen += 1
+        if Kill.seen == Kill.at:
+            raise KeyboardInterrupt
+
+
+def killed(detector, X, at, y=None):
+    """Fit until the epoch, then again to the end."""
+    Kill.seen, Kill.at = 0, at
+    with pytest.raises(KeyboardInterrupt):
+        detector.fit(X, y)
+    Kill.seen, Kill.at = 0, 0
+    return detector.fit(X, y)
+
+
+@pytest.mark.parametrize("at", [2, 4, 7])
+def test_schedulers_and_early_stopping_go_on_too(tmp_path, at):
+    def detector(**parameters):
+        callbacks = [
+            LRScheduler("ExponentialLR", gamma=0.8),
+            EarlyStopping(patience=2, threshold=0.05, load_best=True),
+            Kill(),
+        ]
+        return tiny(
+            AutoEncoder, max_epochs=30, lr=0.02, validation_fraction=0.3, callbacks=callbacks, **parameters
+        )
+
+    Kill.at, dark = 0, X // 8
+    whole = detector().fit(dark)
+    assert 7 < whole.n_iter_ < 30, "it should stop early, after the last kill"
+    assert same_fit(killed(detector(checkpoint_dir=tmp_path), dark, at), whole)
+
+
+def test_killed_between_the_stop_and_the_end(tmp_path, monkeypatch):
+    """The last state says that the stage was stopped, so no further epoch follows."""
+
+    def detector(**parameters):
+        callbacks = [EarlyStopping(patience=1, threshold=0.9, load_best=True), Kill()]
+        return tiny(AutoEncoder, max_epochs=9, validation_fraction=0.3, callbacks=callbacks, **parameters)
+
+    whole = detector().fit(X)
+    part = detector(checkpoint_dir=tmp_path)
+
+    def end(*args, **kwargs):
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EarlyStopping, "on_train_end", end)
+        with pytest.raises(RuntimeError, match="killed"):
+            part.fit(X)
+    assert same_fit(part.fit(X), whole)
+
+
+def test_lazy_images_and_labels(tmp_path):
+    y = np.where(np.arange(40) % 4, 1, -1)
+    whole = gan(callbacks=[Kill()]).fit(SliceOnly(X), y)
+    assert same_fit(killed(gan(callbacks=[Kill()], checkpoint_dir=tmp_path), SliceOnly(X), 3, y), whole)
+
+
+def test_without_a_seed_it_goes_on_with_the_seed_it_began_with(tmp_path):
+    detector = gan(callbacks=[Kill()], checkpoint_dir=tmp_path).set_params(random_state=None)
+    killed(detector, X, 7)
+    seed = _storage.read(tmp_path / "gan.safetensors", "checkpoint")["seed"]
+    assert _storage.read(tmp_path / "encoder.safetensors", "checkpoint")["seed"] == seed
+    assert not states_equal(detector, gan(callbacks=[Kill()]).set_params(random_state=None).fit(X))
+
+
+def test_a_complete_fit_is_taken_from_the_folder(tmp_path):
+    detector = gan(callbacks=[Kill()], checkpoint_dir=tmp_path).fit(X)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["encoder.safetensors", "gan.safetensors"]
+    Kill.seen = 0
+    again = gan(callbacks=[Kill()], checkpoint_dir=str(tmp_path)).fit(X)
+    assert Kill.seen == 0
+    assert same_fit(again, detector)
+
+
+def test_another_fit_is_refused(tmp_path):
+    gan(checkpoint_dir=tmp_path).fit(X, np.ones(40))
+    fitted = gan(checkpoint_dir=tmp_path, lr=0.1, encoder_training="ziz", encoder_output="linear")
+    with pytest.raises(
+        ValueError, match=r"holds another fit: .*encoder_output was 'tanh' and is 'linear'; .*lr was 0"
+    ):
+        fitted.fit(X, np.ones(40))
+    assert not hasattr(fitted, "network_")
+    for data, words in (
+        (
+            (X[::-1], np.ones(40)),
+            r"fit: X was \(40, 16, 16\) uint8 with SHA-256 \w+ and is \(40, 16, 16\) uint8",
+        ),
+        ((X.astype("float32"), np.ones(40)), r"fit: X was .* uint8 .* float32"),
+        ((X, None), "fit: y was labels .* and is None"),
+        ((X, np.r_[-1, np.ones(39)]), "fit: y was labels .* and is labels"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            gan(checkpoint_dir=tmp_path).fit(*data)
+    with pytest.raises(ValueError, match="fit: callbacks was .* and is .*Kill"):
+        gan(checkpoint_dir=tmp_path, callbacks=[Kill()]).fit(X, np.ones(40))
+    with pytest.raises(ValueError, match="another fit: detector was FAnoGAN and is AutoEncoder"):
+        tiny(AutoEncoder, checkpoint_dir=tmp_path).fit(X)
+
+
+def test_a_damaged_state_is_refused(tmp_path):
+    gan(checkpoint_dir=tmp_path).fit(X)
+    path = tmp_path / "gan.safetensors"
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(
+        ValueError, match=r"gan.safetensors' is not a file written by skanomaly, or is damaged"
+    ):
+        gan(checkpoint_dir=tmp_path).fit(X)
+
+
+def test_checkpoints_change_nothing(tmp_path):
+    plain, kept = gan(callbacks=[Kill()]).fit(X), gan(callbacks=[Kill()], checkpoint_dir=tmp_path).fit(X)
+    assert same_fit(plain, kept)
+    assert_array_equal(plain.score_samples(X), kept.score_samples(X))
