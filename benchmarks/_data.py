@@ -9,21 +9,26 @@ from sklearn.utils import Bunch
 FOLDER = Path(os.environ.get("SKANOMALY_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
-def load(name, size=64):
-    """Images and labels (1 normal, -1 anomalous) of one set, by split.
+def load(name, folder=FOLDER):
+    """Images and labels (1 normal, -1 anomalous) of one file, by split.
+
+    The file holds `images`, `labels` (0 normal, 1 anomalous) and `split` ("train", "val", "test"), and may
+    hold `group_ids` (patients) and `mask`.
 
     Returns
     -------
-    dict of "train", "val" and "test" to Bunch with images, target, groups, and masks or None
+    dict of "train", "val" and "test" to Bunch with images, target, and groups and masks or None
     """
-    with np.load(FOLDER / f"{name}_{size}.npz") as arrays:
+    with np.load(Path(folder) / f"{name}.npz") as arrays:
         arrays = dict(arrays)
-    return {
-        split: Bunch(
-            images=arrays["images"][arrays["split"] == split],
-            target=np.where(arrays["labels"] == 1, -1, 1)[arrays["split"] == split],
-            groups=arrays["group_ids"][arrays["split"] == split],
-            masks=arrays["mask"][arrays["split"] == split].astype(bool) if "mask" in arrays else None,
+
+    def part(split):
+        rows = arrays["split"] == split
+        return Bunch(
+            images=arrays["images"][rows],
+            target=np.where(arrays["labels"] == 1, -1, 1)[rows],
+            groups=arrays["group_ids"][rows] if "group_ids" in arrays else None,
+            masks=arrays["mask"][rows].astype(bool) if "mask" in arrays else None,
         )
-        for split in ("train", "val", "test")
-    }
+
+    return {split: part(split) for split in ("train", "val", "test")}

@@ -1,35 +1,43 @@
-"""Detectors x data sets x seeds: AUROC and AP on test, and false alarms before and after calibration.
+"""Detectors x data sets x seeds: how well images and pixels are told apart, and false alarms.
 
-    python benchmarks/accuracy.py [--detectors NAME ...] [--data NAME ...] [--seeds 3] [--threads 2]
+    python benchmarks/accuracy.py [--detectors NAME[:parameter=value,...] ...] [--sets NAME ...]
+                                  [--data DIR] [--seeds 3] [--epochs N] [--threads 2] [--results DIR]
 
-Trained on `train` (normal images), calibrated on the normal rows of `val`, reported on `test`. AUROC on `val`
-stands beside it: choices are made on that one. Results are appended to benchmarks/results/accuracy.jsonl;
-cells that are there already are not run again. The tables go to benchmarks/results/accuracy.md.
+Trained on `train` (normal images), calibrated on the normal rows of `val` to a false alarm rate of 0.05,
+reported on `test`. AUROC on `val` stands beside it: choices are made on that one. A data set is an npz file
+in DIR with the arrays `images`, `labels` (0 normal, 1 anomalous) and `split` ("train", "val", "test"), and if
+there are any `group_ids` (patients) and `mask`.
+
+Results are appended to accuracy.jsonl in --results; cells that are there already are not run again, unless
+they failed. The tables go to accuracy.md beside it.
 """
 
 import argparse
 import json
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
 import torch
-from _data import load
+from _data import FOLDER, load
+from _detectors import describe, make, with_epochs
 from scipy.stats import binom
 
-from skanomaly import AutoEncoder, FAnoGAN
-from skanomaly.metrics import auroc, average_precision, best_dice, pixel_auroc, pixel_average_precision, pro
+from skanomaly import metrics
+from skanomaly.testing import all_detectors
 
-RESULTS = Path(__file__).parent / "results"
 FALSE_ALARM_RATE = 0.05
+SETS = ["cxr_pneumonia_64", "cxr_nih_64", "brain_mri_64"]
+AT_THRESHOLD = "accuracy", "sensitivity", "specificity", "f1"
 
-DETECTORS = {
-    "AutoEncoder": AutoEncoder(),
-    "FAnoGAN izi_f": FAnoGAN(),
-    "FAnoGAN izi": FAnoGAN(encoder_training="izi"),
-    "FAnoGAN ziz": FAnoGAN(encoder_training="ziz", encoder_output="linear"),
-}
-DATA = ["cxr_pneumonia", "cxr_nih", "brain_mri"]
+
+def at_threshold(key, threshold):
+    def metric(y, score, *, anomaly_label):
+        options = {"threshold": threshold, "anomaly_label": anomaly_label}
+        return metrics.classification_metrics(y, score, **options)[key]
+
+    return metric
 
 
 def evaluate(detector, splits):
@@ -38,21 +46,28 @@ def evaluate(detector, splits):
     start = time.perf_counter()
     detector.fit(train.images)
     result = {"fit_seconds": time.perf_counter() - start, "n_val_normal": int((val.target == 1).sum())}
-    result["n_test_normal"] = len(normal)
     result["false_alarms_before"] = float(np.mean(detector.predict(normal) == -1))
     detector.calibrate(val.images[val.target == 1], false_alarm_rate=FALSE_ALARM_RATE)
     result["false_alarms_after"] = float(np.mean(detector.predict(normal) == -1))
-    result["val_auroc"] = auroc(val.target, -detector.score_samples(val.images))
+    result["val_auroc"] = metrics.auroc(val.target, -detector.score_samples(val.images))
+    start = time.perf_counter()
     score = -detector.score_samples(test.images)
-    result["auroc"], result["ap"] = auroc(test.target, score), average_precision(test.target, score)
+    result["images_per_second"] = len(score) / (time.perf_counter() - start)
+    threshold = np.nextafter(-detector.offset_, np.inf)  # `predict` calls a score equal to offset_ normal
+    functions = {"auroc": metrics.auroc, "ap": metrics.average_precision}
+    functions |= {key: at_threshold(key, threshold) for key in AT_THRESHOLD}
+    for key, metric in functions.items():
+        interval = metrics.bootstrap_interval(metric, test.target, score, groups=test.groups, random_state=0)
+        result[key] = [metric(test.target, score, anomaly_label=-1), *interval]
     components = detector.score_components(test.images)
-    result["components"] = {name: auroc(test.target, value) for name, value in components.items()}
-    if test.masks is not None:
+    result["components"] = {name: metrics.auroc(test.target, value) for name, value in components.items()}
+    if test.masks is not None and not np.isnan(detector.pixel_offset_):
         maps = detector.anomaly_map(test.images)
-        result["pixel_auroc"] = pixel_auroc(test.masks, maps)
-        result["pixel_ap"] = pixel_average_precision(test.masks, maps)
-        result["pro"] = pro(test.masks, maps)
-        result["best_dice"], _ = best_dice(test.masks, maps)
+        result["pixel_auroc"] = metrics.pixel_auroc(test.masks, maps)
+        result["pixel_ap"] = metrics.pixel_average_precision(test.masks, maps)
+        result["pro"] = metrics.pro(test.masks, maps)
+        result["dice"] = metrics.dice(test.masks, detector.segment(test.images))
+        result["best_dice"], _ = metrics.best_dice(test.masks, maps)
     return result
 
 
@@ -60,75 +75,120 @@ def read(path):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def spread(cells, key):
-    values = [cell[key] for cell in cells]
-    return f"{np.mean(values):.3f} ({np.std(values, ddof=1) if len(values) > 1 else 0:.3f})"
+def run(cells, path, folder):
+    """Run the cells that have no result yet, and append theirs."""
+    done = {cell["key"] for cell in read(path) if "error" not in cell}
+    for name, variant, detector in cells:
+        key = json.dumps([name, describe(detector), detector.random_state], sort_keys=True)
+        if key in done:
+            continue
+        cell = {"key": key, "data": name, "detector": variant, "seed": detector.random_state}
+        try:
+            cell |= evaluate(detector, load(name, folder))
+        except Exception as error:  # one cell must not take the others with it
+            traceback.print_exc()
+            cell["error"] = f"{type(error).__name__}: {error}"
+        with path.open("a") as file:
+            file.write(json.dumps(cell) + "\n")
+        print({name: value for name, value in cell.items() if name != "key"}, flush=True)
 
 
-def tables(cells):
-    kinds = list(dict.fromkeys((cell["data"], cell["detector"]) for cell in cells))
-    lines = ["| data | detector | seeds | AUROC | AP | AUROC on val | AUROC of the components | fit, s |"]
-    lines.append("| --- " * 8 + "|")
-    alarms = [
-        "| data | detector | before | after, each seed | 99 % interval around 0.05 |",
-        "| --- " * 5 + "|",
-    ]
-    pixels = ["| data | detector | pixel AUROC | pixel AP | PRO | best Dice |", "| --- " * 6 + "|"]
-    for data, name in kinds:
-        same = [cell for cell in cells if (cell["data"], cell["detector"]) == (data, name)]
+def mean(cells, key):
+    """Mean and standard deviation over the seeds; with an interval, the mean of its ends too."""
+    values = np.array([cell[key] for cell in cells], dtype=float)
+    of, *interval = values.T if values.ndim == 2 else (values,)
+    text = f"{of.mean():.3f} ({of.std(ddof=1) if len(of) > 1 else 0:.3f})"
+    return text + " [{:.3f}, {:.3f}]".format(*np.mean(interval, axis=1)) if interval else text
+
+
+def table(head, rows):
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
+
+
+def report(cells):
+    latest = {cell["key"]: cell for cell in cells}.values()  # a later run of a cell replaces it
+    failed = [cell for cell in latest if "error" in cell]
+    kinds = {}
+    for cell in sorted(latest, key=lambda cell: (cell["data"], cell["detector"], cell["seed"])):
+        if "error" not in cell:
+            kinds.setdefault((cell["data"], cell["detector"]), []).append(cell)
+    ranking, threshold, alarms, pixels = [], [], [], []
+    for kind, same in kinds.items():
         parts = ", ".join(
             f"{part} {np.mean([cell['components'][part] for cell in same]):.3f}"
             for part in same[0]["components"]
         )
-        lines.append(
-            f"| {data} | {name} | {len(same)} | {spread(same, 'auroc')} | {spread(same, 'ap')} | "
-            f"{spread(same, 'val_auroc')} | {parts} | {np.mean([c['fit_seconds'] for c in same]):.0f} |"
-        )
+        seconds = np.mean([cell["fit_seconds"] for cell in same])
+        speed = np.mean([cell["images_per_second"] for cell in same])
+        figures = [mean(same, key) for key in ("auroc", "ap", "val_auroc")]
+        ranking.append([*kind, len(same), *figures, parts, f"{seconds:.0f}", f"{speed:.0f}"])
+        threshold.append([*kind, *(mean(same, key) for key in AT_THRESHOLD)])
         n = same[0]["n_val_normal"]
         low, high = binom.ppf([0.005, 0.995], n, FALSE_ALARM_RATE) / n
         after = ", ".join(f"{cell['false_alarms_after']:.3f}" for cell in same)
-        alarms.append(
-            f"| {data} | {name} | {spread(same, 'false_alarms_before')} | {after} | "
-            f"{low:.3f} - {high:.3f} ({n} images) |"
-        )
+        interval = f"{low:.3f} - {high:.3f} ({n} images)"
+        alarms.append([*kind, mean(same, "false_alarms_before"), after, interval])
         if "pro" in same[0]:
-            keys = "pixel_auroc", "pixel_ap", "pro", "best_dice"
-            pixels.append(f"| {data} | {name} | " + " | ".join(spread(same, key) for key in keys) + " |")
-    thresholds = "thresholds from training (0.1) and from `calibrate` (0.05)"
-    return "\n".join(
-        ["Test split, mean of the seeds (standard deviation).", "", *lines, ""]
-        + [f"False alarm rate on normal test images, {thresholds}.", ""]
-        + [*alarms, "", "Pixels of all test images; best Dice is chosen on the true masks.", "", *pixels, ""]
-    )
+            keys = "pixel_auroc", "pixel_ap", "pro", "dice", "best_dice"
+            pixels.append([*kind, *(mean(same, key) for key in keys)])
+    kind = "data", "detector"
+    parts = [
+        "Made by `python benchmarks/accuracy.py`. Test split; mean of the seeds (standard deviation) and, in\n"
+        "brackets, 95 % bootstrap interval over patients, its ends averaged over the seeds. Seconds are of two\n"
+        "cores that did other things too.\n",
+        table(
+            [*kind, "seeds", "AUROC", "AP", "AUROC on val", "AUROC of the components", "fit, s", "images/s"],
+            ranking,
+        ),
+        f"At the threshold from `calibrate` with a false alarm rate of {FALSE_ALARM_RATE}:\n",
+        table([*kind, "accuracy", "sensitivity", "specificity", "F1"], threshold),
+        "False alarm rate on normal test images, with the threshold from training (contamination 0.1) and\n"
+        f"from `calibrate` ({FALSE_ALARM_RATE}):\n",
+        table([*kind, "before", "after, each seed", f"99 % interval around {FALSE_ALARM_RATE}"], alarms),
+    ]
+    if pixels:
+        parts += [
+            "Pixels of all test images; Dice at the calibrated pixel threshold, and at the best one, which is\n"
+            "chosen on the true masks:\n",
+            table([*kind, "pixel AUROC", "pixel AP", "PRO", "Dice", "best Dice"], pixels),
+        ]
+    if failed:
+        parts += [
+            "Failed:\n",
+            table(
+                [*kind, "seed", "error"], [[c["data"], c["detector"], c["seed"], c["error"]] for c in failed]
+            ),
+        ]
+    return "\n".join(parts)
 
 
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--detectors", nargs="+", choices=DETECTORS, default=list(DETECTORS))
-    parser.add_argument("--data", nargs="+", default=DATA)
+    parser.add_argument("--detectors", nargs="+", default=[name for name, _ in all_detectors()])
+    parser.add_argument("--data", type=Path, help="folder of npz files; all of them, unless --sets says")
+    parser.add_argument("--sets", nargs="+", help=f"names of npz files; default {' '.join(SETS)}")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, help="length of every stage, for a short run")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / "accuracy.jsonl"
-    for data in arguments.data:
-        splits = load(data)
-        for name in arguments.detectors:
-            for seed in range(arguments.seeds):
-                parameters = DETECTORS[name].set_params(random_state=seed).get_params()
-                key = {"data": data, "detector": name, "seed": seed, "parameters": parameters}
-                if any(key.items() <= cell.items() for cell in read(path)):
-                    continue
-                cell = key | evaluate(DETECTORS[name], splits)
-                with path.open("a") as file:
-                    file.write(json.dumps(cell) + "\n")
-                print(cell, flush=True)
-    report = tables(sorted(read(path), key=lambda cell: (cell["data"], cell["detector"], cell["seed"])))
-    (RESULTS / "accuracy.md").write_text(report)
-    print(report)
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    found = sorted(path.stem for path in arguments.data.glob("*.npz")) if arguments.data else SETS
+    cells = [
+        (name, variant, with_epochs(make(variant, random_state=seed), arguments.epochs))
+        for name in arguments.sets or found
+        for variant in arguments.detectors
+        for seed in range(arguments.seeds)
+    ]
+    path = arguments.results / "accuracy.jsonl"
+    run(cells, path, arguments.data or FOLDER)
+    text = report(read(path))
+    (arguments.results / "accuracy.md").write_text(text)
+    print(text)
 
 
 if __name__ == "__main__":

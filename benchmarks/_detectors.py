@@ -1,0 +1,37 @@
+"""Detectors by name, found and not listed; variants as NAME:parameter=value,parameter=value."""
+
+import ast
+
+from skanomaly._detector import PROCESS_PARAMETERS
+from skanomaly.testing import all_detectors
+
+
+def make(variant, **parameters):
+    """A detector for "FAnoGAN" or "FAnoGAN:encoder_training=izi,lr=1e-3"."""
+    name, _, settings = variant.partition(":")
+    known = dict(all_detectors())
+    if name not in known:
+        raise SystemExit(f"there is no detector {name!r}; there are {', '.join(known)}")
+    for setting in filter(None, settings.split(",")):
+        parameter, _, value = setting.partition("=")
+        try:
+            parameters[parameter] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            parameters[parameter] = value
+    return known[name](**parameters)
+
+
+def with_epochs(detector, n_epochs):
+    """Every stage as long as this; None leaves them."""
+    names = [name for name in detector.get_params() if name == "max_epochs" or name.endswith("_epochs")]
+    return detector.set_params(**{name: n_epochs for name in names if n_epochs})
+
+
+def describe(detector):
+    """The parameters that decide a result, for JSON."""
+    parameters = detector.get_params(deep=False)
+    return {
+        name: value if isinstance(value, (bool, int, float, str, type(None))) else repr(value)
+        for name, value in parameters.items()
+        if name not in PROCESS_PARAMETERS | {"random_state"}
+    }
