@@ -134,23 +134,23 @@ def report(cells):
             pixels.append([*kind, *(mean(same, key) for key in keys)])
     kind = "data", "detector"
     parts = [
-        "Made by `python benchmarks/accuracy.py`. Test split; mean of the seeds (standard deviation) and, in\n"
-        "brackets, 95 % bootstrap interval over patients, its ends averaged over the seeds. Seconds are of two\n"
-        "cores that did other things too.\n",
+        "Made by `python benchmarks/accuracy.py`. Test split; mean of the seeds (standard deviation) and, in "
+        "brackets, 95 % bootstrap interval over patients, its ends averaged over the seeds. Seconds are of "
+        "two cores that did other things too.\n",
         table(
             [*kind, "seeds", "AUROC", "AP", "AUROC on val", "AUROC of the components", "fit, s", "images/s"],
             ranking,
         ),
         f"At the threshold from `calibrate` with a false alarm rate of {FALSE_ALARM_RATE}:\n",
         table([*kind, "accuracy", "sensitivity", "specificity", "F1"], threshold),
-        "False alarm rate on normal test images, with the threshold from training (contamination 0.1) and\n"
+        "False alarm rate on normal test images, with the threshold from training (contamination 0.1) and "
         f"from `calibrate` ({FALSE_ALARM_RATE}):\n",
         table([*kind, "before", "after, each seed", f"99 % interval around {FALSE_ALARM_RATE}"], alarms),
     ]
     if pixels:
         parts += [
-            "Pixels of all test images; Dice at the calibrated pixel threshold, and at the best one, which is\n"
-            "chosen on the true masks:\n",
+            "Pixels of all test images; Dice at the calibrated pixel threshold, and at the best one, which "
+            "is chosen on the true masks:\n",
             table([*kind, "pixel AUROC", "pixel AP", "PRO", "Dice", "best Dice"], pixels),
         ]
     if failed:
