@@ -1,10 +1,10 @@
-# `make demo` and `make test` set up everything they need in .venv; Python 3.11+, git and make are enough.
+# Every target sets up what it needs in .venv; Python 3.11+ and make are enough.
 
 PYTHON ?= python3
 BIN = .venv/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test docs lint bench clean
 
 demo: .venv/ready-plot
 	$(BIN)/python examples/demo.py --folder demo
@@ -18,12 +18,18 @@ lint: .venv/ready-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# Two torch threads, as for the benchmarks; doc/_build/html/index.html is the start page.
+docs: .venv/ready-doc
+	$(BIN)/python -m sphinx -W --keep-going -q -b html doc doc/_build/html
+
+# A short form, to see that it works; the figures in benchmarks/results come from the commands written there.
 bench: .venv/ready-test
-	$(BIN)/python benchmarks/speed.py --pairs 15
-	$(BIN)/python benchmarks/speed.py --memory
+	$(BIN)/python benchmarks/accuracy.py --seeds 1 --epochs 3 --sets cxr_pneumonia_64 --results build/bench
+	$(BIN)/python benchmarks/speed.py --pairs 3
+	$(BIN)/python benchmarks/speed.py --memory --images 3000
 
 clean:
-	rm -rf .venv demo build *.egg-info
+	rm -rf .venv demo build doc/_build doc/api doc/gallery doc/methods.rst *.egg-info
 
 .venv/ready-%: pyproject.toml constraints.txt | .venv/python
 	$(PIP) torch

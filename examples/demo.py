@@ -1,10 +1,15 @@
-"""Find pneumonia in chest X-rays after seeing healthy ones only.
+"""
+The main job
+============
+
+Find pneumonia in chest X-rays after seeing healthy ones only; this is what ``make demo`` runs (minutes)::
 
     python examples/demo.py [--folder demo]
 
 Fits FAnoGAN and AutoEncoder to 433 normal chest X-rays of children, sets their thresholds on 77 further
 normal ones, and reports on 335 unseen X-rays, 180 of them with pneumonia. Beside them stand scores that
-need no learning at all. Writes chest_xray.md and chest_xray.png to the folder.
+need no learning at all. Writes chest_xray.md, chest_xray.png, overview.png and the fitted detector to the
+folder.
 """
 
 import argparse
@@ -21,6 +26,7 @@ from sklearn.neighbors import NearestNeighbors
 from skanomaly import AutoEncoder, FAnoGAN
 from skanomaly.datasets import load_chest_xray
 from skanomaly.metrics import auroc, average_precision, bootstrap_interval, classification_metrics
+from skanomaly.persistence import save
 from skanomaly.plotting import AnomalyMapDisplay, ScoreHistogramDisplay
 
 SEED = 0
@@ -60,15 +66,39 @@ def threshold_rows(name, detector, test):
     return f"| {name} | " + " | ".join(f"{values[key]:.3f}" for key in keys) + " |"
 
 
-def picture(detector, scores, test):
-    """The most suspicious, a middling and the least suspicious image of each class; ROC; histogram."""
-    suspicion = scores["FAnoGAN"]
+def choose(suspicion, target):
+    """Of each class the most suspicious image, and those a third and two thirds down the list."""
     chosen, titles = [], []
-    for target, name in ((-1, "pneumonia"), (1, "normal")):
-        ranked = np.flatnonzero(test.target == target)
+    for label, name in ((-1, "pneumonia"), (1, "normal")):
+        ranked = np.flatnonzero(target == label)
         ranked = ranked[np.argsort(-suspicion[ranked])]
         chosen += [ranked[0], ranked[len(ranked) // 3], ranked[2 * len(ranked) // 3]]
         titles += [name] * 3
+    return chosen, titles
+
+
+def overview(detector, suspicion, test):
+    """Images with what was flagged outlined, above their maps."""
+    chosen, titles = choose(suspicion, test.target)
+    images = test.images[chosen]
+    maps, masks = detector.anomaly_map(images), detector.segment(images, median_size=3, min_size=8)
+    low, high = detector.map_range_
+    figure, axes = plt.subplots(2, len(chosen), figsize=(10, 3.65), layout="constrained")
+    for column, title, image, heat, mask in zip(axes.T, titles, images, maps, masks):
+        column[0].imshow(image, cmap="gray", vmin=0, vmax=255)
+        if mask.any():
+            column[0].contour(mask, [0.5], colors="red", linewidths=1)
+        shown = column[1].imshow(heat, cmap="inferno", vmin=low, vmax=high)
+        column[0].set_title(title, fontsize=10)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    figure.colorbar(shown, ax=axes[1], ticks=[]).set_label("anomaly map", fontsize=9)
+    return figure
+
+
+def picture(detector, scores, test):
+    """Images with reconstruction, map and outline; ROC; histogram."""
+    chosen, titles = choose(scores["FAnoGAN"], test.target)
     figure = plt.figure(figsize=(13.5, 10.5), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[1.45, 1])
     verdicts = np.where(detector.predict(test.images[chosen]) == -1, "flagged", "passed")
@@ -131,8 +161,12 @@ def main():
         "",
     ]
     (folder / "chest_xray.md").write_text("\n".join(report), encoding="utf-8")
-    picture(detectors["FAnoGAN"], scores, test).savefig(folder / "chest_xray.png", dpi=110)
-    print("\n".join(["", *report, f"Wrote {folder}/chest_xray.md and {folder}/chest_xray.png"]))
+    detector = detectors["FAnoGAN"]
+    picture(detector, scores, test).savefig(folder / "chest_xray.png", dpi=110)
+    overview(detector, scores["FAnoGAN"], test).savefig(folder / "overview.png", dpi=120)
+    save(detector, folder / "fanogan.skanomaly")
+    files = "chest_xray.md, chest_xray.png, overview.png and fanogan.skanomaly"
+    print("\n".join(["", *report, f"Wrote {files} to {folder}"]))
     print(f"Took {time.perf_counter() - start:.0f} s")
 
 

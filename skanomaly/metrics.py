@@ -181,8 +181,8 @@ def bootstrap_interval(
 
     Parameters
     ----------
-    metric : callable (y, anomaly_score, anomaly_label=, **options) -> float
-        Of this module, or your own.
+    metric : callable
+        Of this module, or your own: ``metric(y, anomaly_score, anomaly_label=..., **options)``, a float.
     y : (n,) array-like
         Labels.
     anomaly_score : (n,) array-like
@@ -258,7 +258,7 @@ def pixel_average_precision(masks, maps):
 
 
 def dice(masks, predicted, *, average="pooled"):
-    """Dice coefficient 2 |A and B| / (|A| + |B|) of masks, for example of ``detector.segment(X)``.
+    """Dice coefficient of masks, twice their overlap over the sum of their areas.
 
     Parameters
     ----------

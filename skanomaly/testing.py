@@ -26,6 +26,9 @@ from . import _unwrap, persistence
 from ._discovery import all_detectors as all_detectors
 from .model_selection import NormalOnlyKFold
 
+#: Fields at the head of a detector's Notes; the table of methods is made of them.
+METHOD_FIELDS = "Trained on", "Score", "Map", "Departures"
+
 DTYPES = "uint8", "uint16", "int16", "int64", "float16", "float32", "float64"
 
 
@@ -486,9 +489,11 @@ def check_threads_of_scoring(detector):
 
 
 def check_docstring(detector):
-    """Every parameter is documented, and in the order of the signature."""
+    """Every parameter is documented, in the order of the signature; Notes say what the methods table tells."""
     doc = inspect.getdoc(type(detector)) or ""
     assert "{parameters}" not in doc
     section = doc.split("Parameters\n----------\n")[1].split("\n\nAttributes\n")[0]
     named = [line.split(" : ")[0] for line in section.splitlines() if line[:1].strip() and " : " in line]
     assert named == list(inspect.signature(type(detector)).parameters)
+    for field in METHOD_FIELDS:
+        assert f":{field}: " in doc, f"Notes do not say :{field}:"

@@ -32,6 +32,13 @@ class LinearAutoEncoder(BaseDetector):
     Attributes
     ----------
     {attributes}
+
+    Notes
+    -----
+    :Trained on: normal images
+    :Score: mean absolute error
+    :Map: absolute error of each pixel
+    :Departures: no paper
     """
 
     def __init__(

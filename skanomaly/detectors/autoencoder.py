@@ -53,10 +53,15 @@ class AutoEncoder(BaseDetector):
 
     Notes
     -----
+    :Trained on: normal images
+    :Score: mean error over pixels
+    :Map: error of each pixel
+    :Departures: SSIM is computed with replicated borders, where the public code crops the map and
+        enlarges it again
+
     With the defaults at 64 x 64 this is the network of DDAD [1]_ and MedIAnomaly [2]_ (4,487,248
-    parameters), trained by Adam on images scaled to [-1, 1], in which errors are measured. SSIM is
-    computed with replicated borders, where the public code crops the map and enlarges it again.
-    Other image sizes are padded to the network's stride by repeating the border, and cropped back.
+    parameters), trained by Adam on images scaled to [-1, 1], in which errors are measured. Other image
+    sizes are padded to the network's stride by repeating the border, and cropped back.
 
     References
     ----------

@@ -128,12 +128,17 @@ class FAnoGAN(BaseDetector):
 
     Notes
     -----
+    :Trained on: normal images
+    :Score: A_R + kappa A_D: mean squared error of the pixels, and of the critic's features
+    :Map: squared error of each pixel
+    :Departures: learning rates are larger and batches smaller than in the code (1e-4, 5e-5 and 64, for
+        a hundred thousand steps); images are not flipped at random, since a mirrored chest is not
+        normal; the zero of the critic score is the mean over up to 32,000 training images, where the
+        paper takes test images
+
     Networks and losses follow the authors' code [2]_: pre-activation residual blocks, per-channel
     layer normalisation in the critic, one gradient penalty per image, Adam (0, 0.9) for the GAN
-    and RMSprop for the encoder. Departures: learning rates are larger and batches smaller (the code
-    takes 1e-4, 5e-5 and 64, for a hundred thousand steps); images are not flipped at random, since
-    a mirrored chest is not normal; the zero of the critic score is the mean over up to 32,000
-    training images, where the paper takes test images.
+    and RMSprop for the encoder.
 
     A tanh encoder cannot reach most codes of a normal prior: for "ziz" its loss has a floor of 0.151
     per coordinate. Take encoder_output="linear" or prior="uniform" there.

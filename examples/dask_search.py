@@ -1,0 +1,70 @@
+"""
+Search on a dask cluster
+========================
+
+A grid search over a detector, its fits spread over the processes of a dask cluster, with progress
+bars::
+
+    python examples/dask_search.py [--workers 2] [--scheduler tcp://host:8786] [--epochs 20]
+
+Without ``--scheduler`` the cluster is a LocalCluster: processes of this machine, with one thread each, as
+torch's random generator wants it. With it, the workers are those of the scheduler at that address, each
+started by ``dask worker --nthreads 1 tcp://host:8786`` in an environment that has skanomaly.
+"""
+
+import argparse
+
+import joblib
+import numpy as np
+from dask.distributed import Client, LocalCluster
+from sklearn.callback import ProgressBar
+from sklearn.model_selection import GridSearchCV
+
+from skanomaly import AutoEncoder
+from skanomaly.datasets import load_chest_xray
+from skanomaly.model_selection import AnomalyScorer, NormalOnlyKFold
+
+
+def make_search(n_epochs):
+    detector = AutoEncoder(hidden_size=128, max_epochs=n_epochs, device="cpu", random_state=0)
+    return GridSearchCV(
+        detector,
+        {"latent_size": [2, 8, 16], "loss": ["l1", "l2"]},
+        cv=NormalOnlyKFold(3, random_state=0),
+        scoring=AnomalyScorer("auroc"),
+    )
+
+
+def load_images():
+    parts = [load_chest_xray(subset=subset) for subset in ("train", "val")]
+    images = np.concatenate([part.images for part in parts])[:, ::2, ::2]
+    return images, np.concatenate([part.target for part in parts])
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workers", type=int, default=2, help="of the local cluster")
+    parser.add_argument("--scheduler", help="address of a running scheduler")
+    parser.add_argument("--epochs", type=int, default=20)
+    arguments = parser.parse_args()
+    X, y = load_images()
+    search = make_search(arguments.epochs)
+    if not arguments.scheduler:  # progress reaches us from workers on this machine
+        search.set_callbacks(ProgressBar(max_propagation_depth=None))
+    cluster = arguments.scheduler or LocalCluster(
+        n_workers=arguments.workers, threads_per_worker=1, dashboard_address=None
+    )
+    with Client(cluster), joblib.parallel_config(backend="dask"):
+        search.fit(X, y)
+    if not arguments.scheduler:
+        cluster.close()
+    for score, parameters in sorted(
+        zip(search.cv_results_["mean_test_score"], search.cv_results_["params"]), key=lambda pair: -pair[0]
+    ):
+        print(f"AUROC {score:.3f}  {parameters}")
+
+
+if __name__ == "__main__":  # worker processes import this file
+    main()

@@ -1,0 +1,67 @@
+"""
+What a generative detector knows
+================================
+
+f-AnoGAN learns to make normal images from codes, and then to find the code of an image. Its samples
+show what it takes for normal; the walk between two codes shows whether it knows anything in
+between.
+"""
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from skanomaly import FAnoGAN
+from skanomaly.datasets import load_chest_xray
+from skanomaly.metrics import auroc
+from skanomaly.plotting import AnomalyMapDisplay
+
+
+def half(images):
+    """Half the size, for the sake of time."""
+    n, height, width = images.shape
+    return images.reshape(n, height // 2, 2, width // 2, 2).mean((2, 4)).astype("uint8")
+
+
+train, val, test = (load_chest_xray(subset=subset) for subset in ("train", "val", "test"))
+detector = FAnoGAN(width=6, max_epochs=40, encoder_epochs=20, random_state=0).fit(half(train.images))
+detector.calibrate(half(val.images[val.target == 1]))
+
+# %%
+# Losses of both stages. The Wasserstein distance falls as the samples get better.
+
+figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+axes[0].plot(detector.history_["gan"][:, "wasserstein_distance"])
+axes[0].set(title="gan", xlabel="epoch", ylabel="Wasserstein distance")
+axes[1].plot(detector.history_["encoder"][:, "train_loss"])
+_ = axes[1].set(title="encoder", xlabel="epoch", ylabel="loss")
+
+# %%
+# Samples, and the line between the codes of two real images.
+
+
+def strip(images, title):
+    figure, axes = plt.subplots(1, len(images), figsize=(10, 1.5), layout="constrained")
+    for ax, image in zip(axes, images):
+        ax.imshow(image, cmap="gray", vmin=0, vmax=255)
+        ax.set_axis_off()
+    figure.suptitle(title)
+
+
+strip(detector.sample(9, random_state=0), "samples")
+strip(detector.interpolate(half(train.images)[0], half(train.images)[1], 9), "between two X-rays")
+
+# %%
+# A score has components: the error of pixels, of the critic's features, of codes, and the critic's
+# own opinion.
+
+images = half(test.images)
+components = detector.score_components(images) | {"score": -detector.score_samples(images)}
+for name, values in components.items():
+    print(f"{name:10} AUROC {auroc(test.target, values):.3f}")
+
+# %%
+# The most anomalous image of each class:
+
+worst = [np.flatnonzero(test.target == label) for label in (-1, 1)]
+worst = [rows[np.argmax(components["score"][rows])] for rows in worst]
+_ = AnomalyMapDisplay.from_estimator(detector, images[worst], titles=["pneumonia", "normal"])
