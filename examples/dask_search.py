@@ -37,18 +37,18 @@ def make_search(n_epochs):
 
 def load_images():
     parts = [load_chest_xray(subset=subset) for subset in ("train", "val")]
-    images = np.concatenate([part.images for part in parts])[:, ::2, ::2]
+    images = np.concatenate([part.images for part in parts])[:, ::4, ::4]
     return images, np.concatenate([part.target for part in parts])
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workers", type=int, default=2, help="of the local cluster")
     parser.add_argument("--scheduler", help="address of a running scheduler")
     parser.add_argument("--epochs", type=int, default=20)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
     X, y = load_images()
     search = make_search(arguments.epochs)
     if not arguments.scheduler:  # progress reaches us from workers on this machine
@@ -64,6 +64,7 @@ def main():
         zip(search.cv_results_["mean_test_score"], search.cv_results_["params"]), key=lambda pair: -pair[0]
     ):
         print(f"AUROC {score:.3f}  {parameters}")
+    return search
 
 
 if __name__ == "__main__":  # worker processes import this file

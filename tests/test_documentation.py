@@ -8,11 +8,14 @@ import re
 import tomllib
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from numpydoc.validate import validate
+from PIL import Image
 
 import skanomaly
-from skanomaly import datasets, metrics, model_selection, plotting, segmentation, testing
+from skanomaly import datasets, metrics, model_selection, persistence, plotting, segmentation, testing
 
 ROOT = Path(__file__).parents[1]
 MODULES = ["skanomaly", *(m.name for m in pkgutil.walk_packages(skanomaly.__path__, "skanomaly."))]
@@ -35,7 +38,16 @@ IGNORED |= {"PR08", "PR09", "PR07", "PR06", "RT02"}
 
 
 def public_objects():
-    for module in (skanomaly, datasets, metrics, model_selection, plotting, segmentation, testing):
+    for module in (
+        skanomaly,
+        datasets,
+        metrics,
+        model_selection,
+        persistence,
+        plotting,
+        segmentation,
+        testing,
+    ):
         names = getattr(
             module,
             "__all__",
@@ -80,3 +92,32 @@ def test_the_extras_named_in_the_documents_exist():
     named = {extra for path in documents for extra in re.findall(r"skanomaly\[(\w+)\]", path.read_text())}
     assert named <= set(extras)
     assert {"plot", "progress", "test", "doc"} <= set(extras)
+
+
+def test_the_readme_walks_from_files_to_scores_and_masks(tmp_path, monkeypatch):
+    """Its code, word by word but for the length of training, in a folder of PNG files."""
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    assert len([line for line in code.splitlines() if line.strip()]) < 15
+    short = "FAnoGAN(width=2, max_epochs=2, encoder_epochs=1, random_state=0)"
+    assert code.count("FAnoGAN(random_state=0)") == 1
+    train, val = (datasets.load_chest_xray(subset=subset) for subset in ("train", "val"))
+    folders = {
+        "normal": train.images[:40],
+        "more_normal": val.images[val.target == 1],
+        "new": val.images[-5:],
+    }
+    for name, images in folders.items():
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(images):
+            Image.fromarray(image).resize((100, 80)).save(tmp_path / name / f"{i:03}.png")
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    exec(code.replace("FAnoGAN(random_state=0)", short), namespace)
+    table = pd.read_csv("scores.csv")
+    assert table.columns.tolist() == ["file", "label", "score"]
+    X = namespace["read"](namespace["new"])
+    loaded = persistence.load("detector.skanomaly")
+    np.testing.assert_allclose(table["score"], loaded.score_samples(X))
+    assert table["label"].tolist() == loaded.predict(X).tolist()
+    for file, mask in zip(namespace["new"], loaded.segment(X)):
+        np.testing.assert_array_equal(np.asarray(Image.open(f"{file.stem}_mask.png")), mask)
