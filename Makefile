@@ -29,7 +29,7 @@ bench: .venv/ready-test
 	$(BIN)/python benchmarks/speed.py --memory --images 3000
 
 clean:
-	rm -rf .venv demo build doc/_build doc/api doc/gallery doc/methods.rst *.egg-info
+	rm -rf .venv demo build doc/_build doc/api doc/gallery doc/methods.rst doc/guide/false_alarms.inc *.egg-info
 
 .venv/ready-%: pyproject.toml constraints.txt | .venv/python
 	$(PIP) torch

@@ -1,10 +1,12 @@
-"""Sphinx settings; API pages and the table of methods are written here, from what is found."""
+"""Sphinx settings; API pages and tables are written here, from what is found and measured."""
 
 import inspect
+import json
 import re
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
 import skanomaly
 from skanomaly import datasets, metrics, model_selection, persistence, plotting, segmentation, testing
@@ -51,7 +53,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
     "filename_pattern": r"/plot_",
-    "within_subsection_order": "FileNameSortKey",
+    "within_subsection_order": lambda name: (not name.startswith("plot_"), name),
     "download_all_examples": False,
     "show_memory": False,
     "write_computation_times": False,
@@ -63,18 +65,18 @@ sphinx_gallery_conf = {
 suppress_warnings = ["config.cache"]
 
 
-# API pages: what is public is found.
+# Pages that are written: what is public is found, one page for each room.
 
-ROOMS = [
-    (skanomaly, "Detectors", "skanomaly"),
-    (persistence, "Saving", "skanomaly.persistence"),
-    (metrics, "Metrics", "skanomaly.metrics"),
-    (model_selection, "Model selection", "skanomaly.model_selection"),
-    (segmentation, "Segmentation", "skanomaly.segmentation"),
-    (plotting, "Plotting", "skanomaly.plotting"),
-    (datasets, "Data sets", "skanomaly.datasets"),
-    (testing, "Testing", "skanomaly.testing"),
-]
+ROOMS = {
+    "Detectors": skanomaly,
+    "Saving": persistence,
+    "Metrics": metrics,
+    "Model selection": model_selection,
+    "Segmentation": segmentation,
+    "Plotting": plotting,
+    "Data sets": datasets,
+    "Testing": testing,
+}
 
 
 def public_names(module):
@@ -100,14 +102,23 @@ def title(text, line="="):
     return f"{text}\n{line * len(text)}\n\n"
 
 
-def api_page():
-    text = title("API")
-    for module, name, path in ROOMS:
-        about = "" if module is skanomaly else (module.__doc__ or "").split("\n\n")[0].strip() + "\n\n"
-        names = "".join(f"   {public}\n" for public in public_names(module))
-        text += title(name, "-") + about + f".. currentmodule:: {path}\n\n"
-        text += f".. autosummary::\n   :toctree: generated\n   :nosignatures:\n\n{names}\n"
+def list_table(head, rows, options=""):
+    text = f".. list-table::\n   :header-rows: 1\n{options}\n"
+    for row in (head, *rows):
+        text += "".join(f"   {'* -' if i == 0 else '  -'} {cell}\n" for i, cell in enumerate(row))
     return text
+
+
+def write_api_pages():
+    index = title("API") + ".. toctree::\n   :maxdepth: 2\n\n"
+    for name, module in ROOMS.items():
+        file = name.lower().replace(" ", "_")
+        index += f"   {file}\n"
+        text = title(name) + f".. currentmodule:: {module.__name__}\n\n"
+        text += "" if module is skanomaly else inspect.getdoc(module) + "\n\n"
+        text += ".. autosummary::\n   :toctree: generated\n   :nosignatures:\n\n"
+        write(HERE / "api" / f"{file}.rst", text + "".join(f"   {n}\n" for n in public_names(module)))
+    write(HERE / "api" / "index.rst", index)
 
 
 def fields(detector):
@@ -126,22 +137,33 @@ def paper(detector):
 
 
 def methods_page():
-    text = title("Methods")
-    text += "What each detector learns and how it decides, from its own page.\n\n"
-    head = "Detector", "Paper", *testing.METHOD_FIELDS
-    text += ".. list-table::\n   :header-rows: 1\n   :class: methods\n\n"
-    rows = [head]
+    rows = []
     for name, detector in testing.all_detectors():
         found = fields(detector)
         cells = [found[field] for field in testing.METHOD_FIELDS]
         rows.append([f":class:`~skanomaly.{name}`", paper(detector), *cells])
-    for row in rows:
-        text += "".join(f"   {'* -' if i == 0 else '  -'} {cell}\n" for i, cell in enumerate(row))
-    return text
+    text = title("Methods") + "What each detector learns and how it decides, from its own page.\n\n"
+    options = "   :class: methods\n   :widths: 12 12 10 18 12 36\n"
+    return text + list_table(["Detector", "Paper", *testing.METHOD_FIELDS], rows, options)
 
 
-write(HERE / "api" / "index.rst", api_page())
+def false_alarms():
+    """Measured with the default parameters: thresholds from training, and calibrated."""
+    file = HERE.parent / "benchmarks" / "results" / "accuracy.jsonl"
+    cells = [json.loads(line) for line in file.read_text().splitlines()]
+    names = [name for name, _ in testing.all_detectors()]
+    rates = {}
+    for cell in cells:
+        if cell["detector"] in names and "error" not in cell:
+            both = cell["false_alarms_before"], cell["false_alarms_after"]
+            rates.setdefault((cell["detector"], cell["data"]), []).append(both)
+    rows = [[*kind, *(f"{rate:.3f}" for rate in np.mean(both, axis=0))] for kind, both in rates.items()]
+    return list_table(["Detector", "Images", "From training (0.1)", "Calibrated (0.05)"], rows)
+
+
+write_api_pages()
 write(HERE / "methods.rst", methods_page())
+write(HERE / "guide" / "false_alarms.inc", false_alarms())
 
 
 def skip_what_is_not_ours(app, what, name, member, skip, options):

@@ -14,6 +14,8 @@ from skanomaly.plotting import AnomalyMapDisplay, ScoreHistogramDisplay
 train, val, test = (load_chest_xray(subset=subset) for subset in ("train", "val", "test"))
 print(train.images.shape, train.images.dtype)
 
+# sphinx_gallery_thumbnail_number = 2
+
 # %%
 # Training images are all normal, so there are no labels to give. The default is 100 epochs; a third
 # of them will do to see how it works.

@@ -26,6 +26,8 @@ train, val, test = (load_chest_xray(subset=subset) for subset in ("train", "val"
 detector = FAnoGAN(width=6, max_epochs=40, encoder_epochs=20, random_state=0).fit(half(train.images))
 detector.calibrate(half(val.images[val.target == 1]))
 
+# sphinx_gallery_thumbnail_number = 2
+
 # %%
 # Losses of both stages. The Wasserstein distance falls as the samples get better.
 
