@@ -83,7 +83,7 @@ def overview(detector, suspicion, test):
     images = test.images[chosen]
     maps, masks = detector.anomaly_map(images), detector.segment(images, median_size=3, min_size=8)
     low, high = detector.map_range_
-    figure, axes = plt.subplots(2, len(chosen), figsize=(10, 3.65), layout="constrained")
+    figure, axes = plt.subplots(2, len(chosen), figsize=(10, 3.4), layout="constrained")
     for column, title, image, heat, mask in zip(axes.T, titles, images, maps, masks):
         column[0].imshow(image, cmap="gray", vmin=0, vmax=255)
         if mask.any():
@@ -92,7 +92,7 @@ def overview(detector, suspicion, test):
         column[0].set_title(title, fontsize=10)
     for ax in axes.flat:
         ax.set_axis_off()
-    figure.colorbar(shown, ax=axes[1], ticks=[]).set_label("anomaly map", fontsize=9)
+    figure.colorbar(shown, ax=axes, ticks=[], aspect=40).set_label("anomaly map", fontsize=9)
     return figure
 
 
