@@ -113,16 +113,15 @@ def report(cells):
     for cell in sorted(latest, key=lambda cell: (cell["data"], cell["detector"], cell["seed"])):
         if "error" not in cell:
             kinds.setdefault((cell["data"], cell["detector"]), []).append(cell)
-    ranking, threshold, alarms, pixels = [], [], [], []
+    ranking, components, threshold, alarms, pixels = [], [], [], [], []
     for kind, same in kinds.items():
-        parts = ", ".join(
-            f"{part} {np.mean([cell['components'][part] for cell in same]):.3f}"
-            for part in same[0]["components"]
+        seconds, speed = (
+            np.mean([cell[key] for cell in same]) for key in ("fit_seconds", "images_per_second")
         )
-        seconds = np.mean([cell["fit_seconds"] for cell in same])
-        speed = np.mean([cell["images_per_second"] for cell in same])
         figures = [mean(same, key) for key in ("auroc", "ap", "val_auroc")]
-        ranking.append([*kind, len(same), *figures, parts, f"{seconds:.0f}", f"{speed:.0f}"])
+        ranking.append([*kind, len(same), *figures, f"{seconds:.0f}", f"{speed:.0f}"])
+        parts = {name: [cell["components"][name] for cell in same] for name in same[0]["components"]}
+        components.append([*kind, ", ".join(f"{name} {np.mean(part):.3f}" for name, part in parts.items())])
         threshold.append([*kind, *(mean(same, key) for key in AT_THRESHOLD)])
         n = same[0]["n_val_normal"]
         low, high = binom.ppf([0.005, 0.995], n, FALSE_ALARM_RATE) / n
@@ -137,10 +136,9 @@ def report(cells):
         "Made by `python benchmarks/accuracy.py`. Test split; mean of the seeds (standard deviation) and, in "
         "brackets, 95 % bootstrap interval over patients, its ends averaged over the seeds. Seconds are of "
         "two cores that did other things too.\n",
-        table(
-            [*kind, "seeds", "AUROC", "AP", "AUROC on val", "AUROC of the components", "fit, s", "images/s"],
-            ranking,
-        ),
+        table([*kind, "seeds", "AUROC", "AP", "AUROC on val", "fit, s", "images/s"], ranking),
+        "AUROC of the components of the score:\n",
+        table([*kind, "components"], components),
         f"At the threshold from `calibrate` with a false alarm rate of {FALSE_ALARM_RATE}:\n",
         table([*kind, "accuracy", "sensitivity", "specificity", "F1"], threshold),
         "False alarm rate on normal test images, with the threshold from training (contamination 0.1) and "

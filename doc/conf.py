@@ -35,13 +35,13 @@ html_theme_options = {
     "show_toc_level": 2,
     "navbar_align": "left",
     "navbar_end": ["theme-switcher"],
-    "secondary_sidebar_items": ["page-toc"],
+    "secondary_sidebar_items": {"**": ["page-toc"], "results": []},
     "footer_start": ["copyright"],
     "footer_end": [],
     "header_links_before_dropdown": 6,
 }
 html_show_sourcelink = False
-html_sidebars = {"index": [], "methods": [], "changes": [], "glossary": []}
+html_sidebars = {page: [] for page in ("index", "methods", "results", "changes", "glossary")}
 default_role = "py:obj"
 copybutton_prompt_text = r">>> |\.\.\. "
 copybutton_prompt_is_regexp = True
@@ -57,6 +57,7 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "show_memory": False,
     "write_computation_times": False,
+    "remove_config_comments": True,
     "abort_on_example_error": True,
     "show_signature": False,
     "image_scrapers": ("matplotlib",),

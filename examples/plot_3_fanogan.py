@@ -23,7 +23,7 @@ def half(images):
 
 
 train, val, test = (load_chest_xray(subset=subset) for subset in ("train", "val", "test"))
-detector = FAnoGAN(width=6, max_epochs=40, encoder_epochs=20, random_state=0).fit(half(train.images))
+detector = FAnoGAN(width=6, max_epochs=30, encoder_epochs=15, random_state=0).fit(half(train.images))
 detector.calibrate(half(val.images[val.target == 1]))
 
 # sphinx_gallery_thumbnail_number = 2
@@ -38,7 +38,7 @@ axes[1].plot(detector.history_["encoder"][:, "train_loss"])
 _ = axes[1].set(title="encoder", xlabel="epoch", ylabel="loss")
 
 # %%
-# Samples, and the line between the codes of two real images.
+# Samples:
 
 
 def strip(images, title):
@@ -50,6 +50,10 @@ def strip(images, title):
 
 
 strip(detector.sample(9, random_state=0), "samples")
+
+# %%
+# The line between the codes of two real images:
+
 strip(detector.interpolate(half(train.images)[0], half(train.images)[1], 9), "between two X-rays")
 
 # %%
