@@ -489,7 +489,7 @@ def check_threads_of_scoring(detector):
 
 
 def check_docstring(detector):
-    """Every parameter is documented, in the order of the signature; Notes say what the methods table tells."""
+    """Every parameter is documented, in the order of the signature; Notes say what methods differ in."""
     doc = inspect.getdoc(type(detector)) or ""
     assert "{parameters}" not in doc
     section = doc.split("Parameters\n----------\n")[1].split("\n\nAttributes\n")[0]
