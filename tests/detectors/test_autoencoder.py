@@ -59,7 +59,7 @@ def test_options_learn(parameters):
     [
         ({"loss": "l3"}, "'loss' parameter of AutoEncoder must be a str among"),
         ({"bottleneck": "wide"}, "'bottleneck' parameter of AutoEncoder"),
-        ({"n_levels": 5}, "at least 32 x 32 for n_levels=5, got 16 x 16; lower n_levels"),
+        ({"n_levels": 5}, "at most 4 for images of 16 x 16.*got 5; lower n_levels"),
         ({"batch_size": 1}, "'batch_size' parameter of AutoEncoder"),
         ({"contamination": 0.0}, "'contamination' parameter of AutoEncoder"),
         ({"device": "cuda"}, "device='cuda' was asked for, but torch finds none here"),
