@@ -2,7 +2,8 @@
 
 from ._unwrap import anomaly_map, reconstruct, segment
 from ._version import __version__
+from .detectors.anogan import AnoGAN
 from .detectors.autoencoder import AutoEncoder
 from .detectors.fanogan import FAnoGAN
 
-__all__ = ["AutoEncoder", "FAnoGAN", "__version__", "anomaly_map", "reconstruct", "segment"]
+__all__ = ["AnoGAN", "AutoEncoder", "FAnoGAN", "__version__", "anomaly_map", "reconstruct", "segment"]

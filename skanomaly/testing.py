@@ -54,6 +54,7 @@ def tiny(detector_class, **parameters):
         "latent_size": 2,
         "batch_size": 8,
         "n_critic": 1,
+        "n_search": 3,
         "random_state": 0,
     }
     small |= {name: 1 for name in names if name.endswith("_epochs")}

@@ -1,4 +1,4 @@
-"""Residual generator, critic and encoder of WGAN-GP and f-AnoGAN."""
+"""Generators and their opponents: residual ones of WGAN-GP and f-AnoGAN, convolutional ones of DCGAN."""
 
 import math
 from functools import partial
@@ -165,3 +165,59 @@ class ResidualGenerator(nn.Module):
 
     def forward(self, z):
         return crop_to(self.blocks(z), self.image_size)
+
+
+def _kernel(stride):
+    """Of a (transposed) convolution with padding 1 that changes each side by its stride."""
+    return tuple(step + 2 for step in stride)
+
+
+class ConvGenerator(nn.Module):
+    """DCGAN's generator: codes (n, latent_size) to images (n, C, H, W) in [-1, 1]."""
+
+    def __init__(self, image_shape, latent_size, *, width, n_levels=None):
+        super().__init__()
+        strides = choose_strides(image_shape, n_levels)
+        widths = _widths(width, len(strides) - 1)[::-1]
+        base = widths[0], *last_size(image_shape, strides)
+        self.image_size = image_shape[1:]
+        blocks = [nn.Linear(latent_size, math.prod(base), bias=False), nn.Unflatten(1, base)]
+        for n_in, n_out, stride in zip(widths, [*widths[1:], image_shape[0]], strides[::-1]):
+            blocks += [nn.BatchNorm2d(n_in), nn.ReLU()]
+            blocks += [nn.ConvTranspose2d(n_in, n_out, _kernel(stride), stride, padding=1)]
+        self.blocks = nn.Sequential(*blocks, nn.Tanh()).apply(_init_dcgan)
+
+    def forward(self, z):
+        return crop_to(self.blocks(z), self.image_size)
+
+
+class ConvDiscriminator(nn.Module):
+    """DCGAN's discriminator: `features` (n, n_features) before the last linear layer, logit (n,)."""
+
+    def __init__(self, image_shape, *, width, n_levels=None):
+        super().__init__()
+        strides = choose_strides(image_shape, n_levels)
+        self.size = padded_size(image_shape, strides)
+        widths = [image_shape[0], *_widths(width, len(strides) - 1)]
+        blocks = []
+        for level, (n_in, n_out, stride) in enumerate(zip(widths, widths[1:], strides)):
+            blocks += [nn.Conv2d(n_in, n_out, _kernel(stride), stride, padding=1)]
+            blocks += [nn.BatchNorm2d(n_out)] if level else []
+            blocks += [nn.LeakyReLU(0.2)]
+        self.blocks = nn.Sequential(*blocks, nn.Flatten())
+        self.value = nn.Linear(widths[-1] * math.prod(last_size(image_shape, strides)), 1)
+        self.apply(_init_dcgan)
+
+    def features(self, x):
+        return self.blocks(pad_to(x, self.size))
+
+    def forward(self, x):
+        return self.value(self.features(x))[:, 0]
+
+
+def _init_dcgan(module):
+    """Normal weights of standard deviation 0.02; scales around 1."""
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)

@@ -1,7 +1,8 @@
 """Stages of training that several methods share."""
 
+from ._adversarial import Adversarial
 from ._reconstruction import Reconstruction
 from ._training import Training
 from ._wasserstein import Wasserstein
 
-__all__ = ["Reconstruction", "Training", "Wasserstein"]
+__all__ = ["Adversarial", "Reconstruction", "Training", "Wasserstein"]

@@ -1,0 +1,42 @@
+"""Search for the code whose image is most like a given one, by gradient descent on the code alone."""
+
+import torch
+
+
+def search_codes(generator, loss, starts, n_images, *, n_search, lr, bound=None):
+    """Codes (n_images, latent_size) with the smallest loss found, each image for itself.
+
+    All images begin at the same codes, and the loss is summed over them: then Adam moves each as if it were
+    alone, and batches of one size give each the same bits.
+
+    Parameters
+    ----------
+    generator : callable (codes) -> images
+    loss : callable (images) -> (n_images,)
+    starts : (n_restarts, latent_size) tensor
+        Codes to begin with; the best end is kept.
+    n_search : int
+        Steps.
+    lr : float
+    bound : float or None
+        Codes are clamped to [-bound, bound] after each step.
+    """
+    best = best_loss = None
+    for start in starts:
+        z = start.expand(n_images, -1).clone()
+        optimizer = torch.optim.Adam([z], lr)
+        for _ in range(n_search):
+            z.requires_grad_(True)
+            with torch.enable_grad():
+                (z.grad,) = torch.autograd.grad(loss(generator(z)).sum(), z)
+            z.requires_grad_(False)
+            optimizer.step()
+            if bound is not None:
+                z.clamp_(-bound, bound)
+        value = loss(generator(z))
+        if best is None:
+            best, best_loss = z, value
+        else:
+            better = value < best_loss
+            best, best_loss = torch.where(better[:, None], z, best), torch.where(better, value, best_loss)
+    return best

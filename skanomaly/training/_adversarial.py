@@ -1,0 +1,42 @@
+"""Generative adversarial network with a discriminator that ends in a probability (DCGAN)."""
+
+from functools import partial
+
+import torch
+from torch.nn.functional import softplus
+
+from ._training import Training
+
+Adam = partial(torch.optim.Adam, betas=(0.5, 0.999))
+
+
+def discriminator_loss(real, fake):
+    """- log D(x) - log(1 - D(G(z))), from logits; 2 log 2 where D is undecided."""
+    return softplus(-real).mean() + softplus(fake).mean()
+
+
+def generator_loss(fake):
+    """- log D(G(z)), from logits: the form whose gradient does not vanish."""
+    return softplus(-fake).mean()
+
+
+class Adversarial(Training):
+    """GAN of Goodfellow et al. 2014: every batch moves the discriminator, then the generator.
+
+    Parameters
+    ----------
+    network : nn.Module with parts `generator` and `discriminator`, and `draw_codes(n)`
+    """
+
+    moves = {"optimizer": ["generator"], "optimizer_discriminator": ["discriminator"]}
+    losses = "discriminator_loss", "generator_loss"
+
+    def __init__(self, network, *, optimizer=Adam, **options):
+        super().__init__(network, optimizer=optimizer, **options)
+
+    def step(self, network, x):
+        discriminator = network.discriminator
+        fake = network.generator(network.draw_codes(len(x)))
+        loss = discriminator_loss(discriminator(x), discriminator(fake.detach()))
+        self.move("optimizer_discriminator", discriminator_loss=loss)
+        self.move("optimizer", generator_loss=generator_loss(discriminator(fake)))
