@@ -3,6 +3,7 @@
 import torch
 
 
+@torch.no_grad()
 def search_codes(generator, loss, starts, n_images, *, n_search, lr, bound=None):
     """Codes (n_images, latent_size) with the smallest loss found, each image for itself.
 
@@ -26,13 +27,12 @@ def search_codes(generator, loss, starts, n_images, *, n_search, lr, bound=None)
         z = start.expand(n_images, -1).clone()
         optimizer = torch.optim.Adam([z], lr)
         for _ in range(n_search):
-            z.requires_grad_(True)
             with torch.enable_grad():
-                (z.grad,) = torch.autograd.grad(loss(generator(z)).sum(), z)
-            z.requires_grad_(False)
+                (z.grad,) = torch.autograd.grad(loss(generator(z.requires_grad_())).sum(), z)
             optimizer.step()
             if bound is not None:
                 z.clamp_(-bound, bound)
+        z = z.detach()
         value = loss(generator(z))
         if best is None:
             best, best_loss = z, value
