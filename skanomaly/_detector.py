@@ -16,12 +16,12 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from . import _inference, _storage, segmentation
+from . import _inference, segmentation
 from ._docstrings import fill_docstring
 from ._images import Images, Layout, find_intensity_range, fingerprint, is_lazy, kind, usable_rows
 from ._random import draw_seed, seeded
 from ._version import __version__
-from .training._checkpoint import Checkpoint
+from .training._checkpoint import Checkpoint, describe
 from .training._progress import EpochContext
 from .training._training import check_early_stopping, fresh_callbacks
 
@@ -197,18 +197,20 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
 
     def _describe_fit(self, X, y):
         """What decides the result of a fit, in words: two fits with equal ones are the same."""
-        parameters = {k: v for k, v in self.get_params(deep=False).items() if k not in PROCESS_PARAMETERS}
-        callbacks = (
-            self.callbacks.items() if isinstance(self.callbacks, dict) else [("", self.callbacks or [])]
-        )
+        parameters = self.get_params(deep=False)
+        # Arrays are drawn from row by row, other sequences in runs of rows.
+        X_kind = "array" if isinstance(X, np.ndarray) else "sequence"
         return {
             "detector": type(self).__name__,
             "skanomaly": __version__,
             "device": self.device_,
-            "X": f"{tuple(X.shape)} {np.dtype(X.dtype)} with SHA-256 {fingerprint(X)}",
+            "X": f"{X_kind} {tuple(X.shape)} {np.dtype(X.dtype)} with SHA-256 {fingerprint(X)}",
             "y": "None" if y is None else f"labels with SHA-256 {fingerprint(np.asarray(y).astype(str))}",
-            **{name: _describe(value) for name, value in parameters.items()},
-            **{f"callbacks {stage}".strip(): _describe(list(some)) for stage, some in callbacks},
+            **{
+                name: describe(value)
+                for name, value in parameters.items()
+                if name not in PROCESS_PARAMETERS - {"callbacks"}
+            },
         }
 
     def calibrate(self, X_normal, *, false_alarm_rate=0.05, pixel_false_alarm_rate=0.01):
@@ -460,7 +462,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
 
     def __getstate__(self):
         """Networks are pickled on the CPU, for machines without an accelerator."""
-        state = super().__getstate__()
+        state = dict(super().__getstate__())  # not the live one
         if "network_" in state and self.device_ != "cpu":
             state["network_"] = copy.deepcopy(state["network_"]).cpu()
         return state
@@ -530,13 +532,3 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         return tags
-
-
-def _describe(value):
-    """A parameter in words that are the same in every process."""
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(_describe(part) for part in value)}]"
-    if isinstance(value, BaseEstimator) or _storage.packable(value):
-        return repr(value)
-    what = value if hasattr(value, "__qualname__") else type(value)
-    return f"{what.__module__}.{what.__qualname__}"

@@ -1,12 +1,14 @@
 """One file of JSON and tensors with no code in it: what saved detectors and checkpoints are written in.
 
-The file is a safetensors file whose metadata hold the JSON. A SHA-256 over both finds every damage;
-nothing is allocated beyond the size of the file.
+The file is a safetensors file whose metadata hold the JSON. A SHA-256 over both finds every damage. Reading
+takes memory in proportion to the size of the file, whatever sizes it declares.
 """
 
 import hashlib
 import json
 import os
+import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,10 @@ from ._version import __version__
 FORMAT = 1
 
 #: Bytes of JSON in a file, at most; a detector takes some thousands.
-HEADER_LIMIT = 2**24
+HEADER_LIMIT = 2**26
+
+#: Ends the name of a file that is being written.
+UNFINISHED = ".unfinished"
 
 #: What reading contents of the wrong shape may raise.
 MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -45,13 +50,23 @@ def write(path, kind, content, encode=None):
     document = {"format": FORMAT, "kind": kind, "version": __version__, "content": packed}
     document["sha256"] = _digest(document, tensors)
     data = save(tensors, {"skanomaly": json.dumps(document)})
-    path = Path(path)
-    unfinished = path.with_name(path.name + ".unfinished")
-    with open(unfinished, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    if (header := int.from_bytes(data[:8], "little")) > HEADER_LIMIT:
+        raise ValueError(
+            f"all but the tensors takes {header} bytes, and may take {HEADER_LIMIT}; is there a history of "
+            "every batch?"
+        )
+    path = Path(os.path.realpath(path))
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{UNFINISHED}")
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, unfinished)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def read(path, kind, decode=None):
@@ -138,6 +153,8 @@ def _pack(value, path, tensors, encode):
         return {"tuple": [inner(part, i) for i, part in enumerate(value)]}
     if isinstance(value, list):
         return [inner(part, i) for i, part in enumerate(value)]
+    if isinstance(value, (set, frozenset)):
+        return {"set": [inner(part, i) for i, part in enumerate(sorted(value))]}
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {"dict": {key: inner(part, key) for key, part in value.items()}}
     if isinstance(value, dict):
@@ -147,7 +164,7 @@ def _pack(value, path, tensors, encode):
         and value.dtype.kind in "OU"
         and all(isinstance(v, str) for v in value.flat)
     ):
-        return {"strings": [value.tolist(), value.ndim]}
+        return {"strings": value.tolist()}
     if isinstance(value, (torch.Tensor, np.ndarray)):
         if path in tensors:
             raise ValueError(f"two values are both named {path}")
@@ -169,15 +186,17 @@ def _unpack(packed, tensors, decode):
     ((tag, content),) = packed.items() if len(packed) == 1 else ((None, None),)
     if tag == "tuple" and isinstance(content, list):
         return tuple(_unpack(part, tensors, decode) for part in content)
+    if tag == "set":
+        return {_unpack(part, tensors, decode) for part in content}
     if tag == "dict":
         return {key: _unpack(part, tensors, decode) for key, part in content.items()}
     if tag == "pairs":
         return {_unpack(key, tensors, decode): _unpack(part, tensors, decode) for key, part in content}
-    if tag == "scalar" and content[0] in SCALARS:
+    if tag == "scalar" and content[0] in SCALARS and isinstance(content[1], (bool, int, float)):
         return np.dtype(content[0]).type(content[1])
     if tag == "strings":
-        strings = np.empty(np.shape(content[0]), dtype=object)
-        strings[...] = content[0]
+        strings = np.empty(np.shape(content), dtype=object)
+        strings[...] = content
         return strings
     if tag in ("tensor", "array"):
         tensor = tensors.pop(content)

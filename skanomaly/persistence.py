@@ -6,6 +6,8 @@ nothing is taken from a file that does not fit it to the last tensor.
 """
 
 import inspect
+import math
+import threading
 
 import numpy as np
 import torch
@@ -23,21 +25,25 @@ __all__ = ["load", "save"]
 
 #: Attributes of a fitted detector that `load` asks for, and what they must be.
 FITTED = {
-    "offset_": lambda v: isinstance(v, float),
+    "offset_": lambda v: isinstance(v, float) and math.isfinite(v),
     "pixel_offset_": lambda v: isinstance(v, float),
     "map_range_": lambda v: _are(v, float, 2),
-    "intensity_range_": lambda v: _are(v, float, 2),
+    "intensity_range_": lambda v: _are(v, float, 2) and v[0] <= v[1],
     "image_shape_": lambda v: _are(v, int, 3) and min(v) > 0,
-    "n_features_in_": lambda v: isinstance(v, int),
-    "n_iter_": lambda v: isinstance(v, int),
-    "history_": lambda v: isinstance(v, dict) and all(isinstance(stage, History) for stage in v.values()),
-    "_layout": lambda v: isinstance(v, Layout) and _are(v.image_shape, int, 3) and isinstance(v.rows, bool),
-    "_kind": lambda v: isinstance(v, str),
+    "n_features_in_": lambda v: isinstance(v, int) and v > 0,
+    "n_iter_": lambda v: isinstance(v, int) and v > 0,
+    "history_": lambda v: isinstance(v, dict) and all(_is_history(stage) for stage in v.values()),
+    "_layout": lambda v: isinstance(v, Layout) and v.channel_axis in (None, 1, 2, 3) and type(v.rows) is bool,
+    "_kind": lambda v: v in ("uint8", "integer", "float"),
 }
 
 
 def _are(value, kind, length):
     return isinstance(value, tuple) and len(value) == length and all(isinstance(part, kind) for part in value)
+
+
+def _is_history(value):
+    return isinstance(value, History) and all(isinstance(row, dict) for row in value)
 
 
 def save(detector, path, *, leave_out=()):
@@ -81,6 +87,7 @@ def save(detector, path, *, leave_out=()):
     np.True_
     """
     _check_detector(detector)
+    leave_out = [leave_out] if isinstance(leave_out, str) else leave_out
     unknown = set(leave_out) - set(detector.get_params())
     if unknown:
         raise ValueError(
@@ -120,6 +127,8 @@ def load(path, *, types=(), **parameters):
     --------
     save : Write such a file.
     """
+    if not isinstance(types, (list, tuple)) or not all(isinstance(cls, type) for cls in types):
+        raise TypeError(f"types must be a list of detector classes, got {types!r}")
     known = {f"skanomaly.{name}": detector for name, detector in all_detectors()}
     known |= {detector.__name__: detector for detector in types}
     try:
@@ -143,7 +152,10 @@ def _encode(value):
     """Types of attributes that the storage does not know."""
     if isinstance(value, Layout):
         return "layout", (value.image_shape, value.channel_axis, value.rows)
-    raise TypeError(f"an attribute of type {type(value).__name__} cannot be saved")
+    raise TypeError(
+        f"the fitted detector holds a {type(value).__name__}, which cannot be saved without code; "
+        "joblib.dump can"
+    )
 
 
 def _decode(tag, content):
@@ -187,27 +199,31 @@ def _describe(detector, prefix, leave_out):
             "after fit; set them back, or fit again"
         )
     fitted = {
-        name: {"nested": _describe(value, _prefix_of(name, prefix), leave_out)}
-        if isinstance(value, BaseDetector)
-        else value
+        name: _describe_value(value, f"attribute {name}", _prefix_of(name, prefix), leave_out)
         for name, value in vars(detector).items()
         if name in FITTED or _is_fitted_name(name) and name not in ("network_", "device_")
     }
     return description | {"fitted": fitted, "network": state}
 
 
-def _describe_parameter(value, name, leave_out):
+def _describe_value(value, what, prefix, leave_out):
+    """The value, with the detectors in it described."""
     if isinstance(value, BaseEstimator):
-        _check_detector(value, f"parameter {name}")
-        return {"nested": _describe(value, f"{name}__", leave_out)}
-    if isinstance(value, (tuple, list)):
-        return type(value)(_describe_parameter(part, name, leave_out) for part in value)
-    if isinstance(value, (dict, torch.Tensor)) or not _storage.packable(value):
+        _check_detector(value, what)
+        return {"nested": _describe(value, prefix, leave_out)}
+    if type(value) in (tuple, list):
+        return type(value)(_describe_value(part, what, prefix, leave_out) for part in value)
+    return value
+
+
+def _describe_parameter(value, name, leave_out):
+    described = _describe_value(value, f"parameter {name}", f"{name}__", leave_out)
+    if isinstance(value, (dict, set, np.ndarray, torch.Tensor)) or not _storage.packable(described):
         raise TypeError(
             f"parameter {name} is of type {type(value).__name__}, which cannot be saved without code; pass "
             f"leave_out=[{name!r}], and {name}=... to load"
         )
-    return value
+    return described
 
 
 class _Loader:
@@ -234,7 +250,7 @@ class _Loader:
         saved, left_out = description["parameters"], set(description["left_out"])
         if unknown := set(saved) - names:
             raise ValueError(f"the file has parameters that {name} here has not: {sorted(unknown)}")
-        parameters = {key: self.parameter(value, f"{prefix}{key}__") for key, value in saved.items()}
+        parameters = {key: self.value(value, f"{prefix}{key}__") for key, value in saved.items()}
         for key in names:
             full = prefix + key
             if full in self.given and key in saved:
@@ -250,11 +266,12 @@ class _Loader:
             self.fill(detector, description["fitted"], description["network"], prefix)
         return detector
 
-    def parameter(self, value, prefix):
-        if isinstance(value, dict):
+    def value(self, value, prefix):
+        """Undo `_describe_value`."""
+        if isinstance(value, dict) and set(value) == {"nested"}:
             return self.detector(value["nested"], prefix)
         if isinstance(value, (tuple, list)):
-            return type(value)(self.parameter(part, prefix) for part in value)
+            return type(value)(self.value(part, prefix) for part in value)
         return value
 
     def fill(self, detector, fitted, state, prefix):
@@ -262,12 +279,12 @@ class _Loader:
         for name, value in fitted.items():
             if name not in FITTED and not _is_fitted_name(name):
                 raise ValueError(f"{name!r} is not an attribute of a fitted detector")
-            if isinstance(value, dict) and set(value) == {"nested"}:
-                value = self.detector(value["nested"], _prefix_of(name, prefix))
-            setattr(detector, name, value)
+            setattr(detector, name, self.value(value, _prefix_of(name, prefix)))
         for name, fits in FITTED.items():
             if not fits(fitted[name]):
                 raise ValueError(f"{name} cannot be {fitted[name]!r}")
+        if detector._layout.image_shape != detector.image_shape_:
+            raise ValueError("two shapes of images do not agree")
         if problem := _misfit(detector, state):
             raise ValueError(f"the network in the file is not the one its parameters describe: {problem}")
         with seeded(0):
@@ -292,10 +309,12 @@ def _misfit(detector, state):
     It is built without memory, on torch's meta device, and no further than to as many parameters as
     there are tensors: whatever a file declares, it allocates nothing.
     """
-    n_parameters = 0
+    n_parameters, thread = 0, threading.get_ident()
 
     def count(module, name, parameter):
         nonlocal n_parameters
+        if threading.get_ident() != thread:  # the hook is torch's, and sees all threads
+            return
         n_parameters += parameter is not None
         if n_parameters > len(state):
             raise ValueError(f"it has more than the {len(state)} tensors there are")
@@ -304,8 +323,13 @@ def _misfit(detector, state):
     try:
         with seeded(0), torch.device("meta"):
             expected = detector._build(detector.image_shape_).state_dict()
+    except NotImplementedError as error:
+        raise ValueError(
+            f"{type(detector).__name__}._build cannot run on torch's meta device, on which networks are "
+            f"checked before they take memory: {_first_line(error)}"
+        ) from error
     except (ValueError, RuntimeError, OverflowError, TypeError) as error:
-        return str(error).partition("\n")[0]  # torch appends its own stack
+        return _first_line(error)
     finally:
         hook.remove()
     expected = {key: (tuple(value.shape), value.dtype) for key, value in expected.items()}
@@ -315,3 +339,8 @@ def _misfit(detector, state):
         return ""
     key = differ[0]
     return f"{key} is {found.get(key, 'absent')} and should be {expected.get(key, 'absent')}"
+
+
+def _first_line(error):
+    """torch appends its own stack."""
+    return str(error).partition("\n")[0]

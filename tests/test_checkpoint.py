@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_array_equal
-from skorch.callbacks import Callback, EarlyStopping, LRScheduler
+from skorch.callbacks import Callback, EarlyStopping, Freezer, LRScheduler
+from toys import LinearAutoEncoder
 
 from skanomaly import AutoEncoder, FAnoGAN, _storage
 from skanomaly.testing import SliceOnly, make_images, tiny
+from skanomaly.training._checkpoint import describe
 
 X = make_images((40, 16, 16))
 
@@ -25,8 +27,13 @@ PROCESSES.set_forkserver_preload(["pytest", "skanomaly.testing"])
 class Slow(Callback):
     """Writes down each epoch it begins; takes its time, to be killed in."""
 
-    def __init__(self, log=None, pause=0.0):
-        self.log, self.pause = log, pause
+    # Not parameters: they would make it another fit.
+    log, pause = None, 0.0
+
+    @classmethod
+    def to(cls, log, pause=0.0):
+        cls.log, cls.pause = log, pause
+        return cls()
 
     def on_epoch_begin(self, net, **kwargs):
         if self.log is not None:
@@ -43,7 +50,7 @@ def gan(**parameters):
 
 def fit(folder, log):
     torch.set_num_threads(1)
-    gan(checkpoint_dir=folder, callbacks=[Slow(log, pause=0.005)]).fit(X)
+    gan(checkpoint_dir=folder, callbacks=[Slow.to(log, pause=0.005)]).fit(X)
 
 
 def begun(log):
@@ -69,7 +76,7 @@ def same_fit(a, b):
 
 def test_a_process_killed_at_any_moment(tmp_path):
     """Ten kills -9, spread over both stages, each at a random moment of its epoch."""
-    whole = gan(callbacks=[Slow()]).fit(X)
+    whole = gan(callbacks=[Slow.to(None)]).fit(X)
     moments, stages = random.Random(0), set()
     for kill in range(10):
         folder, log = tmp_path / f"states{kill}", tmp_path / f"log{kill}"
@@ -87,7 +94,7 @@ def test_a_process_killed_at_any_moment(tmp_path):
         done = begun(log)
         stages.add(done[-1].split()[0])
         again = tmp_path / f"again{kill}"
-        resumed = gan(checkpoint_dir=folder, callbacks=[Slow(again)]).fit(X)
+        resumed = gan(checkpoint_dir=folder, callbacks=[Slow.to(again)]).fit(X)
         assert same_fit(resumed, whole), f"killed in {done[-1]!r}"
         every = [f"gan {i}" for i in range(1, 6)] + [f"encoder {i}" for i in range(1, 5)]
         assert done == every[: len(done)]
@@ -177,6 +184,63 @@ def test_a_complete_fit_is_taken_from_the_folder(tmp_path):
     assert same_fit(again, detector)
 
 
+def test_parts_frozen_on_the_way_stay_frozen(tmp_path):
+    def detector(**parameters):
+        callbacks = [Freezer("encoder*", at=2), Kill()]
+        return tiny(AutoEncoder, max_epochs=6, callbacks=callbacks, **parameters)
+
+    Kill.at = 0
+    whole = detector().fit(X)
+    assert same_fit(killed(detector(checkpoint_dir=tmp_path), X, 4), whole)
+
+
+class Memory(Callback):
+    def initialize(self):
+        self.seen_ = object()
+
+
+def test_a_callback_whose_state_would_be_lost_is_named(tmp_path):
+    with pytest.warns(UserWarning, match="Memory keeps seen_, which a resumed fit would lose"):
+        tiny(AutoEncoder, callbacks=[Memory()], checkpoint_dir=tmp_path).fit(X)
+
+
+def test_another_number_of_threads_is_said(tmp_path, monkeypatch):
+    gan(checkpoint_dir=tmp_path).fit(X)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    with pytest.warns(UserWarning, match="goes on, and will round otherwise: torch threads was 1 and is 7"):
+        gan(checkpoint_dir=tmp_path).fit(X)
+
+
+def test_two_stages_of_one_name(tmp_path):
+    class Twice(LinearAutoEncoder):
+        __doc__ = LinearAutoEncoder.__doc__
+
+        def _train(self, network, images, y):
+            super()._train(network, images, y)
+            return super()._train(network, images, y)
+
+    with pytest.raises(ValueError, match="two stages are named 'reconstruction'"):
+        Twice(checkpoint_dir=tmp_path).fit(X)
+
+
+def test_what_a_killed_write_left_is_swept_away(tmp_path):
+    (tmp_path / f"gan.safetensors.1-1{_storage.UNFINISHED}").write_bytes(b"half")
+    gan(checkpoint_dir=tmp_path).fit(X)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["encoder.safetensors", "gan.safetensors"]
+
+
+def test_parameters_are_described_alike_in_every_process():
+    array = np.arange(5000)
+    assert describe(1e-3) == describe(np.float64(1e-3))
+    assert describe((1, "a", None)) == describe([np.int64(1), "a", None])
+    assert describe(array) != describe(np.where(array == 2500, 0, array))
+    assert describe(np.random.RandomState(0)) == describe(np.random.RandomState(0))
+    assert describe(np.random.RandomState(0)) != describe(np.random.RandomState(1))
+    assert describe(tiny(FAnoGAN, lr=0.1)) != describe(tiny(FAnoGAN, lr=0.2))
+    assert describe(LRScheduler(gamma=0.5)) != describe(LRScheduler(gamma=0.9))
+    assert " at 0x" not in describe([Kill(), np.sum, EarlyStopping(), {"a": tiny(FAnoGAN)}])
+
+
 def test_another_fit_is_refused(tmp_path):
     gan(checkpoint_dir=tmp_path).fit(X, np.ones(40))
     fitted = gan(checkpoint_dir=tmp_path, lr=0.1, encoder_training="ziz", encoder_output="linear")
@@ -188,15 +252,16 @@ def test_another_fit_is_refused(tmp_path):
     for data, words in (
         (
             (X[::-1], np.ones(40)),
-            r"fit: X was \(40, 16, 16\) uint8 with SHA-256 \w+ and is \(40, 16, 16\) uint8",
+            r"fit: X was array \(40, 16, 16\) uint8 with SHA-256 \w+ and is array \(40, 16, 16\) uint8",
         ),
         ((X.astype("float32"), np.ones(40)), r"fit: X was .* uint8 .* float32"),
+        ((SliceOnly(X), np.ones(40)), "fit: X was array .* and is sequence"),
         ((X, None), "fit: y was labels .* and is None"),
         ((X, np.r_[-1, np.ones(39)]), "fit: y was labels .* and is labels"),
     ):
         with pytest.raises(ValueError, match=words):
             gan(checkpoint_dir=tmp_path).fit(*data)
-    with pytest.raises(ValueError, match="fit: callbacks was .* and is .*Kill"):
+    with pytest.raises(ValueError, match="fit: callbacks was None and is .*Kill"):
         gan(checkpoint_dir=tmp_path, callbacks=[Kill()]).fit(X, np.ones(40))
     with pytest.raises(ValueError, match="another fit: detector was FAnoGAN and is AutoEncoder"):
         tiny(AutoEncoder, checkpoint_dir=tmp_path).fit(X)

@@ -8,6 +8,7 @@ import pickle
 import resource
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -163,7 +164,70 @@ def test_fitted_detectors_inside_one(tmp_path):
     assert_array_equal(loaded.detector_.score_samples(X), outer.detector_.score_samples(X))
 
 
+def test_detectors_in_lists(tmp_path):
+    outer = Holder(detector=tiny(AutoEncoder)).fit(X)
+    outer.members_ = [outer.detector_, tiny(FAnoGAN).fit(X)]
+    save(outer, tmp_path / "a")
+    for member, before in zip(load(tmp_path / "a", types=[Holder]).members_, outer.members_):
+        assert_array_equal(member.score_samples(X), before.score_samples(X))
+    outer = Holder(extras=(Holder(factory=other_network), 3)).fit(X)
+    with pytest.raises(TypeError, match="parameter extras__factory is of type function"):
+        save(outer, tmp_path / "a")
+    save(outer, tmp_path / "a", leave_out="extras")
+    assert load(tmp_path / "a", types=[Holder], extras=()).extras == ()
+    with pytest.raises(TypeError, match="types must be a list of detector classes, got <class"):
+        load(tmp_path / "a", types=Holder)
+
+
+def test_a_network_that_cannot_be_checked_without_memory(tmp_path):
+    def build(image_shape, latent_size):
+        assert torch.linspace(0, 1, 3).tolist()
+        return LinearNetwork(image_shape, latent_size)
+
+    detector = Holder(factory=build).fit(X)
+    with pytest.raises(ValueError, match="Holder._build cannot run on torch's meta device"):
+        save(detector, tmp_path / "a", leave_out=["factory"])
+
+
+def test_many_threads_load_and_fit_at_once(path):
+    """The parameters of one network are not counted as those of another."""
+    done = []
+
+    def work():
+        for _ in range(5):
+            done.append(load(path).offset_)
+            torch.nn.Linear(3, 3)
+        done.append(tiny(AutoEncoder).fit(X).offset_)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert len(done) == 24
+    assert len(set(done)) == 2
+
+
+def test_a_file_that_could_not_be_read_again_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(_storage, "HEADER_LIMIT", 2000)
+    with pytest.raises(ValueError, match="may take 2000; is there a history of every batch"):
+        save(tiny(AutoEncoder).fit(X), tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+
+
+def test_saving_over_a_file_keeps_its_mode(tmp_path):
+    (tmp_path / "real").touch()
+    os.chmod(tmp_path / "real", 0o600)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    save(tiny(AutoEncoder), tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").stat().st_mode & 0o777 == 0o600
+    assert repr(load(tmp_path / "link")) == repr(tiny(AutoEncoder))
+
+
 def test_scikit_learn_estimators_are_for_joblib(tmp_path):
+    fitted = tiny(AutoEncoder).fit(X)
+    fitted.scaler_ = KMeans()
+    with pytest.raises(TypeError, match="attribute scaler_ must be .* got KMeans; .*joblib.dump"):
+        save(fitted, tmp_path / "a")
     with pytest.raises(TypeError, match="detector must be .* got KMeans; .*joblib.dump"):
         save(KMeans(), tmp_path / "a")
     with pytest.raises(TypeError, match="parameter detector must be .* got KMeans; .*joblib.dump"):
@@ -219,9 +283,10 @@ def test_a_pickle_from_a_machine_with_an_accelerator():
     for device in "auto", "cuda":
         # As fitted there: the network is brought to the CPU when it is pickled, and stays here.
         elsewhere = copy.copy(detector).set_params(device=device)
-        elsewhere.device_ = "cuda"
+        elsewhere.device_, network = "cuda", elsewhere.network_
         here = pickle.loads(pickle.dumps(elsewhere))
         assert here.device_ == "cpu"
+        assert elsewhere.network_ is network, "the one that was pickled stays where it is"
         assert_array_equal(here.score_samples(X), scores)
 
 
@@ -279,6 +344,19 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
+WRONG = [
+    ("offset_", float("nan")),
+    ("offset_", {"scalar": ["float64", [1, 2]]}),
+    ("intensity_range_", {"tuple": [5.0, 1.0]}),
+    ("map_range_", {"tuple": [5.0]}),
+    ("n_iter_", -1),
+    ("_kind", "nonsense"),
+    ("history_", {"dict": {"gan": ["abc", 3]}}),
+    ("history_", {"dict": {"gan": 3}}),
+    ("_layout", {"layout": {"tuple": [{"tuple": [1, 16, 16]}, "hello", False]}}),
+    ("_layout", {"layout": {"tuple": [{"tuple": [1, 8, 16]}, None, False]}}),
+    ("image_shape_", {"tuple": [1, 16, -16]}),
+]
 SIZES = "hidden_size", "latent_size", "width", "n_levels"
 HUGE = st.sampled_from([10**5, 10**9, 10**12, 10**20])
 
@@ -290,7 +368,7 @@ def damages(draw, path):
     kind = draw(
         st.sampled_from(
             "truncated flipped header inserted swapped shapes foreign_json foreign_part huge huge_images "
-            "huge_tensor names attribute class pickle deep noise".split()
+            "huge_tensor names attribute value class pickle deep noise".split()
         )
     )
     note(kind)
@@ -351,6 +429,9 @@ def damages(draw, path):
         elif kind == "attribute":
             name = draw(st.sampled_from(["score_samples", "__class__", "_checkpoint", "a b_", "_layout"]))
             fitted[name] = draw(JSON.filter(lambda value: not isinstance(value, (dict, list))))
+        elif kind == "value":
+            name, value = draw(st.sampled_from(WRONG))
+            fitted[name] = value
         elif kind == "class":
             parts["class"] = draw(
                 st.sampled_from(

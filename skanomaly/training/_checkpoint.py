@@ -1,10 +1,13 @@
 """A fit in a folder: what each stage was after its last epoch, for a killed process to go on from."""
 
+import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from .. import _storage
+from .._images import fingerprint
 
 SUFFIX = ".safetensors"
 
@@ -29,34 +32,71 @@ class Checkpoint:
 
     def __init__(self, folder, fit, seed):
         self.folder, self.fit, self.seed = Path(folder), fit, seed
+        self.rounding = {"torch": torch.__version__, "torch threads": str(torch.get_num_threads())}
+        self.stages = set()
         self.folder.mkdir(parents=True, exist_ok=True)
+        for path in self.folder.glob("*" + _storage.UNFINISHED):
+            path.unlink()  # of a process that was killed
         for path in sorted(self.folder.glob("*" + SUFFIX)):
-            self.seed = self._read(path)["seed"]
+            content = self._read(path)
+            self.seed = content["seed"]
+            if changed := _changes(content["rounding"], self.rounding):
+                warnings.warn(
+                    f"the fit in {str(self.folder)!r} goes on, and will round otherwise: {changed}",
+                    stacklevel=6,
+                )
 
     def read(self, stage):
         """State of a stage, or None."""
+        if stage in self.stages:
+            raise ValueError(f"two stages are named {stage!r}; their states would be one file")
+        self.stages.add(stage)
         path = self.folder / (stage + SUFFIX)
         return self._read(path)["state"] if path.exists() else None
 
     def write(self, stage, state):
         """Replace the state of a stage, atomically."""
-        content = {"fit": self.fit, "seed": self.seed, "state": state}
+        content = {"fit": self.fit, "rounding": self.rounding, "seed": self.seed, "state": state}
         _storage.write(self.folder / (stage + SUFFIX), "checkpoint", content)
 
     def _read(self, path):
         content = _storage.read(path, "checkpoint")
-        then, now = content["fit"], self.fit
-        changed = [
-            f"{key} was {then.get(key, 'absent')} and is {now.get(key, 'absent')}"
-            for key in {**then, **now}
-            if then.get(key) != now.get(key)
-        ]
-        if changed:
+        if changed := _changes(content["fit"], self.fit):
             raise ValueError(
-                f"checkpoint_dir={str(self.folder)!r} holds another fit: {'; '.join(changed)}. Give another "
-                "folder, or the parameters and data of that fit"
+                f"checkpoint_dir={str(self.folder)!r} holds another fit: {changed}. Give another folder, or "
+                "the parameters and data of that fit"
             )
         return content
+
+
+def _changes(then, now):
+    return "; ".join(
+        f"{key} was {then.get(key, 'absent')} and is {now.get(key, 'absent')}"
+        for key in {**then, **now}
+        if then.get(key) != now.get(key)
+    )
+
+
+def describe(value):
+    """A parameter in words: equal ones where it would do the same, in this process or another."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{describe(k)}: {describe(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(describe, value))}]"
+    if isinstance(value, np.random.RandomState):
+        return f"RandomState{describe(value.get_state()[1:3])}"
+    if isinstance(value, (np.ndarray, torch.Tensor)) and np.ndim(value):
+        array = np.asarray(value)
+        return f"array {array.shape} {array.dtype} with SHA-256 {fingerprint(array)}"
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    name = f"{type(value).__module__}.{type(value).__qualname__}"
+    parameters = value.get_params(deep=False) if hasattr(value, "get_params") else {}
+    return f"{name}({', '.join(f'{key}={describe(part)}' for key, part in parameters.items())})"
 
 
 def state_of(training):
@@ -66,6 +106,7 @@ def state_of(training):
         generators["device"] = torch.get_device_module(training.device).get_rng_state(training.device)
     return {
         "network": dict(training.module_.state_dict()),
+        "frozen": [name for name, p in training.module_.named_parameters() if not p.requires_grad],
         "optimizers": {name: getattr(training, name + "_").state_dict() for name in training.moves},
         "generators": generators,
         "n_steps": training.n_steps,
@@ -94,6 +135,8 @@ def restore(training, state):
 def restore_network(training, state):
     """Weights, buffers and random generators alone: all that a complete stage leaves behind."""
     training.module_.load_state_dict(state["network"])
+    for name, parameter in training.module_.named_parameters():
+        parameter.requires_grad_(name not in state["frozen"])
     torch.set_rng_state(state["generators"]["cpu"])
     if training.device != "cpu":
         module = torch.get_device_module(training.device)
@@ -111,9 +154,18 @@ def _restore_optimizer(optimizer, saved):
 
 def _callback_state(callback):
     """What a callback learned: its attributes ending in "_" as far as they can be written."""
-    state = {}
+    state, lost = {}, []
     for name, value in vars(callback).items():
         if name.endswith("_") and not isinstance(value, type):
             value = value.state_dict() if hasattr(value, "state_dict") else value
-            state |= {name: value} if _storage.packable(value) else {}
+            if _storage.packable(value):
+                state[name] = value
+            else:
+                lost.append(name)
+    if lost and type(callback).__module__.split(".")[0] not in ("skorch", "skanomaly"):
+        warnings.warn(
+            f"{type(callback).__name__} keeps {', '.join(lost)}, which a resumed fit would lose: only "
+            "numbers, strings, tensors, lists, dicts and what has a state_dict are kept",
+            stacklevel=2,
+        )
     return state
