@@ -13,9 +13,11 @@ they failed. The tables go to accuracy.md beside it.
 """
 
 import argparse
+import hashlib
 import json
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,7 @@ from skanomaly.testing import all_detectors
 
 FALSE_ALARM_RATE = 0.05
 SETS = ["cxr_pneumonia_64", "cxr_nih_64", "brain_mri_64"]
+N_PIXEL_RESAMPLES = 50  # of a million pixels each
 AT_THRESHOLD = "accuracy", "sensitivity", "specificity", "f1"
 
 
@@ -39,6 +42,11 @@ def at_threshold(key, threshold):
         return metrics.classification_metrics(y, score, **options)[key]
 
     return metric
+
+
+def of_rows(metric, masks, maps, y, rows, *, anomaly_label):
+    rows = rows.astype(int)
+    return metric(masks[rows], maps[rows])
 
 
 def evaluate(detector, splits):
@@ -55,7 +63,9 @@ def evaluate(detector, splits):
     result["false_alarms_before"] = float(np.mean(normal > -detector.offset_))
     detector.calibrate(val.images[val.target == 1], false_alarm_rate=FALSE_ALARM_RATE)
     result["false_alarms_after"] = float(np.mean(normal > -detector.offset_))
-    result["val_auroc"] = metrics.auroc(val.target, -detector.score_samples(val.images))
+    result["val_auroc"] = np.nan
+    if (val.target == -1).any():
+        result["val_auroc"] = metrics.auroc(val.target, -detector.score_samples(val.images))
     threshold = np.nextafter(-detector.offset_, np.inf)  # `predict` calls a score equal to offset_ normal
     functions = {"auroc": metrics.auroc, "ap": metrics.average_precision}
     functions |= {key: at_threshold(key, threshold) for key in AT_THRESHOLD}
@@ -66,23 +76,40 @@ def evaluate(detector, splits):
     result["components"] = {name: metrics.auroc(test.target, value) for name, value in components.items()}
     if test.masks is not None and maps[0] is not None:
         maps = np.concatenate(maps)
-        result["pixel_auroc"] = metrics.pixel_auroc(test.masks, maps)
-        result["pixel_ap"] = metrics.pixel_average_precision(test.masks, maps)
-        result["pro"] = metrics.pro(test.masks, maps)
-        result["dice"] = metrics.dice(test.masks, residual_mask(maps, detector.pixel_offset_))
-        result["best_dice"], _ = metrics.best_dice(test.masks, maps)
+        functions = {
+            "pixel_auroc": metrics.pixel_auroc,
+            "pixel_ap": metrics.pixel_average_precision,
+            "pro": metrics.pro,
+            "dice": lambda masks, maps: metrics.dice(masks, residual_mask(maps, detector.pixel_offset_)),
+            "best_dice": lambda masks, maps: metrics.best_dice(masks, maps)[0],
+        }
+        for key, metric in functions.items():
+            options = {"groups": test.groups, "random_state": 0, "n_resamples": N_PIXEL_RESAMPLES}
+            # What is drawn are rows; a "score" is the number of one.
+            drawn = partial(of_rows, metric, test.masks, maps)
+            interval = metrics.bootstrap_interval(drawn, test.target, np.arange(len(score)), **options)
+            result[key] = [metric(test.masks, maps), *interval]
     return result
 
 
 def read(path):
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The cells; a line that a killed run left unfinished is passed over."""
+    cells = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            cells.append(json.loads(line))
+        except json.JSONDecodeError:
+            print(f"passing over an unfinished line of {path}")
+    return cells
 
 
 def run(cells, path, folder):
     """Run the cells that have no result yet, and append theirs."""
     done = {cell["key"] for cell in read(path) if "error" not in cell}
     for name, variant, detector in cells:
-        key = json.dumps([name, describe(detector), detector.random_state], sort_keys=True)
+        file = folder / f"{name}.npz"
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.exists() else None
+        key = json.dumps([name, digest, describe(detector), detector.random_state], sort_keys=True)
         if key in done:
             continue
         cell = {"key": key, "data": name, "detector": variant, "seed": detector.random_state}
@@ -91,8 +118,11 @@ def run(cells, path, folder):
         except Exception as error:  # one cell must not take the others with it
             traceback.print_exc()
             cell["error"] = f"{type(error).__name__}: {error}"
-        with path.open("a") as file:
-            file.write(json.dumps(cell) + "\n")
+        with path.open("a+b") as file:
+            # On a line of its own, also after an unfinished one.
+            file.seek(max(0, file.tell() - 1))
+            newline = b"" if file.read(1) in (b"", b"\n") else b"\n"
+            file.write(newline + json.dumps(cell).encode() + b"\n")
         print({name: value for name, value in cell.items() if name != "key"}, flush=True)
 
 
@@ -178,9 +208,10 @@ def main():
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.results.mkdir(parents=True, exist_ok=True)
+    label = f" ({arguments.epochs} epochs)" if arguments.epochs else ""
     found = sorted(path.stem for path in arguments.data.glob("*.npz")) if arguments.data else SETS
     cells = [
-        (name, variant, with_epochs(make(variant, random_state=seed), arguments.epochs))
+        (name, variant + label, with_epochs(make(variant, random_state=seed), arguments.epochs))
         for name in arguments.sets or found
         for variant in arguments.detectors
         for seed in range(arguments.seeds)

@@ -29,14 +29,15 @@ from skanomaly.testing import all_detectors
 SCORING_ROWS = 32
 
 
-def batches(X, batch_size):
+def batches(X, batch_size, image_range=(-1.0, 1.0)):
     order = torch.randperm(len(X)).numpy()
     for index in np.array_split(order, math.ceil(len(X) / batch_size)):
-        yield scaled(X[index])
+        yield scaled(X[index], image_range)
 
 
-def scaled(batch):
-    return torch.from_numpy(batch).float().div_(127.5).sub_(1)[:, None]
+def scaled(batch, image_range=(-1.0, 1.0)):
+    low, high = image_range
+    return torch.from_numpy(batch).float().mul_((high - low) / 255).add_(low)[:, None]
 
 
 def raw_autoencoder(detector, network, X):
@@ -113,7 +114,7 @@ def raw_scores(judge, detector, network, X):
     scores = np.empty(len(X))
     with torch.no_grad():
         for start in range(0, len(X), SCORING_ROWS):
-            x = scaled(X[start : start + SCORING_ROWS])
+            x = scaled(X[start : start + SCORING_ROWS], detector._image_range)
             scores[start : start + SCORING_ROWS] = judge(detector, network, x).numpy()
     return scores
 
@@ -127,16 +128,17 @@ def bare_training(detector, network, X):
         loop.initialize()
         loop.move, loop.record = partial(bare_move, loop), lambda **values: None
         network.train()
-        frozen = [parameter for part in loop._frozen() for parameter in part.eval().parameters()]
+        frozen = [p for part in loop._frozen() for p in part.eval().parameters() if p.requires_grad]
         for parameter in frozen:
             parameter.requires_grad_(False)
+        rows = X if images.rows is None else X[images.rows]
         for _ in range(loop.max_epochs):
-            for x in batches(X, detector.batch_size):
+            for x in batches(rows, detector.batch_size, images.image_range):
                 loop.n_steps += 1
                 loop.step(network, x)
         for parameter in frozen:
             parameter.requires_grad_(True)
-        return {stage: []}
+        return {stage: detector.history_[stage]}
 
     bare = copy.copy(detector)
     bare._run = run

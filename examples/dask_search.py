@@ -13,6 +13,7 @@ started by ``dask worker --nthreads 1 tcp://host:8786`` in an environment that h
 """
 
 import argparse
+import contextlib
 
 import joblib
 import numpy as np
@@ -53,13 +54,12 @@ def main(arguments=None):
     search = make_search(arguments.epochs)
     if not arguments.scheduler:  # progress reaches us from workers on this machine
         search.set_callbacks(ProgressBar(max_propagation_depth=None))
-    cluster = arguments.scheduler or LocalCluster(
-        n_workers=arguments.workers, threads_per_worker=1, dashboard_address=None
-    )
-    with Client(cluster), joblib.parallel_config(backend="dask"):
-        search.fit(X, y)
-    if not arguments.scheduler:
-        cluster.close()
+    local = {"n_workers": arguments.workers, "threads_per_worker": 1, "dashboard_address": None}
+    with contextlib.ExitStack() as stack:
+        cluster = arguments.scheduler or stack.enter_context(LocalCluster(**local))
+        stack.enter_context(Client(cluster))
+        with joblib.parallel_config(backend="dask"):
+            search.fit(X, y)
     for score, parameters in sorted(
         zip(search.cv_results_["mean_test_score"], search.cv_results_["params"]), key=lambda pair: -pair[0]
     ):

@@ -1,0 +1,97 @@
+"""The benchmark scripts: any detector, failing cells, and going on after a kill."""
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from skanomaly.testing import all_detectors, make_images, tiny
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def accuracy(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    for name in ("accuracy", "_data", "_detectors"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    import accuracy
+
+    monkeypatch.setattr(accuracy, "N_PIXEL_RESAMPLES", 3)
+    few = partial(accuracy.metrics.bootstrap_interval, n_resamples=5)
+    monkeypatch.setattr(accuracy.metrics, "bootstrap_interval", few)
+    return accuracy
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A set with masks and one without patients, masks or sense."""
+    n = 60
+    split = np.repeat(["train", "val", "test"], n // 3)
+    labels = np.r_[np.zeros(n // 3, int), np.arange(2 * n // 3) % 2 * (np.arange(2 * n // 3) > 25)]
+    images = make_images((n, 16, 16))
+    masks = np.zeros(images.shape, np.uint8)
+    masks[labels == 1, 4:9, 4:9] = 1
+    groups = np.arange(n) // 2
+    np.savez(tmp_path / "good.npz", images=images, labels=labels, split=split, mask=masks, group_ids=groups)
+    np.savez(tmp_path / "bad.npz", images=images[:, :0], labels=labels, split=split)
+    return tmp_path
+
+
+def cells(accuracy, seeds=1):
+    return [
+        (name, detector, tiny(cls, random_state=seed))
+        for name in ("bad", "good")
+        for detector, cls in all_detectors()
+        for seed in range(seeds)
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:.* images cannot show a false alarm rate")
+def test_every_detector_has_its_cell(accuracy, folder, capsys):
+    path = folder / "accuracy.jsonl"
+    accuracy.run(cells(accuracy), path, folder)
+    n = len(all_detectors())
+    results = accuracy.read(path)
+    assert [("error" in cell) for cell in results] == [True] * n + [False] * n
+    for cell in results[n:]:
+        assert cell["auroc"][1] <= cell["auroc"][0] <= cell["auroc"][2]
+        assert len(cell["dice"]) == 3
+    report = accuracy.report(results)
+    for name, _ in all_detectors():
+        assert f"| good | {name} | 1 |" in report
+        assert f"| bad | {name} | 0 | ValueError: images in X must have pixels" in report
+
+
+@pytest.mark.filterwarnings("ignore:.* images cannot show a false alarm rate")
+def test_a_killed_run_goes_on(accuracy, folder, capsys):
+    path, all_cells = folder / "accuracy.jsonl", cells(accuracy)[-1:]
+    accuracy.run(all_cells, path, folder)
+    whole = path.read_text()
+    accuracy.run(all_cells, path, folder)
+    assert path.read_text() == whole, "a cell that is there is not run again"
+    path.write_text(whole[: len(whole) // 2])
+    accuracy.run(all_cells, path, folder)
+    again = accuracy.read(path)[-1]
+    seconds = {"fit_seconds", "images_per_second"}
+    assert {k: v for k, v in again.items() if k not in seconds} == {
+        k: v for k, v in json.loads(whole).items() if k not in seconds
+    }
+    # Another file of the same name is another set.
+    arrays = dict(np.load(folder / "good.npz"))
+    np.savez(folder / "good.npz", **arrays | {"images": arrays["images"][::-1]})
+    accuracy.run(all_cells, path, folder)
+    assert len(accuracy.read(path)) == 2
+
+
+def test_variants_by_name(accuracy):
+    from _detectors import make, with_epochs
+
+    detector = with_epochs(make("FAnoGAN:encoder_training=izi,lr=1e-3,n_levels=None", random_state=3), 2)
+    assert (detector.encoder_training, detector.lr, detector.n_levels) == ("izi", 1e-3, None)
+    assert (detector.max_epochs, detector.encoder_epochs, detector.random_state) == (2, 2, 3)
+    with pytest.raises(SystemExit, match="no detector 'Nothing'; there are AnoGAN, AutoEncoder"):
+        make("Nothing")
