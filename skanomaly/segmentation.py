@@ -62,3 +62,59 @@ def connected_regions(masks):
         How many there are.
     """
     return ndimage.label(masks, structure=_IN_PLANE)
+
+
+def regions(masks, maps):
+    """Where the anomalies are, how big and how bad: one row for each 8-connected region.
+
+    Parameters
+    ----------
+    masks : (n, H, W) or (H, W) bool array
+        As `segment` gives.
+    maps : array of the shape of `masks`
+        As `anomaly_map` gives.
+
+    Returns
+    -------
+    table : dict of str to ndarray
+        Columns of equal length, for ``pandas.DataFrame(table)`` for example, by image and then from top
+        to bottom: ``image`` (index), ``area`` (pixels), ``centroid_row``, ``centroid_column``, ``top``,
+        ``left``, ``bottom`` and ``right`` (bounding box, its ends left out), ``mean`` and ``max`` (of the
+        map inside).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skanomaly.segmentation import regions
+    >>> maps = np.zeros((1, 6, 6))
+    >>> maps[0, 1:3, 2:5] = 7
+    >>> table = regions(maps > 5, maps)
+    >>> table["area"], table["max"], table["centroid_row"], table["centroid_column"]
+    (array([6.]), array([7.]), array([1.5]), array([3.]))
+    """
+    from skimage.measure import regionprops_table  # takes a second to import
+
+    masks, maps = np.asarray(masks, dtype=bool), np.asarray(maps)
+    if masks.shape != maps.shape or masks.ndim not in (2, 3):
+        raise ValueError(
+            f"masks and maps must both have shape (n, H, W) or (H, W), got {masks.shape} and {maps.shape}"
+        )
+    if masks.ndim == 2:
+        masks, maps = masks[None], maps[None]
+    labels, _ = connected_regions(masks)
+    found = regionprops_table(
+        labels, maps, properties=("bbox", "area", "centroid", "intensity_mean", "intensity_max")
+    )
+    columns = {
+        "image": "bbox-0",
+        "area": "area",
+        "centroid_row": "centroid-1",
+        "centroid_column": "centroid-2",
+        "top": "bbox-1",
+        "left": "bbox-2",
+        "bottom": "bbox-4",
+        "right": "bbox-5",
+        "mean": "intensity_mean",
+        "max": "intensity_max",
+    }
+    return {name: found[column] for name, column in columns.items()}

@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.testing import assert_allclose
 from scipy import ndimage
 from skimage.draw import circle_perimeter, disk
 
-from skanomaly.segmentation import connected_regions, residual_mask
+from skanomaly.segmentation import connected_regions, regions, residual_mask
 
 
 def test_a_closed_ring_becomes_a_disc():
@@ -52,3 +53,26 @@ def test_thresholds_nest_before_filling():
 def test_shape():
     with pytest.raises(ValueError, match=r"maps must have shape \(n, H, W\), got \(5, 5\)"):
         residual_mask(np.zeros((5, 5)), 1)
+
+
+def test_regions_say_where_how_big_and_how_bad():
+    maps = np.zeros((3, 10, 12), "float32")
+    maps[0, 1:4, 2:7] = np.arange(15).reshape(3, 5) + 1
+    maps[2, 0, 0], maps[2, 8:, 10:] = 3, 5
+    maps[2, 7, 9] = 4  # touches by a corner
+    table = regions(maps > 0, maps)
+    rows = np.column_stack(list(table.values()))
+    assert list(table) == "image area centroid_row centroid_column top left bottom right mean max".split()
+    assert_allclose(rows[0], [0, 15, 2, 4, 1, 2, 4, 7, 8, 15])
+    assert_allclose(rows[1], [2, 1, 0, 0, 0, 0, 1, 1, 3, 3])
+    assert_allclose(rows[2], [2, 5, (8.5 * 4 + 7) / 5, (10.5 * 4 + 9) / 5, 7, 9, 10, 12, 24 / 5, 5])
+    assert len(rows) == 3
+
+
+def test_regions_of_one_image_and_of_none():
+    one = regions(np.eye(4) > 0, np.eye(4))
+    assert one["area"].tolist() == [4]
+    assert one["image"].tolist() == [0]
+    assert {len(column) for column in regions(np.zeros((2, 4, 4)), np.zeros((2, 4, 4))).values()} == {0}
+    with pytest.raises(ValueError, match=r"masks and maps .*got \(2, 4, 4\) and \(2, 4, 5\)"):
+        regions(np.zeros((2, 4, 4)), np.zeros((2, 4, 5)))
