@@ -9,7 +9,16 @@ import matplotlib
 import numpy as np
 
 import skanomaly
-from skanomaly import datasets, metrics, model_selection, persistence, plotting, segmentation, testing
+from skanomaly import (
+    datasets,
+    metrics,
+    model_selection,
+    patches,
+    persistence,
+    plotting,
+    segmentation,
+    testing,
+)
 
 matplotlib.use("agg")
 HERE = Path(__file__).parent
@@ -70,6 +79,7 @@ suppress_warnings = ["config.cache"]
 
 ROOMS = {
     "Detectors": skanomaly,
+    "Patches": patches,
     "Saving": persistence,
     "Metrics": metrics,
     "Model selection": model_selection,
@@ -89,7 +99,8 @@ def public_names(module):
             for n, v in vars(module).items()
             if inspect.isfunction(v) and v.__module__.startswith("skanomaly")
         ]
-    return sorted(n for n in names if not n.startswith("_"))
+    exported = set() if module is skanomaly else set(skanomaly.__all__)
+    return sorted(n for n in names if not n.startswith("_") and n not in exported)
 
 
 def write(path, text):

@@ -5,5 +5,15 @@ from ._version import __version__
 from .detectors.anogan import AnoGAN
 from .detectors.autoencoder import AutoEncoder
 from .detectors.fanogan import FAnoGAN
+from .patches import PatchDetector
 
-__all__ = ["AnoGAN", "AutoEncoder", "FAnoGAN", "__version__", "anomaly_map", "reconstruct", "segment"]
+__all__ = [
+    "AnoGAN",
+    "AutoEncoder",
+    "FAnoGAN",
+    "PatchDetector",
+    "__version__",
+    "anomaly_map",
+    "reconstruct",
+    "segment",
+]

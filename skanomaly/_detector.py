@@ -488,12 +488,15 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
                 f"X must hold images of the fitted shape (C, H, W) = {self.image_shape_}, got "
                 f"{layout.image_shape}; resize them, or fit a detector for this shape"
             )
-        if self.intensity_range == "auto" and kind(X.dtype) != self._kind:
+        self._check_kind(X.dtype, self.intensity_range)
+        return self._images(X, layout)
+
+    def _check_kind(self, dtype, intensity_range):
+        if isinstance(intensity_range, str) and kind(dtype) != self._kind:
             raise ValueError(
-                f"X has dtype {X.dtype} ({kind(X.dtype)}), but the detector was fitted to {self._kind} "
+                f"X has dtype {dtype} ({kind(dtype)}), but the detector was fitted to {self._kind} "
                 "intensities; convert X, or set intensity_range=(low, high) and fit again"
             )
-        return self._images(X, layout)
 
     def _images(self, X, layout, rows=None, y=None):
         return Images(X, layout, self.intensity_range_, self._image_range, rows, y)

@@ -4,7 +4,7 @@ import importlib
 import inspect
 import pkgutil
 
-from . import detectors
+from . import detectors, patches
 from ._detector import BaseDetector
 
 
@@ -17,9 +17,10 @@ def all_detectors():
         Sorted by name.
     """
     found = {}
-    for module in pkgutil.iter_modules(detectors.__path__, f"{detectors.__name__}."):
-        for name, value in vars(importlib.import_module(module.name)).items():
-            is_class = inspect.isclass(value) and value.__module__ == module.name
+    modules = [module.name for module in pkgutil.iter_modules(detectors.__path__, f"{detectors.__name__}.")]
+    for module in [*modules, patches.__name__]:
+        for name, value in vars(importlib.import_module(module)).items():
+            is_class = inspect.isclass(value) and value.__module__ == module
             if is_class and issubclass(value, BaseDetector) and not name.startswith("_"):
                 found[name] = value
     return sorted(found.items())

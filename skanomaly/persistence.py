@@ -192,8 +192,9 @@ def _describe(detector, prefix, leave_out):
     }
     if not hasattr(detector, "network_"):
         return description
-    state = dict(detector.network_.state_dict())
-    if problem := _misfit(detector, state):
+    # A detector around another has no network but that one's.
+    state = dict(detector.network_.state_dict()) if "network_" in vars(detector) else None
+    if state is not None and (problem := _misfit(detector, state)):
         raise ValueError(
             f"the parameters of {cls.__name__} no longer describe its network ({problem}): they were changed "
             "after fit; set them back, or fit again"
@@ -275,16 +276,19 @@ class _Loader:
         return value
 
     def fill(self, detector, fitted, state, prefix):
-        fitted = fitted | {"history_": {k: History(rows) for k, rows in fitted["history_"].items()}}
+        if "history_" in fitted:
+            fitted = fitted | {"history_": {k: History(rows) for k, rows in fitted["history_"].items()}}
         for name, value in fitted.items():
             if name not in FITTED and not _is_fitted_name(name):
                 raise ValueError(f"{name!r} is not an attribute of a fitted detector")
             setattr(detector, name, self.value(value, _prefix_of(name, prefix)))
         for name, fits in FITTED.items():
-            if not fits(fitted[name]):
-                raise ValueError(f"{name} cannot be {fitted[name]!r}")
+            if not fits(value := getattr(detector, name)):
+                raise ValueError(f"{name} cannot be {value!r}")
         if detector._layout.image_shape != detector.image_shape_:
             raise ValueError("two shapes of images do not agree")
+        if state is None:
+            return
         if problem := _misfit(detector, state):
             raise ValueError(f"the network in the file is not the one its parameters describe: {problem}")
         with seeded(0):

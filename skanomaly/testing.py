@@ -58,7 +58,19 @@ def tiny(detector_class, **parameters):
         "random_state": 0,
     }
     small |= {name: 1 for name in names if name.endswith("_epochs")}
+    if "detector" in names:
+        small |= {"detector": tiny(dict(all_detectors())["AutoEncoder"]), "n_patches": 2}
     return detector_class(**{k: v for k, v in (small | parameters).items() if k in names or k in parameters})
+
+
+def _set(detector, **parameters):
+    """Set parameters of the detector, or of the one it holds."""
+    own = detector.get_params(deep=False)
+    return detector.set_params(**{k if k in own else f"detector__{k}": v for k, v in parameters.items()})
+
+
+def _get(detector, name):
+    return getattr(detector if hasattr(detector, name) else detector.detector, name)
 
 
 def detector_checks():
@@ -200,7 +212,7 @@ def check_constant_images(detector):
 
 def check_few_images(detector):
     """Two images, fewer than a batch, and one more than a batch train."""
-    for n in (2, 5, detector.batch_size + 1):
+    for n in (2, 5, _get(detector, "batch_size") + 1):
         X = make_images((n, 16, 16))
         fitted = clone(detector).fit(X)
         assert np.isfinite(fitted.score_samples(X[:1])).all()
@@ -255,7 +267,7 @@ def check_score_invariance(detector):
     fitted.network_.train()
     assert_array_equal(fitted.score_samples(X), scores)
     torch.rand(3)
-    fitted.set_params(batch_size=3, random_state=5)
+    _set(fitted, batch_size=3, random_state=5)
     assert_array_equal(fitted.score_samples(X), scores)
     if _has_map(fitted):
         assert_array_equal(fitted.anomaly_map(X[order]), fitted.anomaly_map(X)[order])
@@ -323,7 +335,7 @@ def check_intensities(detector):
     fitted = clone(detector).fit(X)
     assert fitted.intensity_range_ == (X.min(), X.max())
     assert clone(detector).fit(make_images()).intensity_range_ == (0, 255)
-    given = clone(detector).set_params(intensity_range=(0, 65535)).fit(X)
+    given = _set(clone(detector), intensity_range=(0, 65535)).fit(X)
     assert given.intensity_range_ == (0, 65535)
     # Twice the units, the same images.
     scaled = clone(detector).fit(X.astype(np.int64) * 2)
@@ -364,10 +376,9 @@ def check_bad_input(detector):
         ({"intensity_range": (3, 1)}, "intensity_range"),
         ({"validation_fraction": 0.01}, "validation_fraction"),
     ):
-        broken = fitted.set_params(**parameters)
+        broken = _set(fitted, **parameters)
         _assert_raises(ValueError, [word], broken.fit, X)
-        defaults = {k: v for k, v in detector.get_params().items() if k in parameters}
-        fitted.set_params(**defaults)
+        _set(fitted, **{name: _get(detector, name) for name in parameters})
     assert set(vars(fitted)) == attributes
     assert_array_equal(fitted.score_samples(X), scores)
 
@@ -382,7 +393,7 @@ def check_interruption(detector):
     X = make_images()
     fitted = clone(detector).fit(X)
     scores = fitted.score_samples(X)
-    _assert_raises(KeyboardInterrupt, [], fitted.set_params(callbacks=[Interrupt()]).fit, X)
+    _assert_raises(KeyboardInterrupt, [], _set(fitted, callbacks=[Interrupt()]).fit, X)
     assert_array_equal(fitted.score_samples(X), scores)
 
 
@@ -395,7 +406,7 @@ def check_divergence(detector):
                 for parameter in net.module_.parameters():
                     parameter.fill_(np.nan)
 
-    broken = clone(detector).set_params(callbacks=[Poison()])
+    broken = _set(clone(detector), callbacks=[Poison()])
     _assert_raises(FloatingPointError, ["stage", "epoch 1", "nan"], broken.fit, make_images())
 
 
@@ -406,7 +417,7 @@ def check_nesting(detector):
     fitted = clone(detector).fit(X, y)
     pipeline = make_pipeline(FunctionTransformer(), clone(detector)).fit(X, y)
     search = GridSearchCV(
-        clone(detector), {"batch_size": [4]}, scoring="roc_auc", cv=NormalOnlyKFold(2, random_state=0)
+        clone(detector), {"random_state": [4]}, scoring="roc_auc", cv=NormalOnlyKFold(2, random_state=0)
     ).fit(X, y)
     assert np.isfinite(search.best_score_)
     same = pipeline, FrozenEstimator(fitted), pickle.loads(pickle.dumps(fitted))
@@ -456,13 +467,13 @@ def check_resume(detector):
 
     X = make_images((20, 16, 16))
     names = [name for name in detector.get_params() if name == "max_epochs" or name.endswith("_epochs")]
-    detector = clone(detector).set_params(callbacks=[Kill()], **{name: 2 for name in names})
+    detector = _set(clone(detector), callbacks=[Kill()]).set_params(**{name: 2 for name in names})
     whole = clone(detector).fit(X)
     n_epochs = Kill.epochs
     assert n_epochs == whole.n_iter_
     for killed_in in np.unique(np.linspace(1, n_epochs, 4).round().astype(int)):
         with tempfile.TemporaryDirectory() as folder:
-            part = clone(detector).set_params(checkpoint_dir=folder)
+            part = _set(clone(detector), checkpoint_dir=folder)
             Kill.epochs, Kill.killed_in = 0, killed_in
             _assert_raises(KeyboardInterrupt, [], part.fit, X)
             Kill.epochs, Kill.killed_in = 0, -1
@@ -470,8 +481,9 @@ def check_resume(detector):
             assert Kill.epochs == n_epochs - killed_in + 1, "epochs were trained again"
             assert (part.offset_, part.pixel_offset_) == (whole.offset_, whole.pixel_offset_)
             assert part.n_iter_ == whole.n_iter_
-            other = clone(part).set_params(batch_size=detector.batch_size + 1)
-            words = ["another fit", f"batch_size was {detector.batch_size} and is {detector.batch_size + 1}"]
+            batch_size = _get(detector, "batch_size")
+            other = _set(clone(part), batch_size=batch_size + 1)
+            words = ["another fit", f"batch_size was {batch_size} and is {batch_size + 1}"]
             _assert_raises(ValueError, words, other.fit, X)
             _assert_raises(ValueError, ["another fit", "X was"], part.fit, X[:-1])
 

@@ -15,7 +15,16 @@ from numpydoc.validate import validate
 from PIL import Image
 
 import skanomaly
-from skanomaly import datasets, metrics, model_selection, persistence, plotting, segmentation, testing
+from skanomaly import (
+    datasets,
+    metrics,
+    model_selection,
+    patches,
+    persistence,
+    plotting,
+    segmentation,
+    testing,
+)
 
 ROOT = Path(__file__).parents[1]
 MODULES = ["skanomaly", *(m.name for m in pkgutil.walk_packages(skanomaly.__path__, "skanomaly."))]
@@ -37,17 +46,21 @@ IGNORED = {
 IGNORED |= {"PR08", "PR09", "PR07", "PR06", "RT02"}
 
 
+MODULES_WITH_PAGES = [
+    skanomaly,
+    datasets,
+    metrics,
+    model_selection,
+    patches,
+    persistence,
+    plotting,
+    segmentation,
+    testing,
+]
+
+
 def public_objects():
-    for module in (
-        skanomaly,
-        datasets,
-        metrics,
-        model_selection,
-        persistence,
-        plotting,
-        segmentation,
-        testing,
-    ):
+    for module in MODULES_WITH_PAGES:
         names = getattr(
             module,
             "__all__",
