@@ -2,12 +2,16 @@
 
 from ._unwrap import anomaly_map, reconstruct, segment
 from ._version import __version__
+from .detectors.adversarial_autoencoder import AdversarialAutoEncoder
+from .detectors.ali import ALI
 from .detectors.anogan import AnoGAN
 from .detectors.autoencoder import AutoEncoder
 from .detectors.fanogan import FAnoGAN
 from .patches import PatchDetector
 
 __all__ = [
+    "ALI",
+    "AdversarialAutoEncoder",
     "AnoGAN",
     "AutoEncoder",
     "FAnoGAN",

@@ -56,7 +56,7 @@ def gradient_penalty(critic, x, fake):
 
     Gulrajani et al. 2017, equation 3.
     """
-    place = torch.rand(len(x), 1, 1, 1, device=x.device)
+    place = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device)
     between = (x + place * (fake - x)).requires_grad_(True)
     (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
     # Without the constant the root has no derivative at a gradient of exactly zero.

@@ -1,0 +1,294 @@
+"""AdversarialAutoEncoder: an autoencoder with an opponent, of its codes or of its images."""
+
+from functools import partial
+from numbers import Integral, Real
+
+import torch
+from sklearn.utils._param_validation import Interval, StrOptions
+from torch import nn
+
+from .._detector import BaseDetector, Judgement
+from .._losses import gradient_penalty, squared_error
+from ..networks.adversarial import ConvDiscriminator
+from ..networks.autoencoder import ConvAutoEncoder
+from ..training import Training
+from ..training._adversarial import discriminator_loss, generator_loss
+
+Adam = partial(torch.optim.Adam, betas=(0.5, 0.9))
+
+
+class AdversarialAutoEncoderNetwork(nn.Module):
+    """Parts `encoder`, `decoder`, and `opponent`: a critic of codes, or a discriminator of images."""
+
+    def __init__(self, image_shape, latent_size, *, adversary, hidden_size, width, n_levels):
+        super().__init__()
+        size = {"width": width, "n_levels": n_levels}
+        both = ConvAutoEncoder(image_shape, latent_size, hidden_size=hidden_size, **size)
+        self.encoder, self.decoder = both.encoder, both.decoder
+        if adversary == "image":
+            self.opponent = ConvDiscriminator(image_shape, **size)
+        else:
+            layers = [nn.Linear(latent_size, 50), nn.LeakyReLU(0.2), nn.Linear(50, 50), nn.LeakyReLU(0.2)]
+            self.opponent = nn.Sequential(*layers, nn.Linear(50, 1), nn.Flatten(0))
+
+    def forward(self, x):
+        return self.decoder(self.encoder(x))
+
+
+def reconstruction_loss(network, x, constraint_weight):
+    """Reconstructions, codes, and the loss: pixels, and the codes of both images where constrained."""
+    z = network.encoder(x)
+    y = network.decoder(z)
+    loss = squared_error(y, x).mean()
+    if constraint_weight:
+        loss = loss + constraint_weight * (z - network.encoder(y)).square().mean()
+    return y, z, loss
+
+
+class LatentAdversarial(Training):
+    """Codes are drawn to a normal distribution by a WGAN-GP critic (Makhzani et al. 2015, as in Baur et al.).
+
+    Each batch moves encoder and decoder by the reconstruction, the critic `n_critic` times, and the encoder
+    by the critic.
+
+    Parameters
+    ----------
+    network : AdversarialAutoEncoderNetwork
+    adversarial_weight, penalty_weight, constraint_weight : float
+    n_critic : int
+    """
+
+    moves = {
+        "optimizer": ["encoder", "decoder"],
+        "optimizer_opponent": ["opponent"],
+        "optimizer_encoder": ["encoder"],
+    }
+    losses = "train_loss", "critic_loss", "encoder_loss"
+
+    def __init__(
+        self,
+        network,
+        *,
+        adversarial_weight,
+        penalty_weight,
+        constraint_weight,
+        n_critic,
+        optimizer=Adam,
+        **options,
+    ):
+        self.adversarial_weight, self.penalty_weight = adversarial_weight, penalty_weight
+        self.constraint_weight, self.n_critic = constraint_weight, n_critic
+        super().__init__(network, optimizer=optimizer, **options)
+
+    def step(self, network, x):
+        critic = network.opponent
+        *_, loss = reconstruction_loss(network, x, self.constraint_weight)
+        self.move("optimizer", train_loss=loss)
+        with torch.no_grad():
+            z = network.encoder(x)
+        for _ in range(self.n_critic):
+            prior = torch.randn_like(z)
+            gap = critic(z).mean() - critic(prior).mean()
+            loss = gap + self.penalty_weight * gradient_penalty(critic, prior, z)
+            self.move("optimizer_opponent", critic_loss=loss)
+        self.move(
+            "optimizer_encoder", encoder_loss=-self.adversarial_weight * critic(network.encoder(x)).mean()
+        )
+
+
+class ImageAdversarial(Training):
+    """Reconstructions are judged by a discriminator beside real images.
+
+    Parameters
+    ----------
+    network : AdversarialAutoEncoderNetwork
+    adversarial_weight, constraint_weight : float
+    """
+
+    moves = {"optimizer": ["encoder", "decoder"], "optimizer_opponent": ["opponent"]}
+    losses = "discriminator_loss", "train_loss", "generator_loss"
+
+    def __init__(self, network, *, adversarial_weight, constraint_weight, optimizer=Adam, **options):
+        self.adversarial_weight, self.constraint_weight = adversarial_weight, constraint_weight
+        super().__init__(network, optimizer=optimizer, **options)
+
+    def step(self, network, x):
+        discriminator = network.opponent
+        y, _, loss = reconstruction_loss(network, x, self.constraint_weight)
+        self.move(
+            "optimizer_opponent",
+            discriminator_loss=discriminator_loss(discriminator(x), discriminator(y.detach())),
+        )
+        adversarial = generator_loss(discriminator(y))
+        self.record(generator_loss=adversarial)
+        self.move("optimizer", train_loss=loss + self.adversarial_weight * adversarial)
+
+
+class AdversarialAutoEncoder(BaseDetector):
+    """Autoencoder with an adversary: of its codes (AAE), or of its images (AdvAE).
+
+    It learns to repeat normal images while an opponent learns to tell its codes from normally distributed
+    ones, or its images from real ones, and it learns not to be told. An image is anomalous as far as it
+    differs from its reconstruction: the score is the mean squared error of the pixels, the map that of each.
+
+    Parameters
+    ----------
+    adversary : {"latent", "image"}, default="latent"
+        What the opponent sees: codes, or images.
+    latent_size : int, default=16
+        Numbers in a code.
+    hidden_size : int, default=2048
+        Width of the dense layers on either side of the code.
+    width : int, default=16
+        Channels of the first level; 2 and 4 times as many follow.
+    n_levels : int, default=None
+        Times the image is halved. None brings the longer side to about 4 pixels (4 at 64 x 64).
+    adversarial_weight : float, default=0.1
+        Weight of the opponent in what encoder and decoder learn.
+    penalty_weight : float, default=10.0
+        Weight of the gradient penalty, for "latent".
+    n_critic : int, default=5
+        Steps of the critic for each batch, for "latent".
+    constrained : bool, default=False
+        Whether the codes of image and reconstruction are drawn together (constrained AAE).
+    constraint_weight : float, default=1.0
+        Weight of that, rho in the paper.
+    max_epochs : int, default=100
+        Passes over the normal images.
+    {parameters}
+
+    Attributes
+    ----------
+    {attributes}
+
+    See Also
+    --------
+    AutoEncoder : The same without an opponent.
+
+    Notes
+    -----
+    :Trained on: normal images
+    :Score: mean squared error of the pixels
+    :Map: squared error of each pixel
+    :Departures: encoder and decoder are those of AutoEncoder; the critic of codes is that of Baur et al.
+        [2]_, 50 - 50 - 1 with a gradient penalty, which is taken between codes and draws (the public code
+        takes it beyond them), moved `n_critic` times a batch instead of 20
+
+    f-AnoGAN's paper compares itself with the second form: an autoencoder whose reconstructions are judged
+    by a discriminator.
+
+    References
+    ----------
+    .. [1] Makhzani, A., Shlens, J., Jaitly, N., Goodfellow, I., Frey, B. (2015). "Adversarial
+       autoencoders". `arXiv:1511.05644 <https://arxiv.org/abs/1511.05644>`_
+    .. [2] Baur, C., Denner, S., Wiestler, B., Navab, N., Albarqouni, S. (2021). "Autoencoders for
+       unsupervised anomaly segmentation in brain MR images: A comparative study". Medical Image
+       Analysis 69. `arXiv:2004.03271 <https://arxiv.org/abs/2004.03271>`_
+    .. [3] Chen, X., Konukoglu, E. (2018). "Unsupervised detection of lesions in brain MRI using
+       constrained adversarial auto-encoders". MIDL. `arXiv:1806.04972 <https://arxiv.org/abs/1806.04972>`_
+
+    Examples
+    --------
+    >>> from skanomaly import AdversarialAutoEncoder
+    >>> from skanomaly.datasets import load_chest_xray
+    >>> X = load_chest_xray().images[:64]
+    >>> detector = AdversarialAutoEncoder(hidden_size=64, max_epochs=1, random_state=0).fit(X)
+    >>> detector.score_samples(X[:2]).shape, detector.anomaly_map(X[:2]).shape
+    ((2,), (2, 64, 64))
+    """
+
+    _image_range = (-1.0, 1.0)
+
+    _parameter_constraints = BaseDetector._parameter_constraints | {
+        "adversary": [StrOptions({"latent", "image"})],
+        "latent_size": [Interval(Integral, 1, None, closed="left")],
+        "hidden_size": [Interval(Integral, 1, None, closed="left")],
+        "width": [Interval(Integral, 1, None, closed="left")],
+        "n_levels": [Interval(Integral, 1, None, closed="left"), None],
+        "adversarial_weight": [Interval(Real, 0, None, closed="left")],
+        "penalty_weight": [Interval(Real, 0, None, closed="left")],
+        "n_critic": [Interval(Integral, 1, None, closed="left")],
+        "constrained": ["boolean"],
+        "constraint_weight": [Interval(Real, 0, None, closed="left")],
+    }
+
+    def __init__(
+        self,
+        *,
+        adversary="latent",
+        latent_size=16,
+        hidden_size=2048,
+        width=16,
+        n_levels=None,
+        adversarial_weight=0.1,
+        penalty_weight=10.0,
+        n_critic=5,
+        constrained=False,
+        constraint_weight=1.0,
+        max_epochs=100,
+        batch_size=64,
+        lr=1e-3,
+        validation_fraction=0.0,
+        checkpoint_dir=None,
+        callbacks=None,
+        device="auto",
+        contamination=0.1,
+        pixel_contamination=0.01,
+        intensity_range="auto",
+        channel_axis="auto",
+        image_shape=None,
+        verbose=0,
+        random_state=None,
+    ):
+        self.adversary = adversary
+        self.latent_size = latent_size
+        self.hidden_size = hidden_size
+        self.width = width
+        self.n_levels = n_levels
+        self.adversarial_weight = adversarial_weight
+        self.penalty_weight = penalty_weight
+        self.n_critic = n_critic
+        self.constrained = constrained
+        self.constraint_weight = constraint_weight
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.validation_fraction = validation_fraction
+        self.checkpoint_dir = checkpoint_dir
+        self.callbacks = callbacks
+        self.device = device
+        self.contamination = contamination
+        self.pixel_contamination = pixel_contamination
+        self.intensity_range = intensity_range
+        self.channel_axis = channel_axis
+        self.image_shape = image_shape
+        self.verbose = verbose
+        self.random_state = random_state
+
+    def _build(self, image_shape):
+        return AdversarialAutoEncoderNetwork(
+            image_shape,
+            self.latent_size,
+            adversary=self.adversary,
+            hidden_size=self.hidden_size,
+            width=self.width,
+            n_levels=self.n_levels,
+        )
+
+    def _train(self, network, images, y):
+        options = {
+            "adversarial_weight": self.adversarial_weight,
+            "constraint_weight": self.constraint_weight if self.constrained else 0.0,
+        }
+        if self.adversary == "image":
+            return self._run("adversarial", ImageAdversarial, network, images, **options)
+        options |= {"penalty_weight": self.penalty_weight, "n_critic": self.n_critic}
+        return self._run("adversarial", LatentAdversarial, network, images, **options)
+
+    def _reconstruct(self, network, x):
+        return network(x)
+
+    def _judge(self, network, x):
+        maps = squared_error(network(x), x)
+        score = maps.mean((1, 2))
+        return Judgement(score, maps, {"residual": score})
