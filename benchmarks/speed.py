@@ -1,6 +1,7 @@
 """Speed of training and scoring against raw torch loops, and memory of scoring.
 
     python benchmarks/speed.py [--pairs 15] [--memory] [--detectors NAME[:parameter=value,...] ...]
+    python benchmarks/speed.py --search
 
 Each detector is timed against a raw loop that does the same arithmetic, with the same network, from the
 same uint8 array: written by hand where there is one here ("hand"), else the detector's own steps in a bare
@@ -251,6 +252,39 @@ def measure_memory(name, n_images):
     )
 
 
+def measure_search(n_pairs):
+    """Seconds per image of AnoGAN's search, batched and alone, and of FAnoGAN's encoder beside it."""
+    X = load_chest_xray(subset="train").images[:384]
+    anogan = with_epochs(make("AnoGAN:n_search=20"), 1).fit(X)
+    fanogan = with_epochs(make("FAnoGAN"), 1).fit(X)
+    x, network = scaled(X[:SCORING_ROWS]), anogan.network_.eval()
+
+    def alone():
+        with torch.no_grad():
+            for image in x[:4]:
+                anogan._search(network, image[None])
+
+    jobs = {
+        "AnoGAN, 20 steps, 32 images at once": (lambda: anogan.score_samples(X[:SCORING_ROWS]), SCORING_ROWS),
+        "AnoGAN, 20 steps, one by one": (alone, 4),
+        "FAnoGAN": (lambda: fanogan.score_samples(X), len(X)),
+        "FAnoGAN, iterative, 500 steps": (lambda: fanogan.iterative(X[:SCORING_ROWS]), SCORING_ROWS),
+    }
+    times = {name: [] for name in jobs}
+    for _ in range(n_pairs):
+        for name, (job, n_images) in jobs.items():
+            start = time.perf_counter()
+            job()
+            times[name].append((time.perf_counter() - start) / n_images)
+    best = {name: min(values) for name, values in times.items()}
+    for name, seconds in best.items():
+        print(f"{name:38} {seconds:.5f} s per image")
+    batched, single, encoder, iterative = best.values()
+    print(f"a batched search is {single / batched:.1f} times as fast as one by one")
+    print(f"FAnoGAN is {iterative / encoder:.0f} times as fast as its iterative search with 500 steps")
+    print(f"FAnoGAN is {25 * batched / encoder:.0f} times as fast as AnoGAN with 500 steps")
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -260,9 +294,12 @@ def main():
     names = [name for name, cls in all_detectors() if cls._train is not BaseDetector._train]
     parser.add_argument("--detectors", nargs="+", default=names)
     parser.add_argument("--memory", action="store_true", help="measure memory instead of speed")
+    parser.add_argument("--search", action="store_true", help="measure latent searches instead of speed")
     parser.add_argument("--images", type=int, default=100_000, help="for --memory")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
+    if arguments.search:
+        return measure_search(arguments.pairs)
     for name in arguments.detectors:
         if arguments.memory:
             measure_memory(name, arguments.images)

@@ -40,3 +40,34 @@ def search_codes(generator, loss, starts, n_images, *, n_search, lr, bound=None)
             better = value < best_loss
             best, best_loss = torch.where(better[:, None], z, best), torch.where(better, value, best_loss)
     return best
+
+
+def search_images(x, generator, features, starts, *, discrimination_weight, **options):
+    """AnoGAN's mapping of images (n, c, h, w) to a generator's.
+
+    Parameters
+    ----------
+    features : callable (images) -> (n, n_features)
+        Of the discriminator.
+    discrimination_weight : float
+        lambda in (1 - lambda) R + lambda D.
+    **options
+        Of `search_codes`.
+
+    Returns
+    -------
+    codes, images, residual, discrimination
+        The last two, R and D, are sums of absolute differences, over pixels and over features.
+    """
+    wanted = features(x)
+
+    def parts(y):
+        return (x - y).abs().sum((1, 2, 3)), (wanted - features(y)).abs().sum(1)
+
+    def loss(y):
+        residual, discrimination = parts(y)
+        return (1 - discrimination_weight) * residual + discrimination_weight * discrimination
+
+    codes = search_codes(generator, loss, starts, len(x), **options)
+    y = generator(codes)
+    return codes, y, *parts(y)

@@ -9,7 +9,7 @@ from torch.nn.functional import softplus
 
 from .._detector import BaseDetector, Judgement
 from .._losses import absolute_error
-from .._search import search_codes
+from .._search import search_images
 from ..networks.adversarial import ConvDiscriminator, ConvGenerator
 from ..training import Adversarial
 
@@ -175,33 +175,30 @@ class AnoGAN(BaseDetector):
         return self._run("gan", Adversarial, network, images)
 
     def _search(self, network, x):
-        """Codes of a batch, and the two sums that they leave."""
-        features = network.discriminator.features
-
-        def parts(y):
-            return (x - y).abs().sum((1, 2, 3)), (wanted - features(y)).abs().sum(1)
-
-        def loss(y):
-            residual, discrimination = parts(y)
-            return (1 - self.discrimination_weight) * residual + self.discrimination_weight * discrimination
-
-        wanted = features(x)
-        options = {"n_search": self.n_search, "lr": self.search_lr, "bound": 1.0}
-        z = search_codes(network.generator, loss, network.starts, len(x), **options)
-        y = network.generator(z)
-        return y, *parts(y), wanted
+        """Images of the generator most like those of a batch, and the two sums that they leave."""
+        _, *found = search_images(
+            x,
+            network.generator,
+            network.discriminator.features,
+            network.starts,
+            discrimination_weight=self.discrimination_weight,
+            n_search=self.n_search,
+            lr=self.search_lr,
+            bound=1.0,
+        )
+        return found
 
     def _reconstruct(self, network, x):
         return self._search(network, x)[0]
 
     def _judge(self, network, x):
-        y, residual, discrimination, features = self._search(network, x)
+        y, residual, discrimination = self._search(network, x)
         weight = self.discrimination_weight
         components = {
             "residual": residual,
             "discrimination": discrimination,
             "reference": lambda: (1 - weight) * residual + weight * softplus(-network.discriminator(y)),
-            "discriminator": lambda: softplus(-network.discriminator.value(features)[:, 0]),
+            "discriminator": lambda: softplus(-network.discriminator(x)),
         }
         score = (1 - weight) * residual + weight * discrimination
         return Judgement(score, absolute_error(y, x), components)

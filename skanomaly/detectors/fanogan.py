@@ -6,14 +6,16 @@ from numbers import Integral, Real
 
 import numpy as np
 import torch
+from sklearn.utils import Bunch
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from .. import _inference
 from .._detector import BaseDetector, Judgement
-from .._losses import feature_error, squared_error
+from .._losses import absolute_error, feature_error, squared_error
 from .._random import draw_seed, seeded
+from .._search import search_images
 from ..networks.adversarial import ResidualCritic, ResidualEncoder, ResidualGenerator
 from ..training import Training, Wasserstein
 
@@ -339,6 +341,82 @@ class FAnoGAN(BaseDetector):
         parts = _inference.run(self.network_.generator, self.network_, torch.from_numpy(codes), self.device_)
         images = np.concatenate([part for _, part in parts])
         return self._images(None, self._layout).from_network(images)
+
+    def iterative(
+        self,
+        X,
+        *,
+        n_search=500,
+        n_restarts=1,
+        search_lr=0.01,
+        discrimination_weight=0.1,
+        random_state=None,
+    ):
+        """AnoGAN's search in this GAN, in the place of the encoder: what f-AnoGAN is compared with.
+
+        It takes `n_search` passes forward and backward through generator and critic for each image, some
+        thousand times the time of `score_samples`.
+
+        Parameters
+        ----------
+        X : array-like
+            Images of the fitted shape.
+        n_search : int, default=500
+            Steps of the search, Gamma in the paper.
+        n_restarts : int, default=1
+            Searches from different codes; the best is kept.
+        search_lr : float, default=0.01
+            Learning rate of the search, by Adam.
+        discrimination_weight : float, default=0.1
+            Weight of the critic's features, lambda in the paper, in [0, 1].
+        random_state : int, RandomState or None, default=None
+            Decides the codes that every image begins with.
+
+        Returns
+        -------
+        found : Bunch
+            ``codes`` (n, latent_size); ``scores`` (n,), higher is more normal: -(1 - lambda) R - lambda D
+            with absolute differences summed over pixels, R, and over features, D; ``maps`` (n, H, W), the
+            absolute difference of each pixel; ``residual`` and ``discrimination``, R and D.
+
+        Raises
+        ------
+        ValueError
+            For fewer than one step or restart, and for a weight out of range.
+        """
+        images = self._check_images(X)
+        for name, value in (("n_search", n_search), ("n_restarts", n_restarts)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 <= discrimination_weight <= 1:
+            raise ValueError(f"discrimination_weight must lie in [0, 1], got {discrimination_weight}")
+        network = self.network_
+        with seeded(draw_seed(random_state), self.device_):
+            starts = network.draw_codes(n_restarts)
+
+        def search(x):
+            codes, y, residual, discrimination = search_images(
+                x,
+                network.generator,
+                network.critic.features,
+                starts,
+                discrimination_weight=discrimination_weight,
+                n_search=n_search,
+                lr=search_lr,
+                bound=1.0 if network.prior == "uniform" else None,
+            )
+            return codes, absolute_error(y, x), residual, discrimination
+
+        parts = [part for _, part in _inference.run(search, network, images, self.device_)]
+        codes, maps, residual, discrimination = map(np.concatenate, zip(*parts))
+        residual, discrimination = residual.astype(np.float64), discrimination.astype(np.float64)
+        return Bunch(
+            codes=codes,
+            scores=-(1 - discrimination_weight) * residual - discrimination_weight * discrimination,
+            maps=maps,
+            residual=residual,
+            discrimination=discrimination,
+        )
 
     def sample(self, n=1, *, random_state=None):
         """Images of `n` codes drawn from the prior.

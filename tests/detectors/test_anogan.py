@@ -103,7 +103,7 @@ def test_an_image_of_the_generator_at_the_code_of_the_start():
     detector = tiny(AnoGAN).fit(make_images())
     with torch.no_grad():
         x = detector.network_.generator(detector.network_.starts).expand(4, -1, -1, -1)
-        y, residual, discrimination, _ = detector._search(detector.network_, x)
+        y, residual, discrimination = detector._search(detector.network_, x)
     assert_array_equal(y, x)
     assert_array_equal(residual, np.zeros(4))
     assert_array_equal(discrimination, np.zeros(4))

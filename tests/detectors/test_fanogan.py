@@ -5,6 +5,7 @@ import pytest
 import torch
 from foreign import paste_foreign_patches
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
 from skorch.callbacks import Callback
 
@@ -225,3 +226,37 @@ def test_learns_what_a_chest_looks_like():
     assert error < ((train.mean(0) - normal) ** 2).mean()
     maps = trained.anomaly_map(ill)
     assert maps[masks].mean() > 1.5 * maps[~masks].mean()
+
+
+def test_the_iterative_search_shares_the_network_and_leaves_it():
+    X = make_images((37, 16, 16))
+    detector = tiny(FAnoGAN).fit(X)
+    before = {key: value.clone() for key, value in detector.network_.state_dict().items()}
+    few = detector.iterative(X, n_search=3, random_state=0)
+    many = detector.iterative(X, n_search=60, n_restarts=2, search_lr=0.1, random_state=0)
+    assert all(torch.equal(before[key], value) for key, value in detector.network_.state_dict().items())
+    assert many.scores.mean() > few.scores.mean(), "more steps leave less"
+    assert many.codes.shape == (37, 2)
+    assert_allclose(many.scores, -0.9 * many.residual - 0.1 * many.discrimination)
+    assert_allclose(many.maps.sum((1, 2)), many.residual, rtol=1e-4)
+    scaled, found = (images.astype(float) / 127.5 - 1 for images in (X, detector.decode(many.codes)))
+    assert_allclose(many.maps, np.abs(scaled - found), atol=1e-3)
+    # Each image for itself, to the bit.
+    alone = detector.iterative(X[5:6], n_search=3, random_state=0)
+    assert_array_equal(alone.scores, few.scores[5:6])
+    uniform = tiny(FAnoGAN, prior="uniform").fit(X).iterative(X, n_search=5, search_lr=1.0)
+    assert np.abs(uniform.codes).max() == 1
+
+
+def test_bad_searches():
+    X = make_images()
+    with pytest.raises(NotFittedError):
+        tiny(FAnoGAN).iterative(X)
+    detector = tiny(FAnoGAN).fit(X)
+    for options, message in (
+        ({"n_search": 0}, "n_search must be at least 1, got 0"),
+        ({"n_restarts": 0}, "n_restarts must be at least 1, got 0"),
+        ({"discrimination_weight": 2}, r"discrimination_weight must lie in \[0, 1\], got 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            detector.iterative(X, **options)
