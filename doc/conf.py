@@ -137,7 +137,8 @@ def fields(detector):
     """The field list at the head of a detector's Notes."""
     notes = inspect.getdoc(detector).split("\nNotes\n-----\n")[1]
     found = re.findall(r"^:([\w ]+): (.*(?:\n[ ]+.*)*)", notes, flags=re.MULTILINE)
-    return {name: re.sub(r"\s+", " ", text) for name, text in found}
+    # Citations are of that page only.
+    return {name: re.sub(r"\s+", " ", re.sub(r"\s*\[\d+\]_", "", text)) for name, text in found}
 
 
 def paper(detector):
