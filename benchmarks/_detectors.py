@@ -2,8 +2,13 @@
 
 import ast
 
-from skanomaly._detector import PROCESS_PARAMETERS
+from skanomaly._detector import PROCESS_PARAMETERS, BaseDetector
 from skanomaly.testing import all_detectors
+
+
+def names():
+    """Those with a training of their own; what holds another detector is asked for by name."""
+    return [name for name, cls in all_detectors() if cls._train is not BaseDetector._train]
 
 
 def make(variant, **parameters):
@@ -22,9 +27,14 @@ def make(variant, **parameters):
 
 
 def with_epochs(detector, n_epochs):
-    """Every stage as long as this; None leaves them."""
-    names = [name for name in detector.get_params() if name == "max_epochs" or name.endswith("_epochs")]
-    return detector.set_params(**{name: n_epochs for name in names if n_epochs})
+    """Every stage as long as this, and searches of ten times as many steps; None leaves them."""
+    if n_epochs:
+        for name in detector.get_params():
+            if name == "max_epochs" or name.endswith("_epochs"):
+                detector.set_params(**{name: n_epochs})
+            elif name == "n_search":
+                detector.set_params(n_search=10 * n_epochs)
+    return detector
 
 
 def describe(detector):

@@ -23,12 +23,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from _data import FOLDER, load
-from _detectors import describe, make, with_epochs
+from _detectors import describe, make, names, with_epochs
 from scipy.stats import binom
 
 from skanomaly import metrics
 from skanomaly.segmentation import residual_mask
-from skanomaly.testing import all_detectors
 
 FALSE_ALARM_RATE = 0.05
 SETS = ["cxr_pneumonia_64", "cxr_nih_64", "brain_mri_64"]
@@ -198,11 +197,13 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--detectors", nargs="+", default=[name for name, _ in all_detectors()])
+    parser.add_argument("--detectors", nargs="+", default=names())
     parser.add_argument("--data", type=Path, help="folder of npz files; all of them, unless --sets says")
     parser.add_argument("--sets", nargs="+", help=f"names of npz files; default {' '.join(SETS)}")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, help="length of every stage, for a short run")
+    parser.add_argument(
+        "--epochs", type=int, help="of every stage, and a tenth of the steps of a search; for a short run"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()

@@ -20,13 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _detectors import make, with_epochs
+from _detectors import make, names, with_epochs
 
-from skanomaly._detector import BaseDetector
 from skanomaly._images import Images, Layout
 from skanomaly._losses import gradient_penalty
 from skanomaly.datasets import load_chest_xray
-from skanomaly.testing import all_detectors
 
 SCORING_ROWS = 32
 
@@ -255,7 +253,7 @@ def measure_memory(name, n_images):
 def measure_search(n_pairs):
     """Seconds per image of AnoGAN's search, batched and alone, and of FAnoGAN's encoder beside it."""
     X = load_chest_xray(subset="train").images[:384]
-    anogan = with_epochs(make("AnoGAN:n_search=20"), 1).fit(X)
+    anogan = with_epochs(make("AnoGAN"), 2).fit(X)
     fanogan = with_epochs(make("FAnoGAN"), 1).fit(X)
     x, network = scaled(X[:SCORING_ROWS]), anogan.network_.eval()
 
@@ -290,9 +288,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--pairs", type=int, default=15)
-    # What holds another detector has no training of its own.
-    names = [name for name, cls in all_detectors() if cls._train is not BaseDetector._train]
-    parser.add_argument("--detectors", nargs="+", default=names)
+    parser.add_argument("--detectors", nargs="+", default=names())
     parser.add_argument("--memory", action="store_true", help="measure memory instead of speed")
     parser.add_argument("--search", action="store_true", help="measure latent searches instead of speed")
     parser.add_argument("--images", type=int, default=100_000, help="for --memory")

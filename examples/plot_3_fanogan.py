@@ -23,7 +23,7 @@ def half(images):
 
 
 train, val, test = (load_chest_xray(subset=subset) for subset in ("train", "val", "test"))
-detector = FAnoGAN(width=6, max_epochs=30, encoder_epochs=15, random_state=0).fit(half(train.images))
+detector = FAnoGAN(width=5, max_epochs=25, encoder_epochs=10, random_state=0).fit(half(train.images))
 detector.calibrate(half(val.images[val.target == 1]))
 
 # sphinx_gallery_thumbnail_number = 2

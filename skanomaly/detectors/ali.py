@@ -128,7 +128,8 @@ class ALI(BaseDetector):
     Notes
     -----
     :Trained on: normal images
-    :Score: (1 - w) sum |x - G(E(x))| + w times the discriminator's term
+    :Score: (1 - w) times the absolute differences of x and G(E(x)), summed, and w times the
+        discriminator's term
     :Map: absolute difference of each pixel
     :Departures: networks are DCGAN's; the public code for BiGAN [3]_ scores with averaged weights, here they
         are the last; codes are the encoder's means when images are judged
