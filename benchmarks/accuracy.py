@@ -165,9 +165,9 @@ def report(cells):
             pixels.append([*kind, *(mean(same, key) for key in keys)])
     kind = "data", "detector"
     parts = [
-        "Made by `python benchmarks/accuracy.py --threads 1`. Test split; mean of the seeds (standard deviation) and, in "
-        "brackets, 95 % bootstrap interval over patients, its ends averaged over the seeds. Seconds are of "
-        "two cores that did other things too.\n",
+        "Made by `python benchmarks/accuracy.py --threads 1`. Test split; mean of the seeds (standard "
+        "deviation) and, in brackets, 95 % bootstrap interval over patients, its ends averaged over the "
+        "seeds. Seconds are of two cores that did other things too.\n",
         table([*kind, "seeds", "AUROC", "AP", "AUROC on val", "fit, s", "images/s"], ranking),
         "AUROC of the components of the score:\n",
         table([*kind, "components"], components),
