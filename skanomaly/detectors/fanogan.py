@@ -261,7 +261,14 @@ class FAnoGAN(BaseDetector):
                 "beyond encoder_bound; set encoder_output='linear' or prior='uniform'",
                 stacklevel=2,
             )
-        gan = self._run(
+        histories = self._train_gan(network, images) | self._train_encoder(network, images)
+        some = images.subset(torch.randperm(len(images))[:N_CRITIC_MEAN].numpy())
+        values = [value for _, value in _inference.run(network.critic, network, some, self.device_)]
+        network.critic_mean.fill_(float(np.concatenate(values).mean()))
+        return histories
+
+    def _train_gan(self, network, images):
+        return self._run(
             "gan",
             Wasserstein,
             network,
@@ -269,7 +276,9 @@ class FAnoGAN(BaseDetector):
             n_critic=self.n_critic,
             penalty_weight=self.penalty_weight,
         )
-        encoder = self._run(
+
+    def _train_encoder(self, network, images):
+        return self._run(
             "encoder",
             Inversion,
             network,
@@ -280,10 +289,6 @@ class FAnoGAN(BaseDetector):
             lr=self.encoder_lr,
             max_epochs=self.encoder_epochs,
         )
-        some = images.subset(torch.randperm(len(images))[:N_CRITIC_MEAN].numpy())
-        values = [value for _, value in _inference.run(network.critic, network, some, self.device_)]
-        network.critic_mean.fill_(float(np.concatenate(values).mean()))
-        return gan | encoder
 
     def _reconstruct(self, network, x):
         return network.reconstruct(x)
