@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage.data
 from numpy.testing import assert_allclose, assert_array_equal
 from toys import LinearAutoEncoder, MaplessAutoEncoder
 
-from skanomaly import PatchDetector, _unwrap
+from skanomaly import AutoEncoder, PatchDetector, _unwrap
 from skanomaly._detector import Judgement
 from skanomaly.patches import ImageStack, extract_patches
 from skanomaly.testing import SliceOnly, make_images, tiny
@@ -217,3 +218,44 @@ def test_memory_is_that_of_the_map_of_one_image(tmp_path):
     detector = tiny(PatchDetector, patch_size=64, stride=64).fit(make_images((4, 128, 128)))
     grew(256)
     assert grew(2048) < 24
+
+
+def test_a_planted_patch_is_found(benchmark_data):
+    """A contact sheet of 64 X-rays, 1024 x 1024, with a square of grass of their mean and contrast in it."""
+    data = benchmark_data("cxr_pneumonia_128")
+    normal = [data["images"][(data["split"] == split) & (data["labels"] == 0)] for split in ("train", "test")]
+    train, test = (contact_sheets(images[:n]) for images, n in zip(normal, (192, 64)))
+    grass, side, stride = skimage.data.grass().astype(float), 96, 8
+    rng = np.random.default_rng(0)
+    corners = np.vstack(
+        [
+            rng.integers(0, 1024 - side, (15, 2)),
+            stride * rng.integers(0, 117, (3, 2)),
+            [[0, 0], [1024 - side] * 2],
+        ]
+    )
+
+    def found(max_epochs, lr):
+        network = AutoEncoder(latent_size=32, hidden_size=512, max_epochs=max_epochs, lr=lr)
+        detector = PatchDetector(network, patch_size=16, stride=stride, n_patches=400, random_state=0)
+        detector.fit(train)
+        return sum(peaks_inside(detector, corner) for corner in corners)
+
+    def peaks_inside(detector, corner):
+        image = test[0].astype(float)
+        inside = tuple(slice(start, start + side) for start in corner)
+        top, left = rng.integers(0, 512 - side, 2)
+        patch, place = grass[top : top + side, left : left + side], image[inside]
+        image[inside] = (patch - patch.mean()) / patch.std() * place.std() + place.mean()
+        map_ = detector.anomaly_map(image.clip(0, 255).astype(np.uint8)[None])[0]
+        peak = np.unravel_index(map_.argmax(), map_.shape)
+        return all(start <= at < start + side for at, start in zip(peak, corner))
+
+    assert found(30, 1e-3) >= 16
+    assert found(1, 1e-12) <= 5, "an untrained network"
+
+
+def contact_sheets(images):
+    """Images (64 n, 128, 128) as n of 1024 x 1024."""
+    sheets = images.reshape(-1, 8, 8, 128, 128)
+    return np.moveaxis(sheets, 2, 3).reshape(-1, 1024, 1024)
