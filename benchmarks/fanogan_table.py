@@ -66,6 +66,9 @@ class Models:
     def __init__(self, name, folder, memory, *, epochs, full):
         self.name, self.full, self.epochs = name, full, epochs
         self.splits = load(name, folder)
+        for split in ("val", "test"):
+            if len(np.unique(self.splits[split].target)) < 2:
+                raise SystemExit(f"{name}: split {split!r} must hold normal and anomalous images")
         file = (folder / f"{name}.npz").read_bytes()
         self.key = name, hashlib.sha256(file).hexdigest()[:16], epochs, full
         self._fit = memory.cache(self._fit, ignore=["self"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from skanomaly.testing import all_detectors, make_images, tiny
 
@@ -95,3 +96,75 @@ def test_variants_by_name(accuracy):
     assert (detector.max_epochs, detector.encoder_epochs, detector.random_state) == (2, 2, 3)
     with pytest.raises(SystemExit, match="no detector 'Nothing'; there are .*AutoEncoder"):
         make("Nothing")
+
+
+@pytest.fixture
+def fanogan_table(monkeypatch, folder):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    for name in ("fanogan_table", "_data", "_detectors"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    import fanogan_table
+
+    arrays = dict(np.load(folder / "good.npz"))
+    arrays["labels"][20:] = np.arange(40) % 2
+    np.savez(folder / "both.npz", **arrays)
+    few = partial(fanogan_table.metrics.bootstrap_interval, n_resamples=5)
+    monkeypatch.setattr(fanogan_table.metrics, "bootstrap_interval", few)
+    monkeypatch.setattr(fanogan_table, "N_SEARCHED", 8)
+
+    def run(name="both"):
+        options = ["--epochs", "3", "--seeds", "2", "--threads", "1", "--sets", name, "--data", folder]
+        options += ["--results", folder / "results", "--cache", folder / "cache"]
+        monkeypatch.setattr(sys, "argv", ["fanogan_table.py", *map(str, options)])
+        fanogan_table.main()
+        return (folder / "results" / "fanogan_table.md").read_text()
+
+    fanogan_table.run = run
+    return fanogan_table
+
+
+def test_the_tables_of_fanogan(fanogan_table, folder, capsys):
+    first = fanogan_table.run()
+    for method in ("ziz", "izi", "izi_f", "AE", "AdvAE", "ALI", "A_D", "iterative", "f-AnoGAN"):
+        assert f"| both | {method} | 2 |" in first
+    assert "| both | AnoGAN | 1 |" in first
+    for better, worse in ("izi_f", "ziz"), ("ziz", "izi"), ("iterative", "AE"), ("ALI", "A_D"):
+        assert f"| both | {better} > {worse} |" in first
+    for kind in ("curves", "lines", "maps"):
+        assert (folder / "results" / f"fanogan_both_{kind}.png").stat().st_size > 10_000
+    assert "trained in" in capsys.readouterr().out
+    assert fanogan_table.run() == first
+    assert "trained in" not in capsys.readouterr().out, "what is there is not trained again"
+    with pytest.raises(SystemExit, match="good: split 'val' must hold normal and anomalous images"):
+        fanogan_table.run("good")
+
+
+def test_one_gan_has_three_encoders(fanogan_table, folder):
+    memory = fanogan_table.Memory(folder / "cache", verbose=0)
+    models = fanogan_table.Models("both", folder, memory, epochs=3, full=False)
+    networks = [models.fit(kind, 0).network_ for kind in fanogan_table.ENCODERS]
+    for part, same in (("generator", True), ("critic", True), ("encoder", False)):
+        states = [getattr(network, part).state_dict() for network in networks]
+        equal = [
+            all(torch.equal(a, b) for a, b in zip(state.values(), states[-1].values()))
+            for state in states[:-1]
+        ]
+        assert equal == [same, same], part
+
+
+def test_orders_are_judged_by_their_intervals(fanogan_table):
+    class Made(fanogan_table.Comparison):
+        def __init__(self, name, scores, target):
+            self.name, self.test = name, fanogan_table.Bunch(target=target, groups=None)
+            self.scores = {method: [{"test": score}] for method, score in scores.items()}
+
+    target = np.repeat([1, -1], 40)
+    good, coin = -target, np.arange(80) % 2
+    names = [name for order in fanogan_table.ORDERS for name in order]
+    scores = dict.fromkeys(names, coin) | {"izi_f": good, "izi": good}
+    made = Made("made", scores, target)
+    verdicts = {row[1]: row[-1] for row in fanogan_table.orderings(made, made)}
+    assert verdicts["izi_f > ziz"] == "holds"
+    assert verdicts["ziz > izi"] == "reversed"
+    assert verdicts["AE > AdvAE"] == "undecided"
+    assert made.difference("izi_f", "ziz")[0] == pytest.approx(0.5)
