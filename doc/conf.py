@@ -18,6 +18,7 @@ from skanomaly import (
     plotting,
     segmentation,
     testing,
+    transforms,
 )
 
 matplotlib.use("agg")
@@ -86,6 +87,7 @@ ROOMS = {
     "Segmentation": segmentation,
     "Plotting": plotting,
     "Data sets": datasets,
+    "Transforms": transforms,
     "Testing": testing,
 }
 

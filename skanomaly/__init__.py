@@ -7,6 +7,7 @@ from .detectors.ali import ALI
 from .detectors.anogan import AnoGAN
 from .detectors.autoencoder import AutoEncoder
 from .detectors.fanogan import FAnoGAN
+from .detectors.ssl_anovae import SSLAnoVAE
 from .patches import PatchDetector
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "AutoEncoder",
     "FAnoGAN",
     "PatchDetector",
+    "SSLAnoVAE",
     "__version__",
     "anomaly_map",
     "reconstruct",

@@ -24,6 +24,7 @@ from skanomaly import (
     plotting,
     segmentation,
     testing,
+    transforms,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -56,6 +57,7 @@ MODULES_WITH_PAGES = [
     plotting,
     segmentation,
     testing,
+    transforms,
 ]
 
 

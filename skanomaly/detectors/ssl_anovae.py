@@ -1,0 +1,409 @@
+"""SSL-AnoVAE: a variational autoencoder with a second encoder that learns from views of the images."""
+
+import copy
+from functools import partial
+from numbers import Integral, Real
+
+import torch
+from sklearn.utils._param_validation import Interval, StrOptions
+from torch import nn
+from torch.nn import functional as F
+
+from .._detector import BaseDetector, Judgement
+from .._losses import absolute_error
+from ..networks.adversarial import ConvDiscriminator
+from ..networks.autoencoder import ConvDecoder, ConvEncoder
+from ..networks.gaussian import draw, kl_divergence
+from ..training import Training
+from ..training._adversarial import discriminator_loss, generator_loss
+from ..transforms import PRESETS, preset
+
+#: Hidden and output width of projector and predictor; 4096 and 256 in BYOL, for ImageNet.
+PROJECTION = 512, 128
+
+Adam = partial(torch.optim.Adam, betas=(0.5, 0.9))
+
+
+def _features(image_shape, hidden_size, **size):
+    """An encoder that ends before its code: (n, hidden_size)."""
+    encoder = ConvEncoder(image_shape, 1, hidden_size=hidden_size, **size)
+    encoder.code[-1] = nn.Identity()
+    return encoder
+
+
+def _perceptron(n_in):
+    n_hidden, n_out = PROJECTION
+    return nn.Sequential(
+        nn.Linear(n_in, n_hidden), nn.BatchNorm1d(n_hidden), nn.ReLU(), nn.Linear(n_hidden, n_out)
+    )
+
+
+class SSLAnoVAENetwork(nn.Module):
+    """Two encoders, `image_encoder` (E_I) and `ssl_encoder` (E_S), and a `decoder` of both their codes.
+
+    `image_code` and `ssl_code` give mean and log-variance; `projector` and `predictor` follow E_S for the
+    views, `target` is the slow copy of E_S and projector; `discriminator` judges images.
+    """
+
+    def __init__(self, image_shape, latent_size, *, fusion, predictor, hidden_size, width, n_levels):
+        super().__init__()
+        size = {"width": width, "n_levels": n_levels}
+        self.fusion = fusion
+        self.image_encoder = _features(image_shape, hidden_size, **size)
+        self.ssl_encoder = _features(image_shape, hidden_size, **size)
+        if fusion == "features":  # one code of the features of both
+            self.image_code = nn.Linear(2 * hidden_size, 4 * latent_size)
+        else:
+            self.image_code = nn.Linear(hidden_size, 2 * latent_size)
+            self.ssl_code = nn.Linear(hidden_size, 2 * latent_size)
+        self.projector = _perceptron(hidden_size)
+        self.predictor = _perceptron(PROJECTION[1]) if predictor else nn.Identity()
+        self.target = copy.deepcopy(nn.Sequential(self.ssl_encoder, self.projector)).requires_grad_(False)
+        n_codes = latent_size if fusion == "sum" else 2 * latent_size
+        self.decoder = ConvDecoder(image_shape, n_codes, hidden_size=hidden_size, **size)
+        self.discriminator = ConvDiscriminator(image_shape, **size)
+
+    def posteriors(self, x):
+        """Mean and log-variance of each code: z_I and z_S, or one of both for fusion="features"."""
+        features = self.image_encoder(x), self.ssl_encoder(x)
+        if self.fusion == "features":
+            parts = [self.image_code(torch.cat(features, dim=1))]
+        else:
+            parts = [self.image_code(features[0]), self.ssl_code(features[1])]
+        halves = (part.chunk(2, dim=1) for part in parts)
+        return [(mean, log_variance.clamp(-10, 10)) for mean, log_variance in halves]
+
+    def decode(self, codes):
+        return self.decoder(sum(codes) if self.fusion == "sum" else torch.cat(codes, dim=1))
+
+    def forward(self, x):
+        """Reconstruction from the mean codes."""
+        return self.decode([mean for mean, _ in self.posteriors(x)])
+
+
+def byol_loss(network, first, second):
+    """2 - 2 cos of the prediction from one view and the target's projection of the other, both ways added."""
+    predicted = [network.predictor(network.projector(network.ssl_encoder(v))) for v in (first, second)]
+    with torch.no_grad():
+        projected = [network.target(v) for v in (second, first)]
+    return sum((2 - 2 * F.cosine_similarity(p, t, dim=1)).mean() for p, t in zip(predicted, projected))
+
+
+@torch.no_grad()
+def follow(network, momentum):
+    """target <- momentum * target + (1 - momentum) * online, weights only: statistics are its own."""
+    online = [*network.ssl_encoder.parameters(), *network.projector.parameters()]
+    torch._foreach_lerp_(list(network.target.parameters()), online, 1 - momentum)
+
+
+class SelfSupervised(Training):
+    """E_S learns from views alone (BYOL, Grill et al. 2020).
+
+    Parameters
+    ----------
+    network : SSLAnoVAENetwork
+    views : pair of transforms
+    momentum : float
+    """
+
+    moves = {"optimizer": ["ssl_encoder", "projector", "predictor"]}
+    losses = ("ssl_loss",)
+
+    def __init__(self, network, *, views, momentum, optimizer=Adam, **options):
+        self.views, self.momentum = views, momentum
+        super().__init__(network, optimizer=optimizer, **options)
+
+    def step(self, network, x):
+        network.target.train()  # its statistics are of the batch, as in BYOL
+        loss = byol_loss(network, *(view(x) for view in self.views))
+        self.move("optimizer", ssl_loss=loss)
+        follow(network, self.momentum)
+
+
+class EndToEnd(Training):
+    """All parts at once: views, reconstruction, prior and discriminator.
+
+    Parameters
+    ----------
+    network : SSLAnoVAENetwork
+    views : pair of transforms, or None
+        None where E_S has been trained before: it stays as it is.
+    momentum : float
+    weights : dict of str to float
+        "ssl", "reconstruction", "prior" and "adversarial": lambda_1 to lambda_4.
+    prior_weights : tuple of float
+        lambda_I and lambda_S.
+    """
+
+    losses = (
+        "discriminator_loss",
+        "ssl_loss",
+        "reconstruction_loss",
+        "prior_loss",
+        "adversarial_loss",
+        "train_loss",
+    )
+
+    def __init__(self, network, *, views, momentum, weights, prior_weights, optimizer=Adam, **options):
+        self.views, self.momentum = views, momentum
+        self.weights, self.prior_weights = weights, prior_weights
+        online = ["image_encoder", "image_code", "decoder"]
+        online += ["ssl_code"] if hasattr(network, "ssl_code") else []
+        online += ["ssl_encoder", "projector", "predictor"] if views else []
+        self.moves = {"optimizer": online, "optimizer_discriminator": ["discriminator"]}
+        self.losses = self.losses if views else tuple(name for name in self.losses if name != "ssl_loss")
+        super().__init__(network, optimizer=optimizer, **options)
+
+    def step(self, network, x):
+        posteriors = network.posteriors(x)
+        y = network.decode([draw(*posterior) for posterior in posteriors])
+        discriminator = network.discriminator
+        loss = discriminator_loss(discriminator(x), discriminator(y.detach()))
+        self.move("optimizer_discriminator", discriminator_loss=loss)
+        terms = {
+            "reconstruction": (x - y).abs().mean(),
+            "prior": sum(w * kl_divergence(*p).mean() for w, p in zip(self.prior_weights, posteriors)),
+            "adversarial": generator_loss(discriminator(y)),
+        }
+        if self.views:
+            network.target.train()
+            terms["ssl"] = byol_loss(network, *(view(x) for view in self.views))
+        self.record(**{f"{name}_loss": term for name, term in terms.items()})
+        self.move("optimizer", train_loss=sum(self.weights[name] * term for name, term in terms.items()))
+        if self.views:
+            follow(network, self.momentum)
+
+
+class SSLAnoVAE(BaseDetector):
+    """Variational autoencoder with a self-supervised second encoder (SSL-AnoVAE).
+
+    One encoder learns to describe normal images for their reconstruction; a second one learns at the same
+    time that two random views of an image are the same image, so that its code holds what the transforms
+    leave: structure, if they change colours; colours, if they change places. Both codes are decoded
+    together. An image is anomalous as far as it differs from its reconstruction: the score is the mean
+    absolute error of the pixels, the map that of each.
+
+    Parameters
+    ----------
+    transforms : str, callable, tuple of two callables or None, default="auto"
+        What changes the views: a preset of `skanomaly.transforms`, one transform for both or one for each;
+        None leaves the views as they are. "auto" takes "oct" for grey images, "cfp" for colour, and "color"
+        for other numbers of channels.
+    latent_size : int, default=32
+        Numbers in each of the two codes, z_I and z_S.
+    hidden_size : int, default=512
+        Width of the dense layers on either side of the codes.
+    width : int, default=16
+        Channels of the first level; 2 and 4 times as many follow.
+    n_levels : int, default=None
+        Times the image is halved. None brings the longer side to about 4 pixels (4 at 64 x 64).
+    fusion : {"concatenation", "sum", "features"}, default="concatenation"
+        How the encoders come together: the drawn codes one after the other, their sum, or one code of the
+        features of both.
+    ssl_training : {"end_to_end", "pretrain"}, default="end_to_end"
+        Whether the second encoder learns together with the rest, or before it and then stays as it is.
+    predictor : bool, default=True
+        Whether the online branch predicts the target's projection by a layer more, as in BYOL.
+    momentum : float, default=0.99
+        Share of itself that the target keeps at each step, tau in the paper.
+    ssl_weight : float, default=1.0
+        Weight of the loss of the views, lambda_1.
+    reconstruction_weight : float, default=10.0
+        Weight of the mean absolute error, lambda_2.
+    prior_weight : float, default=0.01
+        Weight of the divergence of the codes from a normal distribution, lambda_3.
+    adversarial_weight : float, default=0.01
+        Weight of the discriminator's judgement, lambda_4.
+    image_prior_weight : float, default=1.0
+        Weight of the divergence of z_I, lambda_I; of the one code, for fusion="features".
+    ssl_prior_weight : float, default=1.0
+        Weight of the divergence of z_S, lambda_S.
+    max_epochs : int, default=100
+        Passes over the normal images.
+    ssl_epochs : int, default=100
+        Passes of the second encoder by itself before, for "pretrain".
+    {parameters}
+
+    Attributes
+    ----------
+    {attributes}
+
+    See Also
+    --------
+    skanomaly.transforms : The transforms and presets.
+    AdversarialAutoEncoder : Without codes that are drawn and without views.
+
+    Notes
+    -----
+    :Trained on: normal images
+    :Score: mean absolute error of the pixels
+    :Map: absolute error of each pixel
+    :Departures: networks, latent sizes, weights and momentum are not in the published text: the networks are
+        those of AutoEncoder, the numbers chosen on validation images; codes are not drawn to judge, but at
+        their mean
+
+    Losses are means: the absolute error over pixels, the divergence over the numbers of a code. The target
+    follows the weights of the online branch and keeps batch statistics of its own. Each loss is a column of
+    ``history_``. `score_components` gives "residual" and, as "image_divergence" and "ssl_divergence", how
+    far the codes are from the prior.
+
+    References
+    ----------
+    .. [1] Li, Y., Lao, Q., Kang, Q., Jiang, Z., Du, S., Zhang, S., Li, K. (2023). "Self-supervised anomaly
+       detection, staging and segmentation for retinal images". Medical Image Analysis 87, 102805.
+       `doi:10.1016/j.media.2023.102805 <https://doi.org/10.1016/j.media.2023.102805>`_
+    .. [2] Grill, J.-B. et al. (2020). "Bootstrap your own latent: A new approach to self-supervised
+       learning". NeurIPS. `arXiv:2006.07733 <https://arxiv.org/abs/2006.07733>`_
+    .. [3] Baur, C., Wiestler, B., Albarqouni, S., Navab, N. (2018). "Deep autoencoding models for
+       unsupervised anomaly segmentation in brain MR images". `arXiv:1804.04488 <https://arxiv.org/abs/1804.04488>`_
+
+    Examples
+    --------
+    >>> from skanomaly import SSLAnoVAE
+    >>> from skanomaly.datasets import load_chest_xray
+    >>> X = load_chest_xray().images[:64]
+    >>> detector = SSLAnoVAE(hidden_size=64, max_epochs=1, random_state=0).fit(X)
+    >>> detector.score_samples(X[:2]).shape, detector.anomaly_map(X[:2]).shape
+    ((2,), (2, 64, 64))
+    """
+
+    _parameter_constraints = BaseDetector._parameter_constraints | {
+        "transforms": [StrOptions({"auto", *PRESETS}), callable, tuple, None],
+        "latent_size": [Interval(Integral, 1, None, closed="left")],
+        "hidden_size": [Interval(Integral, 1, None, closed="left")],
+        "width": [Interval(Integral, 1, None, closed="left")],
+        "n_levels": [Interval(Integral, 1, None, closed="left"), None],
+        "fusion": [StrOptions({"concatenation", "sum", "features"})],
+        "ssl_training": [StrOptions({"end_to_end", "pretrain"})],
+        "predictor": ["boolean"],
+        "momentum": [Interval(Real, 0, 1, closed="both")],
+        "ssl_weight": [Interval(Real, 0, None, closed="left")],
+        "reconstruction_weight": [Interval(Real, 0, None, closed="left")],
+        "prior_weight": [Interval(Real, 0, None, closed="left")],
+        "adversarial_weight": [Interval(Real, 0, None, closed="left")],
+        "image_prior_weight": [Interval(Real, 0, None, closed="left")],
+        "ssl_prior_weight": [Interval(Real, 0, None, closed="left")],
+        "ssl_epochs": [Interval(Integral, 1, None, closed="left")],
+    }
+
+    def __init__(
+        self,
+        *,
+        transforms="auto",
+        latent_size=32,
+        hidden_size=512,
+        width=16,
+        n_levels=None,
+        fusion="concatenation",
+        ssl_training="end_to_end",
+        predictor=True,
+        momentum=0.99,
+        ssl_weight=1.0,
+        reconstruction_weight=10.0,
+        prior_weight=0.01,
+        adversarial_weight=0.01,
+        image_prior_weight=1.0,
+        ssl_prior_weight=1.0,
+        max_epochs=100,
+        ssl_epochs=100,
+        batch_size=64,
+        lr=1e-3,
+        validation_fraction=0.0,
+        checkpoint_dir=None,
+        callbacks=None,
+        device="auto",
+        contamination=0.1,
+        pixel_contamination=0.01,
+        intensity_range="auto",
+        channel_axis="auto",
+        image_shape=None,
+        verbose=0,
+        random_state=None,
+    ):
+        self.transforms = transforms
+        self.latent_size = latent_size
+        self.hidden_size = hidden_size
+        self.width = width
+        self.n_levels = n_levels
+        self.fusion = fusion
+        self.ssl_training = ssl_training
+        self.predictor = predictor
+        self.momentum = momentum
+        self.ssl_weight = ssl_weight
+        self.reconstruction_weight = reconstruction_weight
+        self.prior_weight = prior_weight
+        self.adversarial_weight = adversarial_weight
+        self.image_prior_weight = image_prior_weight
+        self.ssl_prior_weight = ssl_prior_weight
+        self.max_epochs = max_epochs
+        self.ssl_epochs = ssl_epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.validation_fraction = validation_fraction
+        self.checkpoint_dir = checkpoint_dir
+        self.callbacks = callbacks
+        self.device = device
+        self.contamination = contamination
+        self.pixel_contamination = pixel_contamination
+        self.intensity_range = intensity_range
+        self.channel_axis = channel_axis
+        self.image_shape = image_shape
+        self.verbose = verbose
+        self.random_state = random_state
+
+    def _build(self, image_shape):
+        return SSLAnoVAENetwork(
+            image_shape,
+            self.latent_size,
+            fusion=self.fusion,
+            predictor=self.predictor,
+            hidden_size=self.hidden_size,
+            width=self.width,
+            n_levels=self.n_levels,
+        )
+
+    def _views(self):
+        """The two transforms."""
+        transforms = self.transforms
+        if transforms is None:
+            return nn.Identity(), nn.Identity()
+        if isinstance(transforms, str):
+            if transforms == "auto":
+                transforms = {1: "oct", 3: "cfp"}.get(self.image_shape_[0], "color")
+            return preset(transforms)
+        if callable(transforms):
+            return transforms, transforms
+        if len(transforms) != 2 or not all(map(callable, transforms)):
+            raise ValueError(
+                "transforms must be a preset's name, one callable or a tuple of two, one for each view, "
+                f"got {transforms!r}"
+            )
+        return transforms
+
+    def _train(self, network, images, y):
+        ssl = {"views": self._views(), "momentum": self.momentum}
+        options = {
+            "weights": {
+                name: getattr(self, f"{name}_weight")
+                for name in ("ssl", "reconstruction", "prior", "adversarial")
+            },
+            "prior_weights": (self.image_prior_weight, self.ssl_prior_weight),
+        }
+        if self.ssl_training == "end_to_end":
+            return self._run("end_to_end", EndToEnd, network, images, **ssl, **options)
+        before = self._run("ssl", SelfSupervised, network, images, max_epochs=self.ssl_epochs, **ssl)
+        return before | self._run(
+            "reconstruction", EndToEnd, network, images, **ssl | {"views": None}, **options
+        )
+
+    def _reconstruct(self, network, x):
+        return network(x)
+
+    def _judge(self, network, x):
+        posteriors = network.posteriors(x)
+        maps = absolute_error(network.decode([mean for mean, _ in posteriors]), x)
+        score = maps.mean((1, 2))
+        components = {"residual": score, "image_divergence": lambda: kl_divergence(*posteriors[0])}
+        if len(posteriors) == 2:
+            components["ssl_divergence"] = lambda: kl_divergence(*posteriors[1])
+        return Judgement(score, maps, components)

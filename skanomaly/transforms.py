@@ -1,0 +1,377 @@
+"""Random views of images, for self-supervised training: each image of a batch is changed in its own way.
+
+A transform takes images (n, c, h, w) in [0, 1], a float tensor, and gives as many of the same shape. All draw
+from torch's CPU generator, so that one seed gives the same views on every device. Your own may be any
+function of that kind.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+__all__ = [
+    "Canny",
+    "ColorDrop",
+    "ColorJitter",
+    "Compose",
+    "Crop",
+    "Flip",
+    "GaussianBlur",
+    "PRESETS",
+    "Rotation",
+    "Solarize",
+    "preset",
+]
+
+#: Grey value of a colour: ITU-R 601.
+LUMA = 0.299, 0.587, 0.114
+#: From RGB to luma and two axes of colour; hue is an angle between those two.
+YIQ = (LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
+#: Passes that carry a strong edge along weak ones, a pixel each.
+N_HYSTERESIS = 16
+
+
+class _Geometric:
+    """A random affine map of places; those next to each other in a `Compose` are carried out as one."""
+
+    def _matrix(self, n, size):
+        """(n, 3, 3), from places in the view to places in the image, both in [-1, 1]."""
+        raise NotImplementedError
+
+    def __call__(self, x):
+        return _warp(x, self._matrix(len(x), x.shape[2:]))
+
+
+def _warp(x, matrix):
+    grid = F.affine_grid(matrix[:, :2].to(x), x.shape, align_corners=False)
+    return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+
+
+def _uniform(n, low, high):
+    return low + (high - low) * torch.rand(n)
+
+
+def _affine(n, **entries):
+    """Unit matrices (n, 3, 3) with some entries set: `_affine(n, xx=scale)`."""
+    matrix = torch.eye(3).repeat(n, 1, 1)
+    for name, values in entries.items():
+        row, column = ("xy1".index(letter) for letter in name)
+        matrix[:, row, column] = values
+    return matrix
+
+
+@dataclass(frozen=True)
+class Crop(_Geometric):
+    """A random part of the image, enlarged to its size.
+
+    Parameters
+    ----------
+    area : tuple (low, high), default=(0.08, 1.0)
+        Share of the image.
+    ratio : tuple (low, high), default=(3 / 4, 4 / 3)
+        Width to height, of the part's share of the sides.
+    """
+
+    area: tuple = (0.08, 1.0)
+    ratio: tuple = (3 / 4, 4 / 3)
+
+    def _matrix(self, n, size):
+        area = _uniform(n, *self.area)
+        ratio = torch.exp(_uniform(n, *map(math.log, self.ratio)))
+        width, height = ((area * r).sqrt().clamp(max=1) for r in (ratio, 1 / ratio))
+        x, y = ((1 - side) * _uniform(n, -1, 1) for side in (width, height))
+        return _affine(n, xx=width, yy=height, x1=x, y1=y)
+
+
+@dataclass(frozen=True)
+class Flip(_Geometric):
+    """Mirrored left to right.
+
+    Parameters
+    ----------
+    p : float, default=0.5
+        Share of the images.
+    """
+
+    p: float = 0.5
+
+    def _matrix(self, n, size):
+        return _affine(n, xx=torch.where(torch.rand(n) < self.p, -1.0, 1.0))
+
+
+@dataclass(frozen=True)
+class Rotation(_Geometric):
+    """Turned about its middle.
+
+    Parameters
+    ----------
+    degrees : float, default=10.0
+        The angle is drawn between plus and minus that.
+    """
+
+    degrees: float = 10.0
+
+    def _matrix(self, n, size):
+        height, width = size
+        angle = torch.deg2rad(_uniform(n, -self.degrees, self.degrees))
+        cos, sin = angle.cos(), angle.sin()
+        # Places run from -1 to 1 along either side, however long.
+        return _affine(n, xx=cos, xy=-sin * height / width, yx=sin * width / height, yy=cos)
+
+
+class _Appearance:
+    """A change of values, of a share `p` of the images; the others are not computed."""
+
+    def _change(self, x):
+        raise NotImplementedError
+
+    def __call__(self, x):
+        rows = (torch.rand(len(x)) < self.p).nonzero()[:, 0]
+        if not len(rows):
+            return x
+        if len(rows) == len(x):
+            return self._change(x)
+        rows = rows.to(x.device, non_blocking=True)
+        return x.index_copy(0, rows, self._change(x[rows]))
+
+
+def _each(values, x):
+    """A number for each image, to compute with images."""
+    return values.to(x).view(-1, 1, 1, 1)
+
+
+def _grey(x, name):
+    """(n, 1, h, w)"""
+    if x.shape[1] not in (1, 3):
+        raise ValueError(
+            f"{name} needs images of 1 or 3 channels, grey or RGB, got {x.shape[1]}; leave it out, or take "
+            "transforms='color', which leaves colours as they are"
+        )
+    return x if x.shape[1] == 1 else torch.einsum("nchw,c->nhw", x, x.new_tensor(LUMA))[:, None]
+
+
+@dataclass(frozen=True)
+class ColorJitter(_Appearance):
+    """Brightness, contrast, saturation and hue, in this order; the last two leave grey images as they are.
+
+    Parameters
+    ----------
+    brightness, contrast, saturation : float
+        Each is multiplied by a factor between 1 - that and 1 + that.
+    hue : float, default=0.1
+        Largest turn, as a share of the circle.
+    p : float, default=0.8
+        Share of the images.
+    """
+
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1
+    p: float = 0.8
+
+    def _change(self, x):
+        n = len(x)
+        x = x * _each(_uniform(n, 1 - self.brightness, 1 + self.brightness), x)
+        mean = _grey(x, "ColorJitter").mean((2, 3), keepdim=True)
+        x = torch.lerp(mean, x, _each(_uniform(n, 1 - self.contrast, 1 + self.contrast), x))
+        if x.shape[1] == 3:
+            yiq = torch.tensor(YIQ)
+            angle = 2 * math.pi * _uniform(n, -self.hue, self.hue)
+            scale = _uniform(n, 1 - self.saturation, 1 + self.saturation)
+            turn = torch.eye(3).repeat(n, 1, 1)
+            turn[:, 1, 1] = turn[:, 2, 2] = scale * angle.cos()
+            turn[:, 2, 1] = scale * angle.sin()
+            turn[:, 1, 2] = -turn[:, 2, 1]
+            x = torch.einsum("nij,njhw->nihw", (torch.linalg.inv(yiq) @ turn @ yiq).to(x), x)
+        return x.clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class ColorDrop(_Appearance):
+    """RGB images in grey; grey ones stay as they are.
+
+    Parameters
+    ----------
+    p : float, default=0.2
+        Share of the images.
+    """
+
+    p: float = 0.2
+
+    def _change(self, x):
+        return _grey(x, "ColorDrop").expand_as(x)
+
+
+@dataclass(frozen=True)
+class Solarize(_Appearance):
+    """Bright values inverted.
+
+    Parameters
+    ----------
+    threshold : float, default=0.5
+        Values from here on are.
+    p : float, default=0.2
+        Share of the images.
+    """
+
+    threshold: float = 0.5
+    p: float = 0.2
+
+    def _change(self, x):
+        return torch.where(x < self.threshold, x, 1 - x)
+
+
+@dataclass(frozen=True)
+class GaussianBlur(_Appearance):
+    """Blurred, each image as much as is drawn for it.
+
+    Parameters
+    ----------
+    sigma : tuple (low, high), default=(0.1, 2.0)
+        Standard deviation in pixels.
+    p : float, default=1.0
+        Share of the images.
+    """
+
+    sigma: tuple = (0.1, 2.0)
+    p: float = 1.0
+
+    def _change(self, x):
+        return _blur(x, _uniform(len(x), *self.sigma), math.ceil(3 * self.sigma[1]))
+
+
+def _blur(x, sigma, radius):
+    """Images, each convolved with a Gaussian of its own; borders are replicated."""
+    n, channels, height, width = x.shape
+    offsets = torch.arange(-radius, radius + 1)
+    kernel = torch.softmax(-offsets.square() / (2 * sigma[:, None].square()), dim=1).to(x)
+    # As a product with a matrix a side, which is faster than a convolution of each image by itself.
+    for side, axis in ((height, "nab,ncbw->ncaw"), (width, "nab,nchb->ncha")):
+        reached = (torch.arange(side)[:, None] + offsets).clamp(0, side - 1).to(x.device)
+        matrix = x.new_zeros(n, side, side)
+        matrix.scatter_add_(2, reached.expand(n, -1, -1), kernel[:, None].expand(-1, side, -1))
+        x = torch.einsum(axis, matrix, x)
+    return x
+
+
+@dataclass(frozen=True)
+class Canny(_Appearance):
+    """The edges of the image, 1 on 0, in all channels (Canny 1986).
+
+    Parameters
+    ----------
+    sigma : float, default=1.0
+        Of the blur before, in pixels.
+    low, high : float
+        Edges stronger than `high`, and those stronger than `low` that are connected with one, are kept. The
+        strength is the gradient by Sobel, for values in [0, 1].
+    p : float, default=0.2
+        Share of the images.
+    """
+
+    sigma: float = 1.0
+    low: float = 0.1
+    high: float = 0.2
+    p: float = 0.2
+
+    def _change(self, x):
+        grey = x.mean(1, keepdim=True)
+        grey = _blur(grey, torch.full((len(x),), float(self.sigma)), math.ceil(3 * self.sigma))
+        smooth, slope = x.new_tensor([1.0, 2.0, 1.0]), x.new_tensor([-1.0, 0.0, 1.0])
+        kernels = torch.stack([torch.outer(smooth, slope), torch.outer(slope, smooth)])[:, None]
+        gradient = F.conv2d(F.pad(grey, (1,) * 4, mode="replicate"), kernels)
+        strength = gradient.square().sum(1, keepdim=True).sqrt()
+        ridge = strength >= self._across(strength, gradient)
+        weak, strong = (ridge & (strength > limit) for limit in (self.low, self.high))
+        for _ in range(N_HYSTERESIS):
+            strong = weak & (F.max_pool2d(strong.to(x), 3, stride=1, padding=1) > 0)
+        return strong.to(x).expand_as(x)
+
+    @staticmethod
+    def _across(strength, gradient):
+        """The stronger of the two neighbours across the edge, between pixels (n, 1, h, w)."""
+        _, _, height, width = strength.shape
+        direction = gradient / gradient.square().sum(1, keepdim=True).sqrt().clamp(min=1e-12)
+        unit = torch.eye(2, 3).to(strength)[None].expand(len(strength), -1, -1)
+        here = F.affine_grid(unit, strength.shape, align_corners=False)
+        step = direction.movedim(1, 3) * 2 / strength.new_tensor([width, height])
+        options = {"padding_mode": "zeros", "align_corners": False}
+        return torch.maximum(*(F.grid_sample(strength, here + sign * step, **options) for sign in (1, -1)))
+
+
+@dataclass(frozen=True)
+class Compose:
+    """One transform after another.
+
+    Parameters
+    ----------
+    transforms : tuple of callables
+        As they are to be applied.
+    """
+
+    transforms: tuple = ()
+
+    def __call__(self, x):
+        matrix = None
+        for transform in self.transforms:
+            if isinstance(transform, _Geometric):
+                step = transform._matrix(len(x), x.shape[2:])
+                matrix = step if matrix is None else matrix @ step
+                continue
+            if matrix is not None:
+                x, matrix = _warp(x, matrix), None
+            x = transform(x)
+        return x if matrix is None else _warp(x, matrix)
+
+
+def _byol(blur, solarize):
+    return Compose((Crop(), Flip(), ColorJitter(), ColorDrop(), GaussianBlur(p=blur), Solarize(p=solarize)))
+
+
+_GEOMETRIC = Crop(area=(0.4, 1.0)), Flip(), Rotation()
+_COLOURS = ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2), ColorDrop()
+
+#: Pairs of transforms by name, for the two views. Invariance to changes of colour leaves structure in a code,
+#: and invariance to place, sharpness and the like leaves colour.
+PRESETS = {
+    "byol": (_byol(1.0, 0.0), _byol(0.1, 0.2)),
+    "structure": (Compose((*_COLOURS, Solarize())),) * 2,
+    "color": (Compose((*_GEOMETRIC, GaussianBlur(p=0.5))),) * 2,
+    "oct": (
+        Compose(
+            (
+                Crop(area=(0.7, 1.0)),
+                Flip(),
+                Rotation(5.0),
+                ColorJitter(),
+                GaussianBlur(p=0.5),
+                Canny(p=0.1),
+            )
+        ),
+    )
+    * 2,
+    "cfp": (Compose((*_GEOMETRIC, *_COLOURS, GaussianBlur(p=0.5), Canny(p=0.1))),) * 2,
+}
+
+
+def preset(name):
+    """The two transforms of a preset.
+
+    Parameters
+    ----------
+    name : {"byol", "structure", "color", "oct", "cfp"}
+        "byol" is that of Grill et al. 2020 (it crops up to a twelfth of the image); "structure" changes
+        colours only, "color" all but colours; "oct" (tomography of the retina) and "cfp" (photographs of it)
+        are for the two kinds of images of the SSL-AnoVAE paper, whose table of transforms is not public.
+
+    Returns
+    -------
+    first, second : Compose
+        For either view.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"there is no preset {name!r}; there are {', '.join(map(repr, PRESETS))}")
+    return PRESETS[name]
