@@ -17,6 +17,7 @@ from skanomaly import (
     persistence,
     plotting,
     segmentation,
+    staging,
     testing,
     transforms,
 )
@@ -85,6 +86,7 @@ ROOMS = {
     "Metrics": metrics,
     "Model selection": model_selection,
     "Segmentation": segmentation,
+    "Staging": staging,
     "Plotting": plotting,
     "Data sets": datasets,
     "Transforms": transforms,

@@ -4,7 +4,8 @@ import torch
 from sklearn.utils import gen_batches
 
 #: Rows of every scoring batch. float32 results depend on the size of a batch, so it is never the
-#: user's: then scores depend neither on the other rows nor on their order.
+#: user's: then scores depend neither on the other rows nor on their order. (Within a batch the last bit can,
+#: after dense layers of fewer than 16 outputs whose inputs are not a multiple of 4.)
 BATCH = 32
 
 

@@ -5,7 +5,7 @@ import numpy as np
 from . import metrics
 from ._unwrap import anomaly_map, reconstruct, segment, unwrap
 
-__all__ = ["AnomalyMapDisplay", "ScoreHistogramDisplay"]
+__all__ = ["AnomalyMapDisplay", "ScoreHistogramDisplay", "StageDisplay"]
 
 
 def _pyplot():
@@ -298,4 +298,114 @@ class ScoreHistogramDisplay:
         ax.set(xlabel="anomaly score", ylabel="density")
         ax.legend(fontsize=8)
         self.ax_, self.figure_ = ax, ax.figure
+        return self
+
+
+class StageDisplay:
+    """What the stages of anomalous images look like: mean residual, images in order of severity, histogram.
+
+    Parameters
+    ----------
+    images : (n, H, W) or (n, H, W, C) ndarray
+        What was staged.
+    residuals : (n, H, W) ndarray
+        Maps of the same images.
+    stages : (n,) int ndarray
+        Images of stage 0, normal ones, are not drawn.
+    severity : (n,) ndarray
+        Higher is worse.
+    intensity_range : (low, high), default=None
+        Black and white of the images; None takes those of `images`.
+
+    Attributes
+    ----------
+    figure_ : matplotlib Figure
+        Set by `plot`.
+    axes_ : ndarray of matplotlib axes
+        Set by `plot`: a row for each stage, the histogram in the last one.
+    """
+
+    def __init__(self, images, residuals, stages, severity, *, intensity_range=None):
+        self.images = images
+        self.residuals = residuals
+        self.stages = stages
+        self.severity = severity
+        self.intensity_range = intensity_range
+
+    @classmethod
+    def from_estimator(cls, stager, X, *, n_images=6):
+        """Draw what a fitted `AnomalyStager` makes of X.
+
+        Parameters
+        ----------
+        stager : AnomalyStager
+            Fitted.
+        X : array-like
+            Images, as the stager takes them.
+        n_images : int, default=6
+            Of each stage, from the least to the most severe.
+
+        Returns
+        -------
+        display : StageDisplay
+            Drawn.
+        """
+        detector, seen = unwrap(stager.detector_, X)
+        images = detector._check_images(seen)
+        display = cls(
+            _channels_last(images.X[0 : len(images)], images.layout),
+            anomaly_map(stager.detector_, X),
+            stager.predict(X),
+            stager.severity(X),
+            intensity_range=detector.intensity_range_,
+        )
+        return display.plot(n_images=n_images)
+
+    def plot(self, *, n_images=6, cmap="inferno"):
+        """Draw into a new figure.
+
+        Parameters
+        ----------
+        n_images : int, default=6
+            Of each stage.
+        cmap : str, default="inferno"
+            Colours of the residuals.
+
+        Returns
+        -------
+        display : StageDisplay
+            Drawn.
+        """
+        plt = _pyplot()
+        found = [stage for stage in np.unique(self.stages) if stage]
+        if not found:
+            raise ValueError("no image has a stage: the detector calls all of them normal")
+        figure = plt.figure(figsize=(1.5 * (n_images + 1), 1.6 * len(found) + 2.2), layout="constrained")
+        grid = figure.add_gridspec(len(found) + 1, n_images + 1, height_ratios=[1.0] * len(found) + [1.2])
+        low, high = self.intensity_range or (np.min(self.images), np.max(self.images))
+        means = [self.residuals[self.stages == stage].mean(0) for stage in found]
+        axes = np.empty((len(found), n_images + 1), dtype=object)
+        for k, (stage, mean) in enumerate(zip(found, means)):
+            rows = np.flatnonzero(self.stages == stage)
+            rows = rows[np.argsort(self.severity[rows], kind="stable")]
+            shown = rows[np.linspace(0, len(rows) - 1, min(n_images, len(rows))).round().astype(int)]
+            for j in range(n_images + 1):
+                ax = axes[k, j] = figure.add_subplot(grid[k, j])
+                ax.set(xticks=[], yticks=[])
+                if j == 0:
+                    ax.imshow(mean, cmap=cmap, vmin=0, vmax=np.max(means))
+                    ax.set_ylabel(f"stage {stage} ({len(rows)})", fontsize=8)
+                elif j <= len(shown):
+                    ax.imshow(_displayed(self.images[shown[j - 1]], low, high), cmap="gray", vmin=0, vmax=1)
+                    ax.set_title(f"{self.severity[shown[j - 1]]:.2f}", fontsize=8)
+                else:
+                    ax.set_axis_off()
+        axes[0, 0].set_title("mean residual", fontsize=8)
+        histogram = figure.add_subplot(grid[-1, :])
+        bins = np.histogram_bin_edges(self.severity[self.stages > 0], 30)
+        for stage in found:
+            histogram.hist(self.severity[self.stages == stage], bins, alpha=0.6, label=f"stage {stage}")
+        histogram.set(xlabel="severity", ylabel="images")
+        histogram.legend(fontsize=8)
+        self.figure_, self.axes_ = figure, np.append(axes.ravel(), histogram)
         return self

@@ -23,6 +23,7 @@ from skanomaly import (
     persistence,
     plotting,
     segmentation,
+    staging,
     testing,
     transforms,
 )
@@ -56,6 +57,7 @@ MODULES_WITH_PAGES = [
     persistence,
     plotting,
     segmentation,
+    staging,
     testing,
     transforms,
 ]

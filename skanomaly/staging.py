@@ -1,0 +1,626 @@
+"""How advanced an anomaly is, from unlabelled images: residuals are clustered, the clusters put in order.
+
+Li et al. 2023 (SSL-AnoVAE) cluster the residuals of anomalous images; the cluster with the larger residuals
+is the more advanced stage. Three estimators do it step by step, in a Pipeline, with any detector;
+`AnomalyStager` does all of it at once.
+"""
+
+import math
+from numbers import Integral
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context, clone
+from sklearn.cluster import KMeans
+from sklearn.frozen import FrozenEstimator
+from sklearn.metrics import euclidean_distances
+from sklearn.pipeline import Pipeline
+from sklearn.utils import column_or_1d
+from sklearn.utils._param_validation import HasMethods, Interval
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
+
+from ._unwrap import _call, anomaly_map, unwrap
+from .detectors.autoencoder import AutoEncoder
+
+__all__ = ["AnomalyStager", "CentroidScorer", "CentroidStager", "ResidualTransformer", "severity"]
+
+
+class _HoldsDetector:
+    """Fits a detector to the rows that are not known anomalies; what X must be is the detector's to say."""
+
+    def _fit_detector(self, X, y):
+        if isinstance(self.detector, FrozenEstimator):
+            check_is_fitted(self.detector)
+            self.detector_ = self.detector
+        else:
+            self.detector_ = (AutoEncoder() if self.detector is None else clone(self.detector)).fit(X, y)
+
+    @property
+    def n_features_in_(self):
+        return self.detector_.n_features_in_
+
+    @property
+    def feature_names_in_(self):
+        return self.detector_.feature_names_in_
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        if tags.transformer_tags is not None:
+            tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags
+
+
+class ResidualTransformer(_HoldsDetector, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Images to rows of residuals, the absolute differences to their reconstructions.
+
+    Parameters
+    ----------
+    detector : BaseDetector, Pipeline that ends in one, or FrozenEstimator of either, default=None
+        What reconstructs; None is ``AutoEncoder()``. A FrozenEstimator is used as it is, anything else is
+        cloned and fitted to the rows with y other than -1. Of a detector that does not reconstruct the
+        anomaly map is taken.
+    pooling : int, default=None
+        Side of the squares of pixels that are averaged: residuals then forgive small shifts.
+
+    Attributes
+    ----------
+    detector_ : BaseDetector, Pipeline or FrozenEstimator
+        Fitted.
+    n_features_in_ : int
+        As of the detector.
+    feature_names_in_ : (n_features_in_,) ndarray
+        Where X was a DataFrame of rows.
+
+    Examples
+    --------
+    >>> from skanomaly import AutoEncoder
+    >>> from skanomaly.datasets import load_chest_xray
+    >>> from skanomaly.staging import ResidualTransformer
+    >>> X = load_chest_xray().images[:64]
+    >>> ResidualTransformer(AutoEncoder(hidden_size=64, max_epochs=1), pooling=8).fit_transform(X).shape
+    (64, 64)
+    """
+
+    _parameter_constraints = {
+        "detector": [HasMethods(["fit", "score_samples"]), None],
+        "pooling": [Interval(Integral, 1, None, closed="left"), None],
+    }
+
+    def __init__(self, detector=None, *, pooling=None):
+        self.detector = detector
+        self.pooling = pooling
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X, y=None):
+        """Fit the detector, unless it is frozen.
+
+        Parameters
+        ----------
+        X : array-like
+            Images, as the detector takes them.
+        y : (n,) array-like, default=None
+            Rows with -1 are not fitted to.
+
+        Returns
+        -------
+        self
+        """
+        self._fit_detector(X, y)
+        self._n_features_out = self.transform(X[:1] if hasattr(X, "shape") else X).shape[1]
+        return self
+
+    def transform(self, X):
+        """Residuals, flattened.
+
+        Parameters
+        ----------
+        X : array-like
+            Images of the fitted shape.
+
+        Returns
+        -------
+        residuals : (n, n_pixels) float32 ndarray
+            In the units of X, with as many channels; not negative. (Maps may be.)
+        """
+        check_is_fitted(self)
+        detector, seen = unwrap(self.detector_, X)
+        if not hasattr(detector, "reconstruct"):
+            residuals = anomaly_map(self.detector_, X)[:, None]
+        else:
+            images = detector._check_images(seen)
+            to_network = images.layout.to_network
+            residuals = np.abs(to_network(images.X[0 : len(images)]) - to_network(detector.reconstruct(seen)))
+        if self.pooling is not None:
+            residuals = _pool(residuals, self.pooling)
+        return residuals.reshape(len(residuals), -1).astype(np.float32, copy=False)
+
+
+def _pool(images, side):
+    """Means of squares of (n, c, h, w); those at the lower and right border may be smaller."""
+    for axis in (2, 3):
+        starts = np.arange(0, images.shape[axis], side)
+        sizes = np.diff(np.append(starts, images.shape[axis]))
+        sums = np.add.reduceat(images, starts, axis=axis)
+        images = sums / sizes.reshape((-1, 1) if axis == 2 else (-1,))
+    return images
+
+
+class _Stages:
+    """What all stagers say, from distances to centroids (n, K)."""
+
+    def _distances(self, X):
+        """To the centroids, in the clusterer's order."""
+        raise NotImplementedError
+
+    def predict(self, X):
+        """Stage of each row.
+
+        Parameters
+        ----------
+        X : array-like
+            As given to `fit`.
+
+        Returns
+        -------
+        stages : (n,) int ndarray
+            1 for the least severe cluster to K for the most; that of the nearest centroid.
+        """
+        D = self._distances(X)
+        return self._scorer()._stages(D)
+
+    def severity(self, X):
+        """How far each row is on the way from the first stage to the last.
+
+        Parameters
+        ----------
+        X : array-like
+            As given to `fit`.
+
+        Returns
+        -------
+        severity : (n,) float64 ndarray
+            Higher is worse: 0 at the centroid of the first of two stages, 1 at that of the second, and beyond
+            on either side. Of K stages the places between each two neighbours are added: from 0 to K - 1.
+        """
+        D = self._distances(X)
+        return self._scorer()._severity(D)
+
+    def score(self, X, y=None):
+        """How distinct the stages are: the simplified silhouette, mean of (b - a) / max(a, b).
+
+        It is computed from distances to centroids, a to the nearest and b to the next, and does not depend
+        on the scale of the residuals, so that detectors can be compared by it.
+
+        Parameters
+        ----------
+        X : array-like
+            As given to `fit`.
+        y : (n,) array-like, default=None
+            Where -1 occurs, only those rows count.
+
+        Returns
+        -------
+        score : float
+            Between 0 and 1, higher is better.
+        """
+        D = self._distances(X)
+        rows = _anomalous_rows(len(D), y)
+        nearest, next_nearest = np.sort(D[rows], axis=1)[:, :2].T
+        return float(np.mean(1 - nearest / np.maximum(next_nearest, np.finfo(float).tiny)))
+
+
+def _anomalous_rows(n, y):
+    """Bool array: rows with y == -1 where there are any, else all."""
+    if y is None:
+        return np.ones(n, dtype=bool)
+    y = column_or_1d(y)
+    check_consistent_length(np.empty(n), y)
+    anomalous = y == -1
+    return anomalous if anomalous.any() else np.ones(n, dtype=bool)
+
+
+def _gap(differences, members):
+    """Squared distance of two centroids: the mean of d_lower^2 - d_upper^2 over members of the upper one."""
+    gap = differences[members].mean() if members.any() else np.abs(differences).mean()
+    return gap or math.inf  # between centroids that coincide, everything is half-way
+
+
+class CentroidScorer(_Stages, BaseEstimator):
+    """Puts clusters in order of severity, from the distances to their centroids.
+
+    The last step of ``Pipeline([("residual", ResidualTransformer(...)), ("kmeans", KMeans(2)), ("score",
+    CentroidScorer())])``. Distances alone cannot order clusters, so it wants the anomaly scores of the rows:
+    the severity of a cluster is their mean over its members, which is the size (L1) of its centroid where
+    the scores are mean residuals.
+
+    Attributes
+    ----------
+    severity_ : (K,) ndarray
+        Of each stage, ascending.
+    stage_order_ : (K,) int ndarray
+        Cluster of each stage.
+    n_features_in_ : int
+        Number of clusters, K.
+    feature_names_in_ : (K,) ndarray
+        Where the distances were a DataFrame.
+
+    Notes
+    -----
+    Without scores the order can be taken from labels: then the severity of a cluster is the mean distance of
+    the normal rows (y other than -1) to its centroid. Cluster the anomalous rows only, by
+    ``kmeans__sample_weight=(y == -1)``. This is second best: a centroid with a small bright lesion can be far
+    from the normal rows and yet the smaller one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.cluster import KMeans
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from skanomaly.staging import CentroidScorer
+    >>> residuals = np.array([[3.0, 3.2], [1.0, 0.9], [3.1, 3.0], [1.1, 1.0]])
+    >>> stager = make_pipeline(KMeans(2, random_state=0), CentroidScorer())
+    >>> stager.fit(residuals, centroidscorer__anomaly_score=residuals.mean(1)).predict(residuals)
+    array([2, 1, 2, 1])
+    """
+
+    def fit(self, D, y=None, *, anomaly_score=None):
+        """Order the clusters.
+
+        Parameters
+        ----------
+        D : (n, K) array-like
+            Distances of the rows to the centroids, as `KMeans.transform` gives.
+        y : (n,) array-like, default=None
+            Where -1 occurs and scores are given, only those rows count.
+        anomaly_score : (n,) array-like, default=None
+            Of the rows, higher is worse. In a Pipeline ``score__anomaly_score``.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            With neither scores nor y, and where a cluster has no members.
+        """
+        if y is None and anomaly_score is None:
+            raise ValueError(
+                "CentroidScorer requires y to be passed, but the target y is None; better than y, pass the "
+                "anomaly scores of the rows as anomaly_score=..., in a Pipeline score__anomaly_score=..."
+            )
+        D = self._distances(D, reset=True)
+        rows = _anomalous_rows(len(D), y)
+        if anomaly_score is not None:
+            anomaly_score = column_or_1d(anomaly_score)
+            check_consistent_length(D, anomaly_score)
+            return self._order(D[rows], anomaly_score[rows])
+        normal = column_or_1d(y) != -1
+        if not normal.any():
+            raise ValueError(
+                "y holds no normal rows (other than -1) to compare clusters with; pass anomaly_score=..., in "
+                "a Pipeline score__anomaly_score=..."
+            )
+        return self._order(D[rows], severities=D[normal].mean(0))
+
+    def _order(self, D, anomaly_score=None, severities=None):
+        """From the distances of the members and their scores, or given severities."""
+        clusters, n_clusters = D.argmin(1), D.shape[1]
+        if severities is None:
+            counts = np.bincount(clusters, minlength=n_clusters)
+            if not counts.all():
+                raise ValueError(
+                    f"{(counts == 0).sum()} of {n_clusters} clusters have no member; ask for fewer stages, "
+                    "or give the rows that were clustered"
+                )
+            severities = np.bincount(clusters, anomaly_score, minlength=n_clusters) / counts
+        self.stage_order_ = np.argsort(severities, kind="stable")
+        self.severity_ = severities[self.stage_order_]
+        squares = D.astype(np.float64) ** 2
+        self._gaps = np.array(
+            [
+                _gap(squares[:, lower] - squares[:, upper], clusters == upper)
+                for lower, upper in zip(self.stage_order_, self.stage_order_[1:])
+            ]
+        )
+        return self
+
+    def _scorer(self):
+        return self
+
+    def _distances(self, D, reset=False):
+        if not reset:
+            check_is_fitted(self)
+        return validate_data(self, D, reset=reset, dtype=[np.float64, np.float32], ensure_non_negative=True)
+
+    def _stages(self, D):
+        stage = np.argsort(self.stage_order_)
+        return stage[D.argmin(1)] + 1
+
+    def _severity(self, D):
+        squares = D[:, self.stage_order_].astype(np.float64) ** 2
+        places = 0.5 + (squares[:, :-1] - squares[:, 1:]) / (2 * self._gaps)
+        # Between neighbours; only the first and the last reach beyond their ends.
+        low, high = np.zeros(places.shape[1]), np.ones(places.shape[1])
+        low[:1], high[-1:] = -np.inf, np.inf
+        return places.clip(low, high).sum(1)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        tags.input_tags.positive_only = True
+        return tags
+
+
+class CentroidStager(_Stages, BaseEstimator):
+    """Stages of rows of residuals: clusters, in the order of the size of their centroids.
+
+    Parameters
+    ----------
+    clusterer : clusterer with ``cluster_centers_`` or mixture with ``means_``, default=None
+        Its ``n_clusters`` or ``n_components`` is set to `n_stages`. None is ``KMeans(n_init=20)``, for which
+        rows are put in an order of their own first, so that stages do not depend on that of X.
+    n_stages : int, default=2
+        K in the paper.
+    random_state : int, RandomState or None, default=None
+        For the default clusterer.
+
+    Attributes
+    ----------
+    clusterer_ : clusterer
+        Fitted.
+    cluster_centers_ : (K, n_pixels) ndarray
+        Mean residual of each stage.
+    severity_ : (K,) ndarray
+        Of each stage, ascending: mean anomaly score of its members.
+    stage_order_ : (K,) int ndarray
+        Cluster of each stage.
+    n_features_in_ : int
+        Pixels of a row.
+    feature_names_in_ : (n_pixels,) ndarray
+        Where X was a DataFrame.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skanomaly.staging import CentroidStager
+    >>> residuals = np.array([[3.0, 3.2], [1.0, 0.9], [3.1, 3.0], [1.1, 1.0]])
+    >>> stager = CentroidStager(random_state=0).fit(residuals)
+    >>> stager.predict(residuals), stager.severity_.round(3)
+    (array([2, 1, 2, 1]), array([1.   , 3.075]))
+    """
+
+    _parameter_constraints = {
+        "clusterer": [HasMethods(["fit"]), None],
+        "n_stages": [Interval(Integral, 2, None, closed="left")],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(self, clusterer=None, *, n_stages=2, random_state=None):
+        self.clusterer = clusterer
+        self.n_stages = n_stages
+        self.random_state = random_state
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X, y=None, *, anomaly_score=None):
+        """Cluster residuals.
+
+        Parameters
+        ----------
+        X : (n, n_pixels) array-like
+            Residuals, as `ResidualTransformer` gives.
+        y : (n,) array-like, default=None
+            Where -1 occurs, only those rows are clustered.
+        anomaly_score : (n,) array-like, default=None
+            Of the rows, higher is worse; None takes the mean of each row.
+
+        Returns
+        -------
+        self
+        """
+        X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=self.n_stages)
+        rows = _anomalous_rows(len(X), y)
+        if rows.sum() < self.n_stages:
+            raise ValueError(
+                f"n_stages={self.n_stages} needs as many anomalous rows (y == -1) at least, got {rows.sum()}"
+            )
+        score = X.mean(1, dtype=np.float64) if anomaly_score is None else column_or_1d(anomaly_score)
+        check_consistent_length(X, score)
+        X, score = X[rows], score[rows]
+        if self.clusterer is None:
+            clusterer = KMeans(n_init=20, random_state=self.random_state)
+            members = X[np.lexsort(X.T[::-1])]
+        else:
+            clusterer, members = clone(self.clusterer), X
+        names = {"n_clusters", "n_components"} & set(clusterer.get_params(deep=False))
+        self.clusterer_ = clusterer.set_params(**dict.fromkeys(names, self.n_stages)).fit(members)
+        centres = getattr(self.clusterer_, "cluster_centers_", getattr(self.clusterer_, "means_", None))
+        if centres is None:
+            raise TypeError(
+                "clusterer must have cluster_centers_ or means_ once fitted, which "
+                f"{type(clusterer).__name__} has not; take KMeans, or a GaussianMixture"
+            )
+        self._centres = np.asarray(centres, dtype=X.dtype)
+        self._ordered = CentroidScorer()._order(euclidean_distances(X, self._centres), score)
+        self.stage_order_, self.severity_ = self._ordered.stage_order_, self._ordered.severity_
+        self.cluster_centers_ = self._centres[self.stage_order_]
+        return self
+
+    def _scorer(self):
+        return self._ordered
+
+    def _distances(self, X):
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
+        return euclidean_distances(X, self._centres)
+
+
+class AnomalyStager(_HoldsDetector, _Stages, BaseEstimator):
+    """Finds anomalous images and says how advanced each is.
+
+    Parameters
+    ----------
+    detector : BaseDetector, or FrozenEstimator of one, default=None
+        None is ``AutoEncoder()``. A FrozenEstimator is used as it is, anything else is cloned and fitted to
+        the rows with y other than -1.
+    n_stages : int, default=2
+        K in the paper.
+    clusterer : clusterer with ``cluster_centers_`` or mixture with ``means_``, default=None
+        As for `CentroidStager`.
+    pooling : int, default=None
+        As for `ResidualTransformer`.
+    random_state : int, RandomState or None, default=None
+        For the default clusterer.
+
+    Attributes
+    ----------
+    detector_ : BaseDetector or FrozenEstimator
+        Fitted.
+    pipeline_ : Pipeline
+        ``residual`` and ``stager``, fitted to the anomalous images.
+    severity_ : (K,) ndarray
+        Of each stage, ascending.
+    stage_order_ : (K,) int ndarray
+        Cluster of each stage.
+    n_features_in_ : int
+        As of the detector.
+    feature_names_in_ : (n_features_in_,) ndarray
+        Where X was a DataFrame of rows.
+
+    Examples
+    --------
+    >>> from skanomaly import AutoEncoder
+    >>> from skanomaly.datasets import load_chest_xray
+    >>> from skanomaly.staging import AnomalyStager
+    >>> X = load_chest_xray().images[:64]
+    >>> stager = AnomalyStager(AutoEncoder(hidden_size=64, max_epochs=1, random_state=0)).fit(X)
+    >>> sorted(set(stager.predict(X).tolist()))
+    [0, 1, 2]
+    """
+
+    _parameter_constraints = {
+        "detector": [HasMethods(["fit", "predict"]), None],
+        "n_stages": [Interval(Integral, 2, None, closed="left")],
+        "clusterer": [HasMethods(["fit"]), None],
+        "pooling": [Interval(Integral, 1, None, closed="left"), None],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(self, detector=None, *, n_stages=2, clusterer=None, pooling=None, random_state=None):
+        self.detector = detector
+        self.n_stages = n_stages
+        self.clusterer = clusterer
+        self.pooling = pooling
+        self.random_state = random_state
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X, y=None):
+        """Fit the detector to normal images, and stage the anomalous ones.
+
+        Parameters
+        ----------
+        X : array-like
+            Images, as the detector takes them.
+        y : (n,) array-like, default=None
+            1 normal, 0 unlabelled, -1 anomalous: these are staged. Where -1 does not occur, what the detector
+            calls anomalous is.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            Where fewer images are anomalous than there are stages.
+        """
+        self._fit_detector(X, y)
+        labels = (
+            self.detector_.predict(X) if y is None or not np.any(column_or_1d(y) == -1) else column_or_1d(y)
+        )
+        rows = np.flatnonzero(labels == -1)
+        if len(rows) < self.n_stages:
+            raise ValueError(
+                f"n_stages={self.n_stages} needs as many anomalous images at least, got {len(rows)}; give "
+                "more, marked by -1 in y"
+            )
+        pipeline = Pipeline(
+            [
+                ("residual", ResidualTransformer(FrozenEstimator(self.detector_), pooling=self.pooling)),
+                (
+                    "stager",
+                    CentroidStager(self.clusterer, n_stages=self.n_stages, random_state=self.random_state),
+                ),
+            ]
+        )
+        self.pipeline_ = pipeline.fit(_take(X, rows))
+        stager = self.pipeline_[-1]
+        self.stage_order_, self.severity_ = stager.stage_order_, stager.severity_
+        return self
+
+    def predict(self, X):
+        """Stage of each image.
+
+        Parameters
+        ----------
+        X : array-like
+            Images of the fitted shape.
+
+        Returns
+        -------
+        stages : (n,) int ndarray
+            0 for what the detector calls normal, 1 to K for anomalous images.
+        """
+        check_is_fitted(self)
+        return np.where(self.detector_.predict(X) == -1, super().predict(X), 0)
+
+    def score(self, X, y=None):
+        """How distinct the stages of the anomalous images are; see `CentroidStager.score`.
+
+        Parameters
+        ----------
+        X : array-like
+            Images of the fitted shape.
+        y : (n,) array-like, default=None
+            Where -1 occurs, those images count, else those the detector calls anomalous.
+
+        Returns
+        -------
+        score : float
+            Between 0 and 1, higher is better; nan where no image is anomalous.
+        """
+        check_is_fitted(self)
+        if y is None or not np.any(column_or_1d(y) == -1):
+            y = self.detector_.predict(X)
+            if not np.any(y == -1):
+                return math.nan
+        return super().score(X, y)
+
+    def _scorer(self):
+        return self.pipeline_[-1]._scorer()
+
+    def _distances(self, X):
+        check_is_fitted(self)
+        return self.pipeline_[-1]._distances(self.pipeline_[0].transform(X))
+
+
+def _take(X, rows):
+    return X.iloc[rows] if hasattr(X, "iloc") else np.asarray(X)[rows]
+
+
+def severity(estimator, X):
+    """`severity` of the stager inside a Pipeline, a search or a FrozenEstimator.
+
+    Parameters
+    ----------
+    estimator : fitted stager
+        Or a Pipeline, search or FrozenEstimator that holds one.
+    X : array-like
+        As the estimator takes it.
+
+    Returns
+    -------
+    severity : (n,) float64 ndarray
+        Higher is worse.
+    """
+    return _call("severity", estimator, X)
