@@ -1,5 +1,6 @@
-"""Real images to start with, labelled 1 (normal) and -1 (anomalous)."""
+"""Images to start with, labelled 1 (normal) and -1 (anomalous): real ones, and synthetic ones (`make_`)."""
 
+from ._phantoms import make_fundus, make_oct
 from ._shipped import load_chest_xray, load_oct
 
-__all__ = ["load_chest_xray", "load_oct"]
+__all__ = ["load_chest_xray", "load_oct", "make_fundus", "make_oct"]
