@@ -61,8 +61,8 @@ def make_oct(
     Returns
     -------
     data : sklearn.utils.Bunch
-        ``images`` (n, size, size) uint8; ``target`` (n,), 1 normal and -1 anomalous; ``masks`` (n, size, size)
-        bool, the lesions; ``layers`` (n, size, size) uint8, in depth order: 0 vitreous, 1 to L the layers (of
+        ``images`` (n, size, size) uint8; ``target`` (n,), 1 normal and -1 anomalous; ``masks`` (n, size,
+        size) bool, the lesions; ``layers`` (n, size, size) uint8, in depth order: 0 vitreous, 1 to L the layers (of
         a lesion: what it lies in, or under), L + 1 what is behind; ``boundaries`` (n, L + 1, size) float, row
         of the upper end of layers 1 to L + 1 in each column; ``kind`` and ``severity`` (n,), the latter 0 for
         normal images; ``layer_names``.
@@ -71,8 +71,8 @@ def make_oct(
     --------
     >>> from skanomaly.datasets import make_oct
     >>> scans = make_oct(4, kinds=("normal", "drusen"), random_state=0)
-    >>> scans.images.shape, scans.target.tolist(), scans.masks[1].any()
-    ((4, 128, 128), [1, -1, 1, -1], True)
+    >>> scans.images.shape, scans.target.tolist(), scans.masks.any((1, 2)).tolist()
+    ((4, 128, 128), [1, -1, 1, -1], [False, True, False, True])
     """
     unknown = [kind for kind in kinds if kind not in OCT_KINDS]
     if unknown or not len(kinds):
