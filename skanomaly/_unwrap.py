@@ -1,8 +1,11 @@
-"""Maps, masks and reconstructions of a detector inside a Pipeline, a search or a FrozenEstimator."""
+"""Estimators that hold a detector, and reaching through them for its maps, masks and reconstructions."""
 
+from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
+
+from .detectors.autoencoder import AutoEncoder
 
 
 def unwrap(estimator, X):
@@ -89,3 +92,29 @@ def reconstruct(estimator, X, *, out=None):
         In layout and units of what the steps before the detector return.
     """
     return _call("reconstruct", estimator, X, out=out)
+
+
+class HoldsDetector:
+    """Fits a detector to the rows that are not known anomalies; what X must be is the detector's to say."""
+
+    def _fit_detector(self, X, y):
+        if isinstance(self.detector, FrozenEstimator):
+            check_is_fitted(self.detector)
+            self.detector_ = self.detector
+        else:
+            self.detector_ = (AutoEncoder() if self.detector is None else clone(self.detector)).fit(X, y)
+
+    @property
+    def n_features_in_(self):
+        return self.detector_.n_features_in_
+
+    @property
+    def feature_names_in_(self):
+        return self.detector_.feature_names_in_
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        if tags.transformer_tags is not None:
+            tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags

@@ -118,3 +118,132 @@ def regions(masks, maps):
         "max": "intensity_max",
     }
     return {name: found[column] for name, column in columns.items()}
+
+
+def block_means(maps, block_size):
+    """Maps, each pixel replaced by the mean of its block; blocks at the lower and right border may be smaller.
+
+    Parameters
+    ----------
+    maps : (n, H, W) array
+        As `anomaly_map` gives.
+    block_size : int
+        Side of a block.
+
+    Returns
+    -------
+    maps : (n, H, W) ndarray
+        Constant within each block.
+    """
+    maps = np.asarray(maps)
+    for axis in (1, 2):
+        starts = np.arange(0, maps.shape[axis], block_size)
+        sizes = np.diff(np.append(starts, maps.shape[axis]))
+        sums = np.add.reduceat(maps, starts, axis=axis)
+        maps = np.repeat(sums / (sizes[:, None] if axis == 1 else sizes), sizes, axis=axis)
+    return maps
+
+
+#: Grey code of what is not retina, so far from the codes of layers, in [0, 1], that it can be told apart.
+BACKGROUND = 3.0
+
+
+def layer_codes(layers, n_layers):
+    """Layers as grey values: equally spaced in [0, 1] by depth, what is not retina 3.
+
+    Parameters
+    ----------
+    layers : int array
+        0 above the retina, 1 to `n_layers`, and from there on behind it.
+    n_layers : int
+        L.
+
+    Returns
+    -------
+    codes : float64 ndarray
+        Of the shape of `layers`.
+    """
+    layers = np.asarray(layers)
+    codes = (layers - 1) / max(1, n_layers - 1)
+    return np.where((layers < 1) | (layers > n_layers), BACKGROUND, codes)
+
+
+def layerwise_mask(layers, reconstructed, n_layers, *, v_low=None, v_high=None):
+    """Where the layers of an image and of its reconstruction differ: v_low < difference of codes < v_high.
+
+    Parameters
+    ----------
+    layers : (n, H, W) int array
+        Of the images, as a layer extractor gives.
+    reconstructed : (n, H, W) int array
+        Of their reconstructions.
+    n_layers : int
+        L.
+    v_low : float, default=None
+        None is half the difference of neighbouring layers.
+    v_high : float, default=None
+        None lets all differences of layers pass, and none between a layer and what is not retina.
+
+    Returns
+    -------
+    masks : (n, H, W) bool ndarray
+        True where the layers differ.
+
+    Notes
+    -----
+    Layer-wise grey-level comparison of Li et al. 2023 (SSL-AnoVAE), whose two thresholds are not in the text.
+    """
+    v_low, v_high = layer_thresholds(n_layers, v_low, v_high)
+    difference = np.abs(layer_codes(layers, n_layers) - layer_codes(reconstructed, n_layers))
+    return (v_low < difference) & (difference < v_high)
+
+
+def layer_thresholds(n_layers, v_low=None, v_high=None):
+    """The two thresholds of `layerwise_mask`, derived where None.
+
+    Parameters
+    ----------
+    n_layers : int
+        L.
+    v_low : float, default=None
+        Lower one.
+    v_high : float, default=None
+        Upper one.
+
+    Returns
+    -------
+    v_low, v_high : float
+        Lower and upper threshold.
+    """
+    v_low = 0.5 / max(1, n_layers - 1) if v_low is None else v_low
+    # Half-way between the largest difference of layers, 1, and the smallest to what is not retina.
+    v_high = 0.5 * (1 + BACKGROUND - 1) if v_high is None else v_high
+    if not v_low < v_high:
+        raise ValueError(f"v_low must be below v_high, got v_low={v_low} and v_high={v_high}")
+    return v_low, v_high
+
+
+def check_depth_order(layers):
+    """Refuse labels that do not go up with depth: their differences would mean nothing.
+
+    Parameters
+    ----------
+    layers : (n, H, W) int array
+        As a layer extractor gives.
+
+    Raises
+    ------
+    ValueError
+        Names the first two labels whose mean rows are out of order.
+    """
+    layers = np.asarray(layers)
+    rows = np.arange(layers.shape[1])[None, :, None]
+    found = np.unique(layers)
+    depth = ndimage.mean(np.broadcast_to(rows, layers.shape), layers, found)
+    wrong = np.flatnonzero(np.diff(depth) <= 0)
+    if len(wrong):
+        k = wrong[0]
+        raise ValueError(
+            f"layers must be numbered by depth, but layer {found[k + 1]} (mean row {depth[k + 1]:.1f}) lies "
+            f"above layer {found[k]} (mean row {depth[k]:.1f}); renumber them from above"
+        )

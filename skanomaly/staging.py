@@ -18,39 +18,12 @@ from sklearn.utils import column_or_1d
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 
-from ._unwrap import _call, anomaly_map, unwrap
-from .detectors.autoencoder import AutoEncoder
+from ._unwrap import HoldsDetector, _call, anomaly_map, unwrap
 
 __all__ = ["AnomalyStager", "CentroidScorer", "CentroidStager", "ResidualTransformer", "severity"]
 
 
-class _HoldsDetector:
-    """Fits a detector to the rows that are not known anomalies; what X must be is the detector's to say."""
-
-    def _fit_detector(self, X, y):
-        if isinstance(self.detector, FrozenEstimator):
-            check_is_fitted(self.detector)
-            self.detector_ = self.detector
-        else:
-            self.detector_ = (AutoEncoder() if self.detector is None else clone(self.detector)).fit(X, y)
-
-    @property
-    def n_features_in_(self):
-        return self.detector_.n_features_in_
-
-    @property
-    def feature_names_in_(self):
-        return self.detector_.feature_names_in_
-
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.input_tags.three_d_array = True
-        if tags.transformer_tags is not None:
-            tags.transformer_tags.preserves_dtype = ["float32"]
-        return tags
-
-
-class ResidualTransformer(_HoldsDetector, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class ResidualTransformer(HoldsDetector, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Images to rows of residuals, the absolute differences to their reconstructions.
 
     Parameters
@@ -455,7 +428,7 @@ class CentroidStager(_Stages, BaseEstimator):
         return euclidean_distances(X, self._centres)
 
 
-class AnomalyStager(_HoldsDetector, _Stages, BaseEstimator):
+class AnomalyStager(HoldsDetector, _Stages, BaseEstimator):
     """Finds anomalous images and says how advanced each is.
 
     Parameters

@@ -62,11 +62,10 @@ def make_oct(
     -------
     data : sklearn.utils.Bunch
         ``images`` (n, size, size) uint8; ``target`` (n,), 1 normal and -1 anomalous; ``masks`` (n, size,
-        size) bool, the lesions; ``layers`` (n, size, size) uint8, in depth order: 0 vitreous, 1 to L the layers
-        (of
-        a lesion: what it lies in, or under), L + 1 what is behind; ``boundaries`` (n, L + 1, size) float, row
-        of the upper end of layers 1 to L + 1 in each column; ``kind`` and ``severity`` (n,), the latter 0 for
-        normal images; ``layer_names``.
+        size) bool, the lesions; ``layers`` (n, size, size) uint8, in depth order: 0 vitreous, 1 to L the
+        layers (of a lesion: what it lies in, or under), L + 1 what is behind; ``boundaries`` (n, L + 1, size)
+        float, row of the upper end of layers 1 to L + 1 in each column; ``kind`` and ``severity`` (n,), the
+        latter 0 for normal images; ``layer_names``.
 
     Examples
     --------

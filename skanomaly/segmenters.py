@@ -1,0 +1,320 @@
+"""Estimators that segment: a detector, and a rule from images and reconstructions to masks."""
+
+from numbers import Integral, Real
+
+import numpy as np
+from sklearn.base import BaseEstimator, _fit_context, clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils import column_or_1d
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+
+from . import metrics, segmentation
+from ._unwrap import HoldsDetector, anomaly_map, reconstruct, unwrap
+from .layers import GraphLayerExtractor
+
+__all__ = ["LayerwiseSegmenter", "ResidualSegmenter"]
+
+
+class _Segmenter(HoldsDetector, BaseEstimator):
+    """`predict` gives masks, `score` says how well they agree."""
+
+    def score(self, X, masks):
+        """Dice coefficient of the masks, over the pixels of all images.
+
+        Parameters
+        ----------
+        X : array-like
+            Images of the fitted shape.
+        masks : (n, H, W) bool array
+            True ones.
+
+        Returns
+        -------
+        dice : float
+            Between 0 and 1, higher is better.
+        """
+        return metrics.dice(masks, self.predict(X))
+
+
+def _normal(X, y):
+    """Rows that are not known anomalies."""
+    if y is None or not (anomalous := column_or_1d(y) == -1).any():
+        return X
+    rows = np.flatnonzero(~anomalous)
+    return X.iloc[rows] if hasattr(X, "iloc") else np.asarray(X)[rows]
+
+
+class ResidualSegmenter(_Segmenter):
+    """Segments by the anomaly map: threshold, and fill.
+
+    Parameters
+    ----------
+    detector : BaseDetector, Pipeline that ends in one, or FrozenEstimator of either, default=None
+        None is ``AutoEncoder()``. A FrozenEstimator is used as it is, anything else is cloned and fitted to the
+        rows with y other than -1.
+    level : {"pixel", "block"}, default="pixel"
+        Whether single pixels or means of blocks are compared with the threshold.
+    block_size : int, default=8
+        Side of a block.
+    quantile : float, default=0.99
+        The threshold is this quantile of the maps of the rows with y other than -1.
+    median_size : int, default=None
+        Side of a median filter on the maps before the threshold, for "pixel".
+    fill_holes : bool, default=True
+        Also flag what flagged pixels enclose.
+    min_size : int, default=0
+        Drop regions of fewer pixels.
+
+    Attributes
+    ----------
+    detector_ : BaseDetector, Pipeline or FrozenEstimator
+        Fitted.
+    threshold_ : float
+        Of the map.
+    n_features_in_ : int
+        As of the detector.
+    feature_names_in_ : (n_features_in_,) ndarray
+        Where X was a DataFrame of rows.
+
+    See Also
+    --------
+    LayerwiseSegmenter : For lesions that are no brighter or darker than their surroundings.
+
+    Examples
+    --------
+    >>> from skanomaly import AutoEncoder
+    >>> from skanomaly.datasets import make_oct
+    >>> from skanomaly.segmenters import ResidualSegmenter
+    >>> normal, ill = make_oct(20, random_state=0), make_oct(5, kinds=("drusen",), random_state=1)
+    >>> segmenter = ResidualSegmenter(AutoEncoder(hidden_size=64, max_epochs=1)).fit(normal.images)
+    >>> segmenter.predict(ill.images).shape
+    (5, 128, 128)
+    """
+
+    _parameter_constraints = {
+        "detector": [HasMethods(["fit", "score_samples"]), None],
+        "level": [StrOptions({"pixel", "block"})],
+        "block_size": [Interval(Integral, 1, None, closed="left")],
+        "quantile": [Interval(Real, 0, 1, closed="neither")],
+        "median_size": [Interval(Integral, 1, None, closed="left"), None],
+        "fill_holes": ["boolean"],
+        "min_size": [Interval(Integral, 0, None, closed="left")],
+    }
+
+    def __init__(
+        self,
+        detector=None,
+        *,
+        level="pixel",
+        block_size=8,
+        quantile=0.99,
+        median_size=None,
+        fill_holes=True,
+        min_size=0,
+    ):
+        self.detector = detector
+        self.level = level
+        self.block_size = block_size
+        self.quantile = quantile
+        self.median_size = median_size
+        self.fill_holes = fill_holes
+        self.min_size = min_size
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X, y=None):
+        """Fit the detector, unless it is frozen, and find the threshold.
+
+        Parameters
+        ----------
+        X : array-like
+            Images, as the detector takes them.
+        y : (n,) array-like, default=None
+            Rows with -1 are left out.
+
+        Returns
+        -------
+        self
+        """
+        self._fit_detector(X, y)
+        self.threshold_ = float(np.quantile(self._maps(_normal(X, y)), self.quantile))
+        return self
+
+    def _maps(self, X):
+        maps = anomaly_map(self.detector_, X)
+        return maps if self.level == "pixel" else segmentation.block_means(maps, self.block_size)
+
+    def predict(self, X):
+        """Where images are anomalous.
+
+        Parameters
+        ----------
+        X : array-like
+            Images of the fitted shape.
+
+        Returns
+        -------
+        masks : (n, H, W) bool ndarray
+            True where anomalous.
+        """
+        check_is_fitted(self)
+        return segmentation.residual_mask(
+            self._maps(X),
+            self.threshold_,
+            median_size=self.median_size if self.level == "pixel" else None,
+            fill_holes=self.fill_holes,
+            min_size=self.min_size,
+        )
+
+
+class LayerwiseSegmenter(_Segmenter):
+    """Segments where the layers of a retina differ from those of its reconstruction.
+
+    A lesion whose grey values are normal ones somewhere else hardly shows in the residual, but it breaks the
+    layers. Each layer is coded by one grey value, what is not retina by one far away; the codes of a scan and
+    of its reconstruction are compared.
+
+    Parameters
+    ----------
+    detector : BaseDetector, Pipeline that ends in one, or FrozenEstimator of either, default=None
+        Must reconstruct; None is ``AutoEncoder()``. A FrozenEstimator is used as it is, anything else is cloned
+        and fitted to the rows with y other than -1.
+    layer_extractor : layer extractor, or FrozenEstimator of one, default=None
+        None is ``GraphLayerExtractor()``. Any estimator whose `predict` gives integer layers (n, H, W) in depth
+        order, 0 above the retina and L + 1 behind it, with ``n_layers_``. One that learns from labelled layers
+        is fitted before and given as a FrozenEstimator.
+    v_low : float, default=None
+        Differences of codes up to here are noise; None is half the difference of neighbouring layers.
+    v_high : float, default=None
+        Differences from here on are those between retina and what is not; None is half-way to these.
+    fill_holes : bool, default=True
+        Also flag what flagged pixels enclose.
+    min_size : int, default=0
+        Drop regions of fewer pixels.
+
+    Attributes
+    ----------
+    detector_ : BaseDetector, Pipeline or FrozenEstimator
+        Fitted.
+    layer_extractor_ : estimator
+        Fitted.
+    v_low_, v_high_ : float
+        The thresholds used.
+    n_features_in_ : int
+        As of the detector.
+    feature_names_in_ : (n_features_in_,) ndarray
+        Where X was a DataFrame of rows.
+
+    See Also
+    --------
+    skanomaly.segmentation.layerwise_mask : The comparison by itself.
+
+    References
+    ----------
+    .. [1] Li, Y., Lao, Q., Kang, Q., Jiang, Z., Du, S., Zhang, S., Li, K. (2023). "Self-supervised anomaly
+       detection, staging and segmentation for retinal images". Medical Image Analysis 87, 102805.
+       `doi:10.1016/j.media.2023.102805 <https://doi.org/10.1016/j.media.2023.102805>`_
+
+    Examples
+    --------
+    >>> from skanomaly import AutoEncoder
+    >>> from skanomaly.datasets import make_oct
+    >>> from skanomaly.segmenters import LayerwiseSegmenter
+    >>> normal, ill = make_oct(20, random_state=0), make_oct(5, kinds=("drusen",), random_state=1)
+    >>> segmenter = LayerwiseSegmenter(AutoEncoder(hidden_size=64, max_epochs=1)).fit(normal.images)
+    >>> segmenter.predict(ill.images).shape
+    (5, 128, 128)
+    """
+
+    _parameter_constraints = {
+        "detector": [HasMethods(["fit", "score_samples"]), None],
+        "layer_extractor": [HasMethods(["fit", "predict"]), None],
+        "v_low": [Interval(Real, None, None, closed="neither"), None],
+        "v_high": [Interval(Real, None, None, closed="neither"), None],
+        "fill_holes": ["boolean"],
+        "min_size": [Interval(Integral, 0, None, closed="left")],
+    }
+
+    def __init__(
+        self, detector=None, layer_extractor=None, *, v_low=None, v_high=None, fill_holes=True, min_size=0
+    ):
+        self.detector = detector
+        self.layer_extractor = layer_extractor
+        self.v_low = v_low
+        self.v_high = v_high
+        self.fill_holes = fill_holes
+        self.min_size = min_size
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X, y=None):
+        """Fit detector and layer extractor, unless they are frozen.
+
+        Parameters
+        ----------
+        X : array-like
+            Scans, as the detector takes them.
+        y : (n,) array-like, default=None
+            Rows with -1 are left out.
+
+        Returns
+        -------
+        self
+        """
+        self._fit_detector(X, y)
+        extractor = GraphLayerExtractor() if self.layer_extractor is None else self.layer_extractor
+        scans = self._scans(_normal(X, y))
+        if not isinstance(extractor, FrozenEstimator):
+            extractor = clone(extractor).fit(scans)
+        self.layer_extractor_ = extractor
+        self.v_low_, self.v_high_ = segmentation.layer_thresholds(
+            extractor.n_layers_, self.v_low, self.v_high
+        )
+        segmentation.check_depth_order(extractor.predict(scans))
+        return self
+
+    def _scans(self, X):
+        """(n, H, W), as the detector sees them."""
+        detector, seen = unwrap(self.detector_, X)
+        images = detector._check_images(seen)
+        return images.layout.to_network(images.X[0 : len(images)])[:, 0]
+
+    def layers(self, X):
+        """Layers of scans and of their reconstructions.
+
+        Parameters
+        ----------
+        X : array-like
+            Scans of the fitted shape.
+
+        Returns
+        -------
+        layers, reconstructed : (n, H, W) int ndarray
+            As the extractor gives.
+        """
+        check_is_fitted(self)
+        detector, _ = unwrap(self.detector_, X)
+        made = detector._images(None, detector._layout).layout.to_network(reconstruct(self.detector_, X))[
+            :, 0
+        ]
+        return self.layer_extractor_.predict(self._scans(X)), self.layer_extractor_.predict(made)
+
+    def predict(self, X):
+        """Where layers are broken.
+
+        Parameters
+        ----------
+        X : array-like
+            Scans of the fitted shape.
+
+        Returns
+        -------
+        masks : (n, H, W) bool ndarray
+            True where anomalous.
+        """
+        layers, reconstructed = self.layers(X)
+        masks = segmentation.layerwise_mask(
+            layers, reconstructed, self.layer_extractor_.n_layers_, v_low=self.v_low_, v_high=self.v_high_
+        )
+        return segmentation.residual_mask(
+            masks.astype(float), 0.5, fill_holes=self.fill_holes, min_size=self.min_size
+        )
