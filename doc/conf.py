@@ -11,12 +11,14 @@ import numpy as np
 import skanomaly
 from skanomaly import (
     datasets,
+    layers,
     metrics,
     model_selection,
     patches,
     persistence,
     plotting,
     segmentation,
+    segmenters,
     staging,
     testing,
     transforms,
@@ -86,6 +88,8 @@ ROOMS = {
     "Metrics": metrics,
     "Model selection": model_selection,
     "Segmentation": segmentation,
+    "Segmenters": segmenters,
+    "Layers": layers,
     "Staging": staging,
     "Plotting": plotting,
     "Data sets": datasets,

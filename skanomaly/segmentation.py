@@ -121,7 +121,7 @@ def regions(masks, maps):
 
 
 def block_means(maps, block_size):
-    """Maps, each pixel replaced by the mean of its block; blocks at the lower and right border may be smaller.
+    """Maps, each pixel the mean of its block; those at the lower and right border may be smaller.
 
     Parameters
     ----------
@@ -240,7 +240,7 @@ def check_depth_order(layers):
     rows = np.arange(layers.shape[1])[None, :, None]
     found = np.unique(layers)
     depth = ndimage.mean(np.broadcast_to(rows, layers.shape), layers, found)
-    wrong = np.flatnonzero(np.diff(depth) <= 0)
+    wrong = np.flatnonzero(np.diff(depth) < 0)
     if len(wrong):
         k = wrong[0]
         raise ValueError(

@@ -9,32 +9,11 @@ from sklearn.utils import column_or_1d
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from . import metrics, segmentation
+from . import segmentation
 from ._unwrap import HoldsDetector, anomaly_map, reconstruct, unwrap
 from .layers import GraphLayerExtractor
 
 __all__ = ["LayerwiseSegmenter", "ResidualSegmenter"]
-
-
-class _Segmenter(HoldsDetector, BaseEstimator):
-    """`predict` gives masks, `score` says how well they agree."""
-
-    def score(self, X, masks):
-        """Dice coefficient of the masks, over the pixels of all images.
-
-        Parameters
-        ----------
-        X : array-like
-            Images of the fitted shape.
-        masks : (n, H, W) bool array
-            True ones.
-
-        Returns
-        -------
-        dice : float
-            Between 0 and 1, higher is better.
-        """
-        return metrics.dice(masks, self.predict(X))
 
 
 def _normal(X, y):
@@ -45,14 +24,14 @@ def _normal(X, y):
     return X.iloc[rows] if hasattr(X, "iloc") else np.asarray(X)[rows]
 
 
-class ResidualSegmenter(_Segmenter):
+class ResidualSegmenter(HoldsDetector, BaseEstimator):
     """Segments by the anomaly map: threshold, and fill.
 
     Parameters
     ----------
     detector : BaseDetector, Pipeline that ends in one, or FrozenEstimator of either, default=None
-        None is ``AutoEncoder()``. A FrozenEstimator is used as it is, anything else is cloned and fitted to the
-        rows with y other than -1.
+        None is ``AutoEncoder()``. A FrozenEstimator is used as it is, anything else is cloned and fitted to
+        the rows with y other than -1.
     level : {"pixel", "block"}, default="pixel"
         Whether single pixels or means of blocks are compared with the threshold.
     block_size : int, default=8
@@ -167,7 +146,7 @@ class ResidualSegmenter(_Segmenter):
         )
 
 
-class LayerwiseSegmenter(_Segmenter):
+class LayerwiseSegmenter(HoldsDetector, BaseEstimator):
     """Segments where the layers of a retina differ from those of its reconstruction.
 
     A lesion whose grey values are normal ones somewhere else hardly shows in the residual, but it breaks the
@@ -177,12 +156,12 @@ class LayerwiseSegmenter(_Segmenter):
     Parameters
     ----------
     detector : BaseDetector, Pipeline that ends in one, or FrozenEstimator of either, default=None
-        Must reconstruct; None is ``AutoEncoder()``. A FrozenEstimator is used as it is, anything else is cloned
-        and fitted to the rows with y other than -1.
+        Must reconstruct; None is ``AutoEncoder()``. A FrozenEstimator is used as it is, anything else is
+        cloned and fitted to the rows with y other than -1.
     layer_extractor : layer extractor, or FrozenEstimator of one, default=None
-        None is ``GraphLayerExtractor()``. Any estimator whose `predict` gives integer layers (n, H, W) in depth
-        order, 0 above the retina and L + 1 behind it, with ``n_layers_``. One that learns from labelled layers
-        is fitted before and given as a FrozenEstimator.
+        None is ``GraphLayerExtractor()``. Any estimator whose `predict` gives integer layers (n, H, W) in
+        depth order, 0 above the retina and L + 1 behind it, with ``n_layers_``. One that learns from labelled
+        layers is fitted before and given as a FrozenEstimator.
     v_low : float, default=None
         Differences of codes up to here are noise; None is half the difference of neighbouring layers.
     v_high : float, default=None

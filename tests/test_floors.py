@@ -15,7 +15,18 @@ FLOORS = [
     {"training"},
     {"_detector"},
     {"detectors"},
-    {"_discovery", "_unwrap", "model_selection", "patches", "persistence", "plotting", "staging", "testing"},
+    {
+        "_discovery",
+        "_unwrap",
+        "layers",
+        "model_selection",
+        "patches",
+        "persistence",
+        "plotting",
+        "segmenters",
+        "staging",
+        "testing",
+    },
 ]
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 FILES = [path for path in sorted(ROOT.rglob("*.py")) if path != ROOT / "__init__.py"]

@@ -206,7 +206,7 @@ class SSLAnoVAE(BaseDetector):
         Whether the online branch predicts the target's projection by a layer more, as in BYOL.
     momentum : float, default=0.99
         Share of itself that the target keeps at each step, tau in the paper.
-    ssl_weight : float, default=1.0
+    ssl_weight : float, default=0.1
         Weight of the loss of the views, lambda_1.
     reconstruction_weight : float, default=10.0
         Weight of the mean absolute error, lambda_2.
@@ -298,7 +298,7 @@ class SSLAnoVAE(BaseDetector):
         ssl_training="end_to_end",
         predictor=True,
         momentum=0.99,
-        ssl_weight=1.0,
+        ssl_weight=0.1,
         reconstruction_weight=10.0,
         prior_weight=0.01,
         adversarial_weight=0.01,

@@ -1,0 +1,71 @@
+"""The U-Net of P-Net, and the patch discriminator of its domain adaptation."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+from .blocks import choose_strides, crop_to, pad_to, padded_size
+
+#: Times an image is halved at most.
+N_LEVELS = 4
+
+
+def _block(n_in, n_out):
+    layers = []
+    for a in (n_in, n_out):
+        layers += [nn.Conv2d(a, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+class UNet(nn.Module):
+    """Images to a value (logit) of each class in each pixel, (n, n_classes, H, W).
+
+    Parameters
+    ----------
+    image_shape : tuple (C, H, W)
+    n_classes, width : int
+        Channels are width x 1, 2, 4, 8, 8 on the way down; 64 is the paper's.
+    """
+
+    def __init__(self, image_shape, n_classes, *, width):
+        super().__init__()
+        self.strides = choose_strides(image_shape)[-N_LEVELS:]
+        self.size, self.image_size = padded_size(image_shape, self.strides), image_shape[1:]
+        widths = [width * min(8, 2**level) for level in range(len(self.strides) + 1)]
+        self.down = nn.ModuleList(_block(a, b) for a, b in zip([image_shape[0], *widths], widths))
+        ups = list(zip(widths[:0:-1], widths[-2::-1]))  # what comes up, and the skip
+        outs = [*(skip // 2 for _, skip in ups[:-1]), width]
+        ins = [widths[-1], *outs]
+        self.up = nn.ModuleList(_block(a + skip, b) for a, (_, skip), b in zip(ins, ups, outs))
+        self.value = nn.Conv2d(width, n_classes, 1)
+
+    def forward(self, x):
+        x = pad_to(x, self.size)
+        skips = [self.down[0](x)]
+        for block, stride in zip(self.down[1:], self.strides):
+            skips.append(block(F.max_pool2d(skips[-1], stride)))
+        x = skips.pop()
+        for block in self.up:
+            skip = skips.pop()
+            x = F.interpolate(x, skip.shape[2:], mode="bilinear", align_corners=True)
+            x = block(torch.cat([x, skip], dim=1))
+        return crop_to(self.value(x), self.image_size)
+
+
+class PatchDiscriminator(nn.Module):
+    """Maps (n, n_classes, H, W) to logits of patches (n, h, w): labelled (real) or predicted (fake)."""
+
+    def __init__(self, image_shape, *, width):
+        super().__init__()
+        strides = choose_strides(image_shape)[-3:]
+        self.size = padded_size(image_shape, strides)
+        widths = [image_shape[0], *(width * 2**level for level in range(len(strides)))]
+        layers = []
+        for a, b, stride in zip(widths, widths[1:], strides):
+            kernel = tuple(2 + step for step in stride)
+            layers += [spectral_norm(nn.Conv2d(a, b, kernel, stride, padding=1)), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers, spectral_norm(nn.Conv2d(widths[-1], 1, 1)))
+
+    def forward(self, maps):
+        return self.layers(pad_to(maps, self.size))[:, 0]

@@ -1,0 +1,138 @@
+"""Layer extractors."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_array_equal
+from scipy.ndimage import binary_dilation
+from sklearn.exceptions import NotFittedError
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from skanomaly._random import seeded
+from skanomaly.datasets import make_oct
+from skanomaly.layers import GraphLayerExtractor, LayerTraining, UNetLayerExtractor
+from skanomaly.networks.unet import PatchDiscriminator, UNet
+from skanomaly.training._adversarial import generator_loss
+
+KINDS = "normal", "intraretinal fluid", "subretinal fluid", "drusen"
+
+
+def small(**parameters):
+    return UNetLayerExtractor(**{"width": 2, "max_epochs": 1, "random_state": 0} | parameters)
+
+
+@parametrize_with_checks([GraphLayerExtractor(), small()])
+def test_scikit_learn(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_boundaries_of_the_phantom(kind):
+    """Within 2 pixels on normal scans, and within 4 beside lesions, for seeds 0 to 19."""
+    errors = []
+    for seed in range(20):
+        scan = make_oct(1, kinds=(kind,), random_state=seed)
+        found = GraphLayerExtractor().fit(scan.images).boundaries(scan.images)
+        free = ~binary_dilation(scan.masks.any(1)[0], iterations=3)
+        errors.append(np.abs(found - scan.boundaries)[:, :, free].mean())
+    assert np.mean(errors) < 1
+    assert np.max(errors) < (2 if kind == "normal" else 4)
+
+
+def test_wrong_expectations_are_forgiven():
+    scans = make_oct(5, random_state=0)
+    found = GraphLayerExtractor(thickness=(5,) * 7).fit(scans.images).boundaries(scans.images)
+    assert np.abs(found - scans.boundaries).mean() < 2
+
+
+def test_layers_do_not_cross_and_agree_with_their_boundaries():
+    scans = make_oct(6, kinds=KINDS, random_state=3)
+    extractor = GraphLayerExtractor().fit(scans.images)
+    boundaries, layers = extractor.boundaries(scans.images), extractor.predict(scans.images)
+    assert (np.diff(boundaries, axis=1) >= 0).all()
+    assert (np.diff(layers, axis=1) >= 0).all(), "in depth order"
+    assert layers.max() == extractor.n_layers_ + 1 == 8
+    assert (layers == scans.layers)[~scans.masks].mean() > 0.95
+
+
+def test_scans_are_judged_each_by_itself_and_in_parallel():
+    scans = make_oct(3, random_state=0).images
+    extractor = GraphLayerExtractor().fit(scans)
+    whole = extractor.predict(scans)
+    assert_array_equal(whole[1:2], extractor.predict(scans[1:2]))
+    assert_array_equal(whole, extractor.set_params(n_jobs=2).predict(scans))
+    assert_array_equal(whole, GraphLayerExtractor().fit(scans).predict(scans / 1000.0), "of any unit")
+
+
+@pytest.mark.parametrize("shape", [(2, 20, 30), (2, 7, 1), (2, 1, 9), (3, 40)])
+def test_odd_shapes(shape):
+    X = np.random.default_rng(0).uniform(size=shape)
+    layers = GraphLayerExtractor().fit(X).predict(X)
+    assert layers.shape == (*shape, 1)[: max(3, len(shape))]
+
+
+def test_the_unet_learns_layers():
+    train, test = make_oct(40, size=64, random_state=0), make_oct(10, size=64, random_state=1)
+    trained, untrained = (
+        UNetLayerExtractor(width=4, max_epochs=n, lr=lr, random_state=0).fit(train.images, train.layers)
+        for n, lr in ((30, 3e-3), (1, 1e-12))
+    )
+    right, before = ((one.predict(test.images) == test.layers).mean() for one in (trained, untrained))
+    assert right > 0.8
+    assert before < 0.5
+    assert trained.n_layers_ == 7
+    again = UNetLayerExtractor(width=4, max_epochs=30, lr=3e-3, random_state=0).fit(
+        train.images, train.layers
+    )
+    assert_array_equal(trained.predict(test.images), again.predict(test.images))
+
+
+def test_adaptation_reaches_the_extractor():
+    """The maps go to the discriminator as probabilities, through which a gradient comes back."""
+    scans = make_oct(8, size=32, random_state=0)
+    target = np.clip(scans.images.astype(float) * 0.5 + 60, 0, 255)
+    plain = small().fit(scans.images, scans.layers)
+    adapted = small(adversarial_weight=10.0).fit(scans.images, scans.layers, X_target=target)
+    assert set(plain.history_["layers"][-1]) & set(LayerTraining.losses) == {"train_loss"}
+    assert set(adapted.history_["layers"][-1]) >= set(LayerTraining.losses)
+    assert not torch.equal(plain.network_.value.weight, adapted.network_.value.weight)
+    with seeded(0):
+        unet, discriminator = UNet((1, 32, 32), 9, width=2), PatchDiscriminator((9, 32, 32), width=2)
+    generator_loss(discriminator(unet(torch.rand(2, 1, 32, 32)).softmax(1))).backward()
+    assert all(part.grad is not None for part in unet.parameters())
+    assert unet.value.weight.grad.abs().sum() > 0
+
+
+def test_the_unet_is_that_of_pnet():
+    with seeded(0):
+        net = UNet((1, 224, 224), 12, width=64)
+    downs = [block[0].out_channels for block in net.down]
+    assert downs == [64, 128, 256, 512, 512]
+    assert [(block[0].in_channels, block[0].out_channels) for block in net.up] == [
+        (1024, 256),
+        (512, 128),
+        (256, 64),
+        (128, 64),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda X, y: GraphLayerExtractor(polarity=(1, -1)).fit(X), ValueError, "one sign more"),
+        (lambda X, y: GraphLayerExtractor(polarity=(2,) * 8).fit(X), ValueError, "1 and -1 only"),
+        (lambda X, y: GraphLayerExtractor(median_size=0).fit(X), ValueError, "'median_size' parameter"),
+        (lambda X, y: GraphLayerExtractor().fit(X[..., None]), ValueError, "X must hold grey scans"),
+        (lambda X, y: GraphLayerExtractor().predict(X), NotFittedError, "not fitted yet"),
+        (lambda X, y: small().fit(X, None), ValueError, "take GraphLayerExtractor where there are none"),
+        (lambda X, y: small().fit(X, y[:, :5]), ValueError, "y must have the shape of the scans"),
+        (lambda X, y: small().fit(X, y + 0.5), ValueError, "whole numbers from 0"),
+        (lambda X, y: small().fit(X, 8 - y), ValueError, "layers must be numbered by depth, but layer 1"),
+        (lambda X, y: small().fit(X, y).predict(X[:, :, :9]), ValueError, "scans of the fitted size"),
+        (lambda X, y: small().fit(X, y, X_target=X[:, :, :9]), ValueError, "scans of the size of X"),
+    ],
+)
+def test_bad_input(make, error, message):
+    scans = make_oct(3, size=32, random_state=0)
+    with pytest.raises(error, match=message):
+        make(scans.images, scans.layers.astype(float))

@@ -1,0 +1,173 @@
+"""Segmenters: the residual's threshold, and the comparison of layers, exactly."""
+
+import pickle
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import GridSearchCV
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from skanomaly import AutoEncoder, metrics
+from skanomaly.datasets import make_oct
+from skanomaly.layers import GraphLayerExtractor, UNetLayerExtractor
+from skanomaly.segmentation import (
+    block_means,
+    check_depth_order,
+    layer_codes,
+    layer_thresholds,
+    layerwise_mask,
+)
+from skanomaly.segmenters import LayerwiseSegmenter, ResidualSegmenter
+from skanomaly.testing import make_images, tiny
+
+
+def inner(**parameters):
+    return tiny(AutoEncoder, **parameters)
+
+
+@parametrize_with_checks(
+    [ResidualSegmenter(inner()), ResidualSegmenter(inner(), level="block"), LayerwiseSegmenter(inner())]
+)
+def test_scikit_learn(estimator, check):
+    check(estimator)
+
+
+@pytest.fixture(scope="module")
+def scans():
+    return make_oct(12, kinds=("normal", "subretinal fluid"), size=48, random_state=0)
+
+
+def test_the_threshold_is_a_quantile_of_normal_maps(scans):
+    segmenter = ResidualSegmenter(inner(), quantile=0.9, fill_holes=False).fit(scans.images, scans.target)
+    normal = scans.images[scans.target == 1]
+    maps = segmenter.detector_.anomaly_map(normal)
+    assert segmenter.threshold_ == pytest.approx(np.quantile(maps, 0.9))
+    assert segmenter.predict(normal).mean() == pytest.approx(0.1, abs=1e-3)
+    only = ResidualSegmenter(inner(), quantile=0.9, fill_holes=False).fit(normal)
+    assert_array_equal(only.predict(scans.images), segmenter.predict(scans.images))
+
+
+def test_blocks(scans):
+    segmenter = ResidualSegmenter(inner(), level="block", block_size=8, fill_holes=False).fit(scans.images)
+    blocks = segmenter.predict(scans.images).reshape(12, 6, 8, 6, 8)
+    assert (blocks == blocks[:, :, :1, :, :1]).all()
+    maps = np.random.default_rng(0).uniform(size=(2, 7, 5))
+    means = block_means(maps, 3)
+    assert_allclose(means[0, :3, 3:], maps[0, :3, 3:].mean())
+    assert_allclose(means[1, 6:, :3], maps[1, 6:, :3].mean())
+    assert_allclose(block_means(maps, 1), maps)
+
+
+@pytest.mark.parametrize("n_layers", [2, 7, 9])
+def test_a_planted_block_is_found_exactly(n_layers):
+    """Layers c1 where the reconstruction has c2: the difference is (c1 - c2) / (L - 1)."""
+    plain = np.repeat(np.arange(n_layers + 2), 3)[None, :, None].repeat(8, 2)
+    assert not layerwise_mask(plain, plain, n_layers).any(), "equal layers"
+    for c1, c2 in ((1, n_layers), (2, 1)):
+        layers, made = plain.copy(), plain.copy()
+        layers[0, 4:7, 2:5], made[0, 4:7, 2:5] = c1, c2
+        block = np.zeros(plain.shape, bool)
+        block[0, 4:7, 2:5] = True
+        difference = abs(c1 - c2) / (n_layers - 1)
+        codes = layer_codes(layers, n_layers) - layer_codes(made, n_layers)
+        assert_allclose(np.abs(codes[block]), difference)
+        assert_array_equal(layerwise_mask(layers, made, n_layers), block)
+        for low, high, found in (
+            (difference, 1.9, False),
+            (difference - 1e-9, difference, False),
+            (difference - 1e-9, difference + 1e-9, True),
+        ):
+            mask = layerwise_mask(layers, made, n_layers, v_low=low, v_high=high)
+            assert mask.any() == found, "strict on both sides"
+    assert layerwise_mask(plain, plain, n_layers, v_low=-1, v_high=np.inf).all()
+
+
+@pytest.mark.parametrize("n_layers", [1, 2, 7])
+def test_the_background_is_left_out(n_layers):
+    every = np.arange(n_layers + 2)[None, :, None]
+    for background in (0, n_layers + 1):
+        mask = layerwise_mask(every, np.full_like(every, background), n_layers)
+        assert not mask.any()
+    low, high = layer_thresholds(n_layers)
+    gaps = np.abs(layer_codes(np.arange(1, n_layers + 1), n_layers) - layer_codes(0, n_layers))
+    assert low < 1 < high < gaps.min()
+
+
+class Columns(BaseEstimator):
+    """An extractor for tests: bright pixels are layer 1, brighter ones layer 2."""
+
+    n_layers_ = 2
+
+    def fit(self, X, y=None):
+        self.fitted_ = True
+        return self
+
+    def predict(self, X):
+        return np.digitize(np.asarray(X), [50, 100, 200])
+
+
+def test_layers_of_scans_and_reconstructions_are_compared(scans):
+    segmenter = LayerwiseSegmenter(inner(), Columns(), fill_holes=False)
+    rows = np.repeat([0, 70, 120, 230], 12)[None, :, None].repeat(48, 2).repeat(8, 0).astype(np.uint8)
+    segmenter.fit(rows)
+    layers, made = segmenter.layers(rows)
+    assert_array_equal(layers, Columns().predict(rows))
+    assert_array_equal(made, Columns().predict(segmenter.detector_.reconstruct(rows)))
+    assert_array_equal(segmenter.predict(rows), layerwise_mask(layers, made, 2))
+    copy = pickle.loads(pickle.dumps(segmenter))
+    assert_array_equal(copy.predict(rows), segmenter.predict(rows))
+
+
+def test_any_extractor_and_frozen_ones(scans):
+    unet = UNetLayerExtractor(width=2, max_epochs=3, random_state=0).fit(scans.images, scans.layers)
+    detector = inner().fit(scans.images)
+    segmenter = LayerwiseSegmenter(FrozenEstimator(detector), FrozenEstimator(unet))
+    segmenter.fit(scans.images)
+    assert segmenter.predict(scans.images).shape == scans.masks.shape
+    assert segmenter.detector_.estimator is detector
+    assert isinstance(LayerwiseSegmenter(inner()).fit(scans.images).layer_extractor_, GraphLayerExtractor)
+
+
+def test_a_search_over_thresholds(scans):
+    detector = inner().fit(scans.images)
+
+    def dice(segmenter, X, y=None):
+        return metrics.dice(scans.masks[: len(X)], segmenter.predict(X))
+
+    search = GridSearchCV(
+        ResidualSegmenter(FrozenEstimator(detector)), {"quantile": [0.9, 0.99]}, cv=2, scoring=dice
+    ).fit(scans.images)
+    assert search.best_params_["quantile"] in (0.9, 0.99)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (
+            lambda X: LayerwiseSegmenter(inner(), v_low=0.5, v_high=0.5).fit(X),
+            ValueError,
+            "v_low must be below v_high, got v_low=0.5 and v_high=0.5",
+        ),
+        (lambda X: ResidualSegmenter(inner(), quantile=1.0).fit(X), ValueError, "'quantile' parameter"),
+        (lambda X: ResidualSegmenter(inner(), level="row").fit(X), ValueError, "'level' parameter"),
+        (lambda X: ResidualSegmenter(inner()).predict(X), NotFittedError, "not fitted yet"),
+        (lambda X: LayerwiseSegmenter(inner()).predict(X), NotFittedError, "not fitted yet"),
+        (
+            lambda X: LayerwiseSegmenter(inner(), UNetLayerExtractor()).fit(X),
+            TypeError,
+            "missing 1 required positional argument: 'y'",
+        ),
+        (
+            lambda X: check_depth_order(np.repeat([0, 2, 1], 4)[None, :, None]),
+            ValueError,
+            "layer 2 .mean row 5.5. lies above layer 1 .mean row 9.5.; renumber them",
+        ),
+    ],
+)
+def test_bad_input(make, error, message):
+    with pytest.raises(error, match=message):
+        make(make_images((6, 16, 16)))
