@@ -224,7 +224,7 @@ def layer_thresholds(n_layers, v_low=None, v_high=None):
 
 
 def check_depth_order(layers):
-    """Refuse labels that do not go up with depth: their differences would mean nothing.
+    """Refuse labels that do not go up with depth, on average: their differences would mean nothing.
 
     Parameters
     ----------
@@ -240,7 +240,8 @@ def check_depth_order(layers):
     rows = np.arange(layers.shape[1])[None, :, None]
     found = np.unique(layers)
     depth = ndimage.mean(np.broadcast_to(rows, layers.shape), layers, found)
-    wrong = np.flatnonzero(np.diff(depth) < 0)
+    # Labels that a poor extractor scatters anywhere lie about equally deep.
+    wrong = np.flatnonzero(np.diff(depth) < -0.01 * layers.shape[1])
     if len(wrong):
         k = wrong[0]
         raise ValueError(
