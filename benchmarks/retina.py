@@ -137,9 +137,7 @@ def segmentation_rows(n_seeds, epochs):
         )
         test = make_oct(N_SCANS["test"], kinds=FLUID, random_state=seed)
         detector = FrozenEstimator(AutoEncoder(random_state=seed, **epochs).fit(train.images))
-        unet = FrozenEstimator(
-            UNetLayerExtractor(random_state=seed).fit(train.images, train.layers)
-        )
+        unet = FrozenEstimator(UNetLayerExtractor(random_state=seed).fit(train.images, train.layers))
         maps = detector.estimator.anomaly_map(test.images)
         oracle = metrics.best_dice(test.masks, maps)[1]
         masks = {"residual, oracle": maps > oracle}
