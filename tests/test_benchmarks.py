@@ -168,3 +168,54 @@ def test_orders_are_judged_by_their_intervals(fanogan_table):
     assert verdicts["ziz > izi"] == "reversed"
     assert verdicts["AE > AdvAE"] == "undecided"
     assert made.difference("izi_f", "ziz")[0] == pytest.approx(0.5)
+
+
+@pytest.mark.filterwarnings("ignore:.* images cannot show a false alarm rate")
+def test_the_parts_of_ssl_anovae(accuracy, tmp_path, monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "ssl_anovae", raising=False)
+    import ssl_anovae
+
+    monkeypatch.setattr(ssl_anovae, "VARIANTS", {"plain": "SSLAnoVAE:width=2,hidden_size=16"})
+    monkeypatch.setattr(ssl_anovae, "names", lambda: ["AnoGAN", "AutoEncoder", "SSLAnoVAE"])
+    monkeypatch.setattr(ssl_anovae, "N_SCANS", {"train": 8, "val": 6, "test": 6})
+    options = ["--epochs", "1", "--seeds", "1", "--threads", "1", "--sets", "phantom_oct_64"]
+    monkeypatch.setattr(sys, "argv", ["ssl_anovae.py", *options, "--results", str(tmp_path)])
+    ssl_anovae.main()
+    table = (tmp_path / "ssl_anovae.md").read_text()
+    assert "| phantom_oct_64 | plain | 1 |" in table
+    assert "| phantom_oct_64 | AutoEncoder | 1 |" in table
+    assert "AnoGAN" not in table
+
+
+@pytest.mark.filterwarnings("ignore:.* images cannot show a false alarm rate")
+def test_the_figures_of_the_retina(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    for name in ("retina", "_data"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    import retina
+
+    rng = np.random.default_rng(0)
+    n = 60
+    split = np.repeat(["train", "val", "test"], n // 3)
+    grade = np.r_[np.zeros(n // 3, int), np.arange(2 * n // 3) % 6]
+    images = make_images((n, 16, 16, 3))
+    np.savez(tmp_path / "fundus_dr_128.npz", images=images, grade=grade, split=split, group_ids=np.arange(n))
+    monkeypatch.setattr(retina, "SSLAnoVAE", partial(tiny, retina.SSLAnoVAE))
+    rows = retina.staging_rows(tmp_path, 2, {"max_epochs": 1})
+    assert [row[0] for row in rows][-1].endswith("adjusted Rand index")
+    assert all("[" in row[1] for row in rows)
+    # A perfect score has no width, and draws are of whole patients.
+    perfect = {"score": np.arange(20.0)}
+    truth = np.arange(20) // 10
+    metric = partial(retina.auroc, "score", truth)
+    assert retina.mean_with_interval(metric, [perfect], rng.permutation(20)) == "1.000 [1.000, 1.000]"
+    assert list(retina.merged(np.arange(6))) == [0, 1, 1, 2, 2, 2]
+    monkeypatch.setattr(retina, "N_SCANS", {"train": 8, "val": 4, "test": 4})
+    monkeypatch.setattr(retina, "make_oct", partial(retina.make_oct, size=32))
+    monkeypatch.setattr(
+        retina, "UNetLayerExtractor", partial(retina.UNetLayerExtractor, width=2, max_epochs=40)
+    )
+    monkeypatch.setattr(retina, "AutoEncoder", partial(tiny, retina.AutoEncoder))
+    rows = retina.segmentation_rows(1, {})
+    assert len(rows) == 6
+    assert all(0 <= float(row[1].split()[0]) <= 1 for row in rows)
