@@ -15,6 +15,7 @@ The tables go to retina.md in --results.
 
 import argparse
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -22,8 +23,15 @@ import numpy as np
 import torch
 from _data import FOLDER
 from sklearn.cluster import KMeans
+from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.frozen import FrozenEstimator
-from sklearn.metrics import accuracy_score, adjusted_rand_score, cohen_kappa_score, f1_score
+from sklearn.metrics import (
+    accuracy_score,
+    adjusted_rand_score,
+    cohen_kappa_score,
+    f1_score,
+    roc_auc_score,
+)
 
 from skanomaly import AutoEncoder, SSLAnoVAE, metrics
 from skanomaly.datasets import make_oct
@@ -45,20 +53,18 @@ def mean_with_interval(metric, seeds, groups):
     rng = np.random.default_rng(0)
     names, member = np.unique(groups, return_inverse=True)
     of = [np.flatnonzero(member == k) for k in range(len(names))]
-    draws = []
-    for _ in range(500):
-        rows = np.concatenate([of[k] for k in rng.integers(0, len(of), len(of))])
-        try:
-            draws.append(np.mean([metric(rows, values) for values in seeds]))
-        except ValueError:  # one class only
-            continue
+    draws = [np.concatenate([of[k] for k in rng.integers(0, len(of), len(of))]) for _ in range(500)]
+    with warnings.catch_warnings():
+        # A draw of one class only says nothing, and is left out as nan.
+        warnings.simplefilter("ignore", UndefinedMetricWarning)
+        draws = [np.mean([metric(rows, values) for values in seeds]) for rows in draws]
     whole = np.mean([metric(np.arange(len(groups)), values) for values in seeds])
     return "{:.3f} [{:.3f}, {:.3f}]".format(whole, *np.nanquantile(draws, [0.025, 0.975]))
 
 
 def auroc(key, truth, rows, values):
     rows = rows[truth[rows] >= 0]
-    return metrics.auroc(np.where(truth[rows] == 1, -1, 1), values[key][rows])
+    return roc_auc_score(truth[rows] == 1, values[key][rows])
 
 
 def staging_rows(folder, n_seeds, epochs):

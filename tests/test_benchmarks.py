@@ -212,9 +212,7 @@ def test_the_figures_of_the_retina(monkeypatch, tmp_path, capsys):
     assert list(retina.merged(np.arange(6))) == [0, 1, 1, 2, 2, 2]
     monkeypatch.setattr(retina, "N_SCANS", {"train": 8, "val": 4, "test": 4})
     monkeypatch.setattr(retina, "make_oct", partial(retina.make_oct, size=32))
-    monkeypatch.setattr(
-        retina, "UNetLayerExtractor", partial(retina.UNetLayerExtractor, width=2, max_epochs=40)
-    )
+    monkeypatch.setattr(retina, "UNetLayerExtractor", lambda random_state: retina.GraphLayerExtractor())
     monkeypatch.setattr(retina, "AutoEncoder", partial(tiny, retina.AutoEncoder))
     rows = retina.segmentation_rows(1, {})
     assert len(rows) == 6
