@@ -209,7 +209,7 @@ class LayerwiseSegmenter(HoldsDetector, BaseEstimator):
         "detector": [HasMethods(["fit", "score_samples"]), None],
         "layer_extractor": [HasMethods(["fit", "predict"]), None],
         "v_low": [Interval(Real, None, None, closed="neither"), None],
-        "v_high": [Interval(Real, None, None, closed="neither"), None],
+        "v_high": [Interval(Real, None, None, closed="right"), None],  # infinity too
         "fill_holes": ["boolean"],
         "min_size": [Interval(Integral, 0, None, closed="left")],
     }
