@@ -16,6 +16,9 @@ from .detectors.autoencoder import AutoEncoder
 
 __all__ = ["PatchDetector", "extract_patches"]
 
+#: Of so many windows the places are kept at a time, or of one image where it has more.
+N_WINDOWS = 4096
+
 
 class PatchDetector(BaseDetector):
     """A detector for images larger than it can take.
@@ -195,12 +198,17 @@ class PatchDetector(BaseDetector):
         components : dict of str to (n,) float64 ndarray
             Higher is worse.
         """
-        windows = self._check_images(X).grid(self.patch_size_, self.stride_)
-        ends = np.flatnonzero(np.diff(windows.table[:, 0])) + 1
-        return {
-            name: np.array([self._pool(part) for part in np.split(values, ends)])
-            for name, values in self.detector_.score_components(windows).items()
-        }
+        parts = []
+        for _, windows in self._grids(self._check_images(X)):
+            ends = np.flatnonzero(np.diff(windows.table[:, 0])) + 1
+            components = self.detector_.score_components(windows)
+            parts.append(
+                {
+                    name: [self._pool(part) for part in np.split(values, ends)]
+                    for name, values in components.items()
+                }
+            )
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _pool(self, scores):
         if self.pooling == "max":
@@ -211,18 +219,31 @@ class PatchDetector(BaseDetector):
 
     def _infer(self, images, pick):
         """As the base has it, an image at a time: (slice, what was picked of its Judgement)."""
-        windows = images.grid(self.patch_size_, self.stride_)
+        for chunk, windows in self._grids(images):
+            for i, judgement in self._stitch(images.sizes[chunk], windows):
+                yield slice(chunk.start + i, chunk.start + i + 1), pick(judgement)
+
+    def _grids(self, images):
+        """Windows of some images at a time: those of all of them would fill the memory."""
+        per_image = [
+            math.prod(len(_starts(*side)) for side in zip(size, self.patch_size_, self.stride_))
+            for size in images.sizes
+        ]
+        ends = np.flatnonzero(np.diff(np.cumsum(per_image) // N_WINDOWS, append=-1)) + 1
+        for start, end in zip([0, *ends], ends):
+            chunk = slice(start, end)
+            yield chunk, images.subset(chunk).grid(self.patch_size_, self.stride_)
+
+    def _stitch(self, sizes, windows):
+        """Number and Judgement of each image, from those of its windows."""
         weights = [_profile(side) for side in self.patch_size_]
         current, total, scores = None, None, []
 
         def finished():
-            size = images.sizes[current]
             tops, lefts = (np.unique(windows.table[windows.of(current), axis]) for axis in (1, 2))
-            covered = np.outer(*(_cover(*a) for a in zip(size, (tops, lefts), weights)))
+            covered = np.outer(*(_cover(*a) for a in zip(sizes[current], (tops, lefts), weights)))
             maps = (total / covered).astype(np.float32)[None]
-            return slice(current, current + 1), pick(
-                Judgement(np.array([self._pool(np.array(scores))]), maps)
-            )
+            return current, Judgement(np.array([self._pool(np.array(scores))]), maps)
 
         weight = np.outer(*weights)
         for rows, score, maps in self.detector_.iter_batches(windows):
@@ -230,7 +251,7 @@ class PatchDetector(BaseDetector):
                 if image != current:
                     if current is not None:
                         yield finished()
-                    current, total, scores = image, np.zeros(images.sizes[image]), []
+                    current, total, scores = image, np.zeros(sizes[image]), []
                 scores.append(-score[k])
                 part = -score[k] if maps is None else maps[k]
                 total[top : top + weight.shape[0], left : left + weight.shape[1]] += weight * part

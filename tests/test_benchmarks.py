@@ -152,6 +152,33 @@ def test_one_gan_has_three_encoders(fanogan_table, folder):
         assert equal == [same, same], part
 
 
+def test_searched_images_and_cut_offs(fanogan_table):
+    """Scores that are the row's number: the searched images must be met by their own labels."""
+    rng = np.random.default_rng(0)
+    rows = {"val": np.arange(0, 40, 4), "test": np.arange(1, 40, 3)}
+
+    class Made:
+        name, searched = "made", rows
+        splits = {
+            split: fanogan_table.Bunch(target=np.where(rng.uniform(size=40) < 0.5, -1, 1), groups=None)
+            for split in ("train", "val", "test")
+        }
+
+        def score(self, method, seed):
+            part = rows if method == "iterative" else dict.fromkeys(rows, np.arange(40))
+            return {split: part[split] + 100 * (split == "test") for split in rows} | {"seconds": 1.0}
+
+    searched = fanogan_table.Comparison(Made(), ["AE", "iterative"], 1, searched=True)
+    truth = Made.splits["test"].target[rows["test"]]
+    expected = fanogan_table.metrics.auroc(truth, rows["test"])
+    assert searched.auroc("AE")[0] == searched.auroc("iterative")[0] == expected
+    assert searched.difference("AE", "iterative")[0] == 0
+    # Scores of test are 100 higher: a cut-off from val flags all of it, one from test would not.
+    assert searched.row("AE")[4:6] == ["1.000", "0.000"], "sensitivity and specificity"
+    whole = fanogan_table.Comparison(Made(), ["AE"], 1, searched=False)
+    assert whole.auroc("AE")[0] == fanogan_table.metrics.auroc(Made.splits["test"].target, np.arange(40))
+
+
 def test_orders_are_judged_by_their_intervals(fanogan_table):
     class Made(fanogan_table.Comparison):
         def __init__(self, name, scores, target):

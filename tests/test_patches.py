@@ -199,6 +199,25 @@ def test_bad_images():
         detector.fit(bad)
 
 
+def test_places_of_windows_are_kept_for_some_images_at_a_time(monkeypatch):
+    X = make_images((7, 40, 40))
+    detector = tiny(PatchDetector, patch_size=16, stride=8).fit(X)
+    maps, scores, components = (
+        getattr(detector, m)(X) for m in ("anomaly_map", "score_samples", "score_components")
+    )
+    sizes = []
+    grid = ImageStack.grid
+    monkeypatch.setattr("skanomaly.patches.N_WINDOWS", 40)
+    monkeypatch.setattr(
+        ImageStack, "grid", lambda *a: (windows := grid(*a), sizes.append(len(windows.table)))[0]
+    )
+    assert_array_equal(detector.anomaly_map(X), maps)
+    assert max(sizes) <= 40 + 16
+    assert len(sizes) > 2
+    assert_array_equal(detector.score_samples(X), scores)
+    assert_array_equal(detector.score_components(X)["residual"], components["residual"])
+
+
 @pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="private memory is read from Linux's /proc"
 )

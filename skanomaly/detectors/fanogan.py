@@ -387,12 +387,14 @@ class FAnoGAN(BaseDetector):
         Raises
         ------
         ValueError
-            For fewer than one step or restart, and for a weight out of range.
+            For fewer than one step or restart, and for a rate or weight out of range.
         """
         images = self._check_images(X)
         for name, value in (("n_search", n_search), ("n_restarts", n_restarts)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            if not isinstance(value, Integral) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
+        if not search_lr > 0:
+            raise ValueError(f"search_lr must be above 0, got {search_lr}")
         if not 0 <= discrimination_weight <= 1:
             raise ValueError(f"discrimination_weight must lie in [0, 1], got {discrimination_weight}")
         network = self.network_

@@ -254,8 +254,10 @@ def test_bad_searches():
         tiny(FAnoGAN).iterative(X)
     detector = tiny(FAnoGAN).fit(X)
     for options, message in (
-        ({"n_search": 0}, "n_search must be at least 1, got 0"),
-        ({"n_restarts": 0}, "n_restarts must be at least 1, got 0"),
+        ({"n_search": 0}, "n_search must be a whole number of at least 1, got 0"),
+        ({"n_search": 2.5}, "n_search must be a whole number of at least 1, got 2.5"),
+        ({"n_restarts": 0}, "n_restarts must be a whole number of at least 1, got 0"),
+        ({"search_lr": 0}, "search_lr must be above 0, got 0"),
         ({"discrimination_weight": 2}, r"discrimination_weight must lie in \[0, 1\], got 2"),
     ):
         with pytest.raises(ValueError, match=message):
