@@ -36,10 +36,12 @@ from sklearn.metrics import (
 from skanomaly import AutoEncoder, SSLAnoVAE, metrics
 from skanomaly.datasets import make_oct
 from skanomaly.layers import GraphLayerExtractor, UNetLayerExtractor
+from skanomaly.segmentation import residual_mask
 from skanomaly.segmenters import LayerwiseSegmenter, ResidualSegmenter
 from skanomaly.staging import AnomalyStager, CentroidStager
 
 N_SCANS = {"train": 200, "val": 50, "test": 60}
+MIN_SIZE = 20  # pixels of a region
 FLUID = "intraretinal fluid", "subretinal fluid"
 
 
@@ -146,13 +148,17 @@ def segmentation_rows(n_seeds, epochs):
         unet = FrozenEstimator(UNetLayerExtractor(random_state=seed).fit(train.images, train.layers))
         maps = detector.estimator.anomaly_map(test.images)
         oracle = metrics.best_dice(test.masks, maps)[1]
-        masks = {"residual, oracle": maps > oracle}
+        masks = {"residual, oracle": residual_mask(maps, np.nextafter(oracle, 0), min_size=MIN_SIZE)}
         segmenters = {
-            "residual": ResidualSegmenter(detector),
-            "residual, blocks of 4": ResidualSegmenter(detector, level="block", block_size=4),
-            "layers, graph": LayerwiseSegmenter(detector, GraphLayerExtractor(), min_size=20),
-            "layers, U-Net": LayerwiseSegmenter(detector, unet, min_size=20),
-            "layers, U-Net, background too": LayerwiseSegmenter(detector, unet, min_size=20, v_high=np.inf),
+            "residual": ResidualSegmenter(detector, min_size=MIN_SIZE),
+            "residual, blocks of 4": ResidualSegmenter(
+                detector, level="block", block_size=4, min_size=MIN_SIZE
+            ),
+            "layers, graph": LayerwiseSegmenter(detector, GraphLayerExtractor(), min_size=MIN_SIZE),
+            "layers, U-Net": LayerwiseSegmenter(detector, unet, min_size=MIN_SIZE),
+            "layers, U-Net, background too": LayerwiseSegmenter(
+                detector, unet, min_size=MIN_SIZE, v_high=np.inf
+            ),
         }
         masks |= {name: one.fit(val.images).predict(test.images) for name, one in segmenters.items()}
         for name, mask in masks.items():

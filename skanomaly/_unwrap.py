@@ -1,9 +1,13 @@
 """Estimators that hold a detector, and reaching through them for its maps, masks and reconstructions."""
 
+import functools
+
+import numpy as np
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils import column_or_1d
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from .detectors.autoencoder import AutoEncoder
 
@@ -94,10 +98,48 @@ def reconstruct(estimator, X, *, out=None):
     return _call("reconstruct", estimator, X, out=out)
 
 
+def all_or_nothing(fit):
+    """A `fit` that, where it fails, leaves the estimator as it was."""
+
+    @functools.wraps(fit)
+    def fit_or_restore(self, *args, **kwargs):
+        before = dict(vars(self))
+        try:
+            return fit(self, *args, **kwargs)
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    return fit_or_restore
+
+
+def take_rows(X, rows):
+    """Rows of images in any container that a detector takes."""
+    if hasattr(X, "iloc"):
+        return X.iloc[rows]
+    if isinstance(X, (list, tuple)):
+        return [X[i] for i in rows]
+    if hasattr(X, "__array__"):
+        return np.asarray(X)[rows]
+    return np.concatenate([np.asarray(X[i : i + 1]) for i in rows])
+
+
+def normal_rows(X, y):
+    """X without known anomalies (y == -1)."""
+    if y is None or not (anomalous := column_or_1d(y) == -1).any():
+        return X
+    if anomalous.all():
+        raise ValueError("y leaves no normal images: all are -1; give some with 1 (normal)")
+    return take_rows(X, np.flatnonzero(~anomalous))
+
+
 class HoldsDetector:
     """Fits a detector to the rows that are not known anomalies; what X must be is the detector's to say."""
 
     def _fit_detector(self, X, y):
+        if y is not None:
+            check_consistent_length(X, column_or_1d(y))
         if isinstance(self.detector, FrozenEstimator):
             check_is_fitted(self.detector)
             self.detector_ = self.detector

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from . import _inference
 from ._random import draw_seed, seeded
+from ._unwrap import all_or_nothing
 from .networks.unet import PatchDiscriminator, UNet
 from .segmentation import check_depth_order
 from .training import Training
@@ -133,6 +134,7 @@ class GraphLayerExtractor(_Extractor):
         self.n_jobs = n_jobs
 
     @_fit_context(prefer_skip_nested_validation=True)
+    @all_or_nothing
     def fit(self, X, y=None):
         """Check the parameters; nothing is learned.
 
@@ -149,7 +151,10 @@ class GraphLayerExtractor(_Extractor):
         """
         self._check(X, reset=True)
         thickness, polarity = np.asarray(self.thickness, float), np.asarray(self.polarity)
-        if thickness.ndim != 1 or len(polarity) != len(thickness) + 1 or not (thickness > 0).all():
+        sigma = np.asarray(self.sigma)
+        if sigma.shape != (2,) or sigma.dtype.kind not in "if" or (sigma < 0).any():
+            raise ValueError(f"sigma must hold two numbers, (vertical, horizontal), got {self.sigma!r}")
+        if thickness.shape != (len(polarity) - 1,) or not len(thickness) or not (thickness > 0).all():
             raise ValueError(
                 "thickness must hold one positive number for each layer, and polarity one sign more, got "
                 f"{self.thickness!r} and {self.polarity!r}"
@@ -395,6 +400,7 @@ class UNetLayerExtractor(_Extractor):
         self.random_state = random_state
 
     @_fit_context(prefer_skip_nested_validation=True)
+    @all_or_nothing
     def fit(self, X, y, *, X_target=None):
         """Learn layers.
 

@@ -336,6 +336,13 @@ class ImageStack:
         return len(self.rows)
 
     @property
+    def layout(self):
+        """That of all images, where they are in one array."""
+        if self.is_list:
+            raise ValueError("images must be in one array to be drawn side by side, got a list")
+        return self.layouts[0]
+
+    @property
     def shape(self):
         return (len(self),)
 

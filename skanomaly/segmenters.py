@@ -5,23 +5,15 @@ from numbers import Integral, Real
 import numpy as np
 from sklearn.base import BaseEstimator, _fit_context, clone
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils import column_or_1d
+from sklearn.utils import get_tags
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from . import segmentation
-from ._unwrap import HoldsDetector, anomaly_map, reconstruct, unwrap
+from ._unwrap import HoldsDetector, all_or_nothing, anomaly_map, normal_rows, reconstruct, unwrap
 from .layers import GraphLayerExtractor
 
 __all__ = ["LayerwiseSegmenter", "ResidualSegmenter"]
-
-
-def _normal(X, y):
-    """Rows that are not known anomalies."""
-    if y is None or not (anomalous := column_or_1d(y) == -1).any():
-        return X
-    rows = np.flatnonzero(~anomalous)
-    return X.iloc[rows] if hasattr(X, "iloc") else np.asarray(X)[rows]
 
 
 class ResidualSegmenter(HoldsDetector, BaseEstimator):
@@ -101,6 +93,7 @@ class ResidualSegmenter(HoldsDetector, BaseEstimator):
         self.min_size = min_size
 
     @_fit_context(prefer_skip_nested_validation=False)
+    @all_or_nothing
     def fit(self, X, y=None):
         """Fit the detector, unless it is frozen, and find the threshold.
 
@@ -116,7 +109,7 @@ class ResidualSegmenter(HoldsDetector, BaseEstimator):
         self
         """
         self._fit_detector(X, y)
-        self.threshold_ = float(np.quantile(self._maps(_normal(X, y)), self.quantile))
+        self.threshold_ = float(np.quantile(self._maps(normal_rows(X, y)), self.quantile))
         return self
 
     def _maps(self, X):
@@ -225,6 +218,7 @@ class LayerwiseSegmenter(HoldsDetector, BaseEstimator):
         self.min_size = min_size
 
     @_fit_context(prefer_skip_nested_validation=False)
+    @all_or_nothing
     def fit(self, X, y=None):
         """Fit detector and layer extractor, unless they are frozen.
 
@@ -239,12 +233,18 @@ class LayerwiseSegmenter(HoldsDetector, BaseEstimator):
         -------
         self
         """
-        self._fit_detector(X, y)
         extractor = GraphLayerExtractor() if self.layer_extractor is None else self.layer_extractor
-        scans = self._scans(_normal(X, y))
-        if not isinstance(extractor, FrozenEstimator):
-            extractor = clone(extractor).fit(scans)
-        self.layer_extractor_ = extractor
+        frozen = isinstance(extractor, FrozenEstimator)
+        if not frozen and get_tags(extractor).target_tags.required:
+            raise TypeError(
+                f"{type(extractor).__name__} learns from labelled layers, which are not given here; fit it "
+                "before, and give it as FrozenEstimator(extractor)"
+            )
+        self._fit_detector(X, y)
+        scans = self._scans(normal_rows(X, y))
+        self.layer_extractor_ = extractor = extractor if frozen else clone(extractor).fit(scans)
+        if not hasattr(extractor, "n_layers_"):
+            raise TypeError("layer_extractor must have n_layers_ once fitted, the number of layers")
         self.v_low_, self.v_high_ = segmentation.layer_thresholds(
             extractor.n_layers_, self.v_low, self.v_high
         )
@@ -254,6 +254,14 @@ class LayerwiseSegmenter(HoldsDetector, BaseEstimator):
     def _scans(self, X):
         """(n, H, W), as the detector sees them."""
         detector, seen = unwrap(self.detector_, X)
+        if not hasattr(detector, "reconstruct"):
+            raise TypeError(
+                f"layers are compared with a reconstruction, which {type(detector).__name__} has not"
+            )
+        if detector.image_shape_[0] != 1:
+            raise ValueError(
+                f"layers are those of grey scans, got images of {detector.image_shape_[0]} channels"
+            )
         images = detector._check_images(seen)
         return images.layout.to_network(images.X[0 : len(images)])[:, 0]
 

@@ -14,11 +14,11 @@ from sklearn.cluster import KMeans
 from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import euclidean_distances
 from sklearn.pipeline import Pipeline
-from sklearn.utils import column_or_1d
+from sklearn.utils import check_array, column_or_1d
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 
-from ._unwrap import HoldsDetector, _call, anomaly_map, unwrap
+from ._unwrap import HoldsDetector, _call, all_or_nothing, anomaly_map, take_rows, unwrap
 
 __all__ = ["AnomalyStager", "CentroidScorer", "CentroidStager", "ResidualTransformer", "severity"]
 
@@ -64,6 +64,7 @@ class ResidualTransformer(HoldsDetector, ClassNamePrefixFeaturesOutMixin, Transf
         self.pooling = pooling
 
     @_fit_context(prefer_skip_nested_validation=False)
+    @all_or_nothing
     def fit(self, X, y=None):
         """Fit the detector, unless it is frozen.
 
@@ -79,7 +80,7 @@ class ResidualTransformer(HoldsDetector, ClassNamePrefixFeaturesOutMixin, Transf
         self
         """
         self._fit_detector(X, y)
-        self._n_features_out = self.transform(X[:1] if hasattr(X, "shape") else X).shape[1]
+        self._n_features_out = self._residuals(X[:1] if hasattr(X, "shape") else X).shape[1]
         return self
 
     def transform(self, X):
@@ -96,9 +97,15 @@ class ResidualTransformer(HoldsDetector, ClassNamePrefixFeaturesOutMixin, Transf
             In the units of X, with as many channels; not negative. (Maps may be.)
         """
         check_is_fitted(self)
+        return self._residuals(X)
+
+    def _residuals(self, X):
         detector, seen = unwrap(self.detector_, X)
         if not hasattr(detector, "reconstruct"):
-            residuals = anomaly_map(self.detector_, X)[:, None]
+            residuals = anomaly_map(self.detector_, X)
+            if isinstance(residuals, list):
+                raise ValueError("images must be of one size to be compared with each other, got a list")
+            residuals = residuals[:, None]
         else:
             images = detector._check_images(seen)
             to_network = images.layout.to_network
@@ -192,6 +199,13 @@ def _anomalous_rows(n, y):
     return anomalous if anomalous.any() else np.ones(n, dtype=bool)
 
 
+def _check_scores(anomaly_score, X):
+    """Finite scores, one for each row."""
+    scores = check_array(anomaly_score, ensure_2d=False, dtype=np.float64, input_name="anomaly_score")
+    check_consistent_length(X, scores)
+    return column_or_1d(scores)
+
+
 def _gap(differences, members):
     """Squared distance of two centroids: the mean of d_lower^2 - d_upper^2 over members of the upper one."""
     gap = differences[members].mean() if members.any() else np.abs(differences).mean()
@@ -222,7 +236,8 @@ class CentroidScorer(_Stages, BaseEstimator):
     Without scores the order can be taken from labels: then the severity of a cluster is the mean distance of
     the normal rows (y other than -1) to its centroid. Cluster the anomalous rows only, by
     ``kmeans__sample_weight=(y == -1)``. This is second best: a centroid with a small bright lesion can be far
-    from the normal rows and yet the smaller one.
+    from the normal rows and yet the smaller one. It means nothing where y holds no -1: then all rows are
+    normal, and the largest cluster is the mildest.
 
     Examples
     --------
@@ -236,6 +251,7 @@ class CentroidScorer(_Stages, BaseEstimator):
     array([2, 1, 2, 1])
     """
 
+    @all_or_nothing
     def fit(self, D, y=None, *, anomaly_score=None):
         """Order the clusters.
 
@@ -265,9 +281,7 @@ class CentroidScorer(_Stages, BaseEstimator):
         D = self._distances(D, reset=True)
         rows = _anomalous_rows(len(D), y)
         if anomaly_score is not None:
-            anomaly_score = column_or_1d(anomaly_score)
-            check_consistent_length(D, anomaly_score)
-            return self._order(D[rows], anomaly_score[rows])
+            return self._order(D[rows], _check_scores(anomaly_score, D)[rows])
         normal = column_or_1d(y) != -1
         if not normal.any():
             raise ValueError(
@@ -375,6 +389,7 @@ class CentroidStager(_Stages, BaseEstimator):
         self.random_state = random_state
 
     @_fit_context(prefer_skip_nested_validation=False)
+    @all_or_nothing
     def fit(self, X, y=None, *, anomaly_score=None):
         """Cluster residuals.
 
@@ -397,8 +412,7 @@ class CentroidStager(_Stages, BaseEstimator):
             raise ValueError(
                 f"n_stages={self.n_stages} needs as many anomalous rows (y == -1) at least, got {rows.sum()}"
             )
-        score = X.mean(1, dtype=np.float64) if anomaly_score is None else column_or_1d(anomaly_score)
-        check_consistent_length(X, score)
+        score = X.mean(1, dtype=np.float64) if anomaly_score is None else _check_scores(anomaly_score, X)
         X, score = X[rows], score[rows]
         if self.clusterer is None:
             clusterer = KMeans(n_init=20, random_state=self.random_state)
@@ -412,6 +426,11 @@ class CentroidStager(_Stages, BaseEstimator):
             raise TypeError(
                 "clusterer must have cluster_centers_ or means_ once fitted, which "
                 f"{type(clusterer).__name__} has not; take KMeans, or a GaussianMixture"
+            )
+        if len(centres) != self.n_stages:
+            raise ValueError(
+                f"the clusterer found {len(centres)} clusters for n_stages={self.n_stages}; take one whose "
+                "n_clusters or n_components can be set"
             )
         self._centres = np.asarray(centres, dtype=X.dtype)
         self._ordered = CentroidScorer()._order(euclidean_distances(X, self._centres), score)
@@ -487,6 +506,7 @@ class AnomalyStager(HoldsDetector, _Stages, BaseEstimator):
         self.random_state = random_state
 
     @_fit_context(prefer_skip_nested_validation=False)
+    @all_or_nothing
     def fit(self, X, y=None):
         """Fit the detector to normal images, and stage the anomalous ones.
 
@@ -526,7 +546,7 @@ class AnomalyStager(HoldsDetector, _Stages, BaseEstimator):
                 ),
             ]
         )
-        self.pipeline_ = pipeline.fit(_take(X, rows))
+        self.pipeline_ = pipeline.fit(take_rows(X, rows))
         stager = self.pipeline_[-1]
         self.stage_order_, self.severity_ = stager.stage_order_, stager.severity_
         return self
@@ -575,10 +595,6 @@ class AnomalyStager(HoldsDetector, _Stages, BaseEstimator):
     def _distances(self, X):
         check_is_fitted(self)
         return self.pipeline_[-1]._distances(self.pipeline_[0].transform(X))
-
-
-def _take(X, rows):
-    return X.iloc[rows] if hasattr(X, "iloc") else np.asarray(X)[rows]
 
 
 def severity(estimator, X):

@@ -111,8 +111,9 @@ def test_phantom_of_fundus():
         (lambda: make_oct(2, kinds=()), "kinds must be some of"),
         (lambda: make_oct(2, severity=0), "severity must lie in"),
         (lambda: make_oct(2, severity=(0.5, 0.2)), "severity must lie in"),
+        (lambda: make_oct(1, layers=OCT_LAYERS[:3]), "layers must be five at least"),
         (lambda: make_oct(0), "n_samples must be a whole number of at least 1, got 0"),
-        (lambda: make_oct(1, size=8), "size must be a whole number of at least 16, got 8"),
+        (lambda: make_oct(1, size=8), "size must be a whole number of at least 32, got 8"),
         (lambda: make_fundus(1, grades=(5,)), "grades must be whole numbers from 0 to 4"),
     ],
 )

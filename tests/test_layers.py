@@ -121,6 +121,8 @@ def test_the_unet_is_that_of_pnet():
     [
         (lambda X, y: GraphLayerExtractor(polarity=(1, -1)).fit(X), ValueError, "one sign more"),
         (lambda X, y: GraphLayerExtractor(polarity=(2,) * 8).fit(X), ValueError, "1 and -1 only"),
+        (lambda X, y: GraphLayerExtractor(sigma=(1,)).fit(X), ValueError, "sigma must hold two numbers"),
+        (lambda X, y: GraphLayerExtractor(thickness=(), polarity=(1,)).fit(X), ValueError, "one sign more"),
         (lambda X, y: GraphLayerExtractor(median_size=0).fit(X), ValueError, "'median_size' parameter"),
         (lambda X, y: GraphLayerExtractor().fit(X[..., None]), ValueError, "X must hold grey scans"),
         (lambda X, y: GraphLayerExtractor().predict(X), NotFittedError, "not fitted yet"),

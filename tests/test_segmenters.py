@@ -11,7 +11,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from skanomaly import AutoEncoder, metrics
+from skanomaly import AutoEncoder, PatchDetector, metrics
 from skanomaly.datasets import make_oct
 from skanomaly.layers import GraphLayerExtractor, UNetLayerExtractor
 from skanomaly.segmentation import (
@@ -135,13 +135,28 @@ def test_any_extractor_and_frozen_ones(scans):
 def test_a_search_over_thresholds(scans):
     detector = inner().fit(scans.images)
 
-    def dice(segmenter, X, y=None):
-        return metrics.dice(scans.masks[: len(X)], segmenter.predict(X))
+    def dice(segmenter, X, rows):
+        return metrics.dice(scans.masks[rows], segmenter.predict(X))
 
     search = GridSearchCV(
         ResidualSegmenter(FrozenEstimator(detector)), {"quantile": [0.9, 0.99]}, cv=2, scoring=dice
-    ).fit(scans.images)
-    assert search.best_params_["quantile"] in (0.9, 0.99)
+    ).fit(scans.images, np.arange(12))
+    halves = np.arange(6), np.arange(6, 12)
+    expected = {
+        quantile: np.mean(
+            [
+                dice(
+                    ResidualSegmenter(FrozenEstimator(detector), quantile=quantile).fit(scans.images[train]),
+                    scans.images[test],
+                    test,
+                )
+                for test, train in (halves, halves[::-1])
+            ]
+        )
+        for quantile in (0.9, 0.99)
+    }
+    assert search.best_score_ == pytest.approx(max(expected.values()))
+    assert search.best_params_["quantile"] == max(expected, key=expected.get)
 
 
 @pytest.mark.parametrize(
@@ -155,11 +170,31 @@ def test_a_search_over_thresholds(scans):
         (lambda X: ResidualSegmenter(inner(), quantile=1.0).fit(X), ValueError, "'quantile' parameter"),
         (lambda X: ResidualSegmenter(inner(), level="row").fit(X), ValueError, "'level' parameter"),
         (lambda X: ResidualSegmenter(inner()).predict(X), NotFittedError, "not fitted yet"),
+        (
+            lambda X: LayerwiseSegmenter(inner()).fit(np.stack([X] * 3, -1)),
+            ValueError,
+            "layers are those of grey scans, got images of 3 channels",
+        ),
+        (
+            lambda X: LayerwiseSegmenter(tiny(PatchDetector, patch_size=8)).fit(X),
+            TypeError,
+            "compared with a reconstruction, which PatchDetector has not",
+        ),
+        (
+            lambda X: ResidualSegmenter(FrozenEstimator(inner().fit(X))).fit(X, [1, 1]),
+            ValueError,
+            "inconsistent numbers of samples",
+        ),
+        (
+            lambda X: ResidualSegmenter(FrozenEstimator(inner().fit(X))).fit(X, [-1] * 6),
+            ValueError,
+            "y leaves no normal images",
+        ),
         (lambda X: LayerwiseSegmenter(inner()).predict(X), NotFittedError, "not fitted yet"),
         (
             lambda X: LayerwiseSegmenter(inner(), UNetLayerExtractor()).fit(X),
             TypeError,
-            "missing 1 required positional argument: 'y'",
+            "UNetLayerExtractor learns from labelled layers, which are not given here; fit it before",
         ),
         (
             lambda X: check_depth_order(np.repeat([0, 2, 1], 4)[None, :, None]),

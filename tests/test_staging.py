@@ -7,7 +7,7 @@ import pytest
 import sklearn
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
-from sklearn.cluster import AgglomerativeClustering, KMeans, MiniBatchKMeans
+from sklearn.cluster import AgglomerativeClustering, KMeans, MeanShift, MiniBatchKMeans
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.mixture import GaussianMixture
@@ -17,10 +17,10 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from toys import LinearAutoEncoder, MaplessAutoEncoder
 
-from skanomaly import AutoEncoder, _unwrap, staging
+from skanomaly import AutoEncoder, PatchDetector, _unwrap, staging
 from skanomaly.plotting import StageDisplay
 from skanomaly.staging import AnomalyStager, CentroidScorer, CentroidStager, ResidualTransformer
-from skanomaly.testing import make_images, tiny
+from skanomaly.testing import SliceOnly, make_images, tiny
 
 
 def inner(**parameters):
@@ -361,12 +361,66 @@ def test_a_pipeline_that_ends_in_a_detector(sick):
             ValueError,
             "n_stages=3 needs as many anomalous images at least, got 2; give more, marked by -1 in y",
         ),
+        (
+            lambda R: CentroidStager().fit(R, anomaly_score=[1, 2, 3, np.nan, 5]),
+            ValueError,
+            "anomaly_score contains NaN",
+        ),
+        (
+            lambda R: CentroidStager(MeanShift(bandwidth=1e-3)).fit(R),
+            ValueError,
+            "the clusterer found 5 clusters for n_stages=2",
+        ),
+        (
+            lambda R: AnomalyStager(FrozenEstimator(inner().fit(R))).fit(R, [-1, -1]),
+            ValueError,
+            "inconsistent numbers of samples",
+        ),
         (lambda R: ResidualTransformer(inner(), pooling=0).fit(R), ValueError, "'pooling' parameter"),
     ],
 )
 def test_bad_input(make, error, message):
     with pytest.raises(error, match=message):
         make(np.abs(np.random.default_rng(0).normal(size=(5, 3))))
+
+
+def test_a_fit_that_fails_leaves_everything_as_it_was():
+    images = make_images((20, 8, 8))
+    stager = AnomalyStager(inner(), n_stages=3)
+    with pytest.raises(ValueError, match="n_stages=3 needs"):
+        stager.fit(images)
+    with pytest.raises(NotFittedError):
+        stager.predict(images)
+    stager.set_params(n_stages=2).fit(images)
+    before = stager.severity(images)
+    with pytest.raises(ValueError, match="n_stages=9 needs"):
+        stager.set_params(n_stages=9).fit(images[:, ::2, ::2])
+    assert_array_equal(stager.severity(images), before)
+
+
+def test_lazy_images_and_output_set_before(sick):
+    detector, images, stages = sick
+    y = np.where(stages > 0, -1, 1)
+    stager = AnomalyStager(FrozenEstimator(detector), random_state=0)
+    assert_array_equal(
+        clone(stager).fit(SliceOnly(images), y).severity(images),
+        clone(stager).fit(images, y).severity(images),
+    )
+    with sklearn.config_context(transform_output="pandas"):
+        assert_allclose(
+            clone(stager).fit(images, y).severity(images), clone(stager).fit(images, y).severity(images)
+        )
+    transformer = ResidualTransformer(FrozenEstimator(detector)).set_output(transform="pandas")
+    assert transformer.fit_transform(images).shape == (len(images), 256)
+
+
+def test_patches_can_be_staged(sick):
+    _, images, stages = sick
+    patches = tiny(PatchDetector, patch_size=8)
+    stager = AnomalyStager(patches, random_state=0).fit(images, np.where(stages > 0, -1, 1))
+    assert StageDisplay.from_estimator(stager, images[-9:]).axes_.size
+    with pytest.raises(ValueError, match="images must be of one size"):
+        ResidualTransformer(FrozenEstimator(stager.detector_)).fit([images[0], images[1, :12]])
 
 
 def test_display(sick):

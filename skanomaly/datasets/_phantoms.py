@@ -78,6 +78,8 @@ def make_oct(
     if unknown or not len(kinds):
         raise ValueError(f"kinds must be some of {', '.join(map(repr, OCT_KINDS))}, got {kinds!r}")
     _check_count(n_samples, size)
+    if len(layers) < 5:
+        raise ValueError(f"layers must be five at least, for lesions to lie between them, got {len(layers)}")
     low, high = (severity, severity) if np.isscalar(severity) else severity
     if not 0 < low <= high <= 1:
         raise ValueError(f"severity must lie in (0, 1], low before high, got {severity!r}")
@@ -103,7 +105,7 @@ def make_oct(
 
 
 def _check_count(n_samples, size):
-    for name, value, least in (("n_samples", n_samples, 1), ("size", size, 16)):
+    for name, value, least in (("n_samples", n_samples, 1), ("size", size, 32)):
         if not isinstance(value, Integral) or value < least:
             raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 

@@ -89,6 +89,18 @@ def byol_loss(network, first, second):
     return sum((2 - 2 * F.cosine_similarity(p, t, dim=1)).mean() for p, t in zip(predicted, projected))
 
 
+def draw_views(views, x):
+    """Both views of a batch; a transform may change its input, which is a copy."""
+    drawn = [view(x.clone()) for view in views]
+    for view in drawn:
+        if view.shape != x.shape:
+            raise ValueError(
+                f"a transform must give as many images as it takes, of their shape {tuple(x.shape)}, got "
+                f"{tuple(view.shape)}"
+            )
+    return drawn
+
+
 @torch.no_grad()
 def follow(network, momentum):
     """target <- momentum * target + (1 - momentum) * online, weights only: statistics are its own."""
@@ -115,7 +127,7 @@ class SelfSupervised(Training):
 
     def step(self, network, x):
         network.target.train()  # its statistics are of the batch, as in BYOL
-        loss = byol_loss(network, *(view(x) for view in self.views))
+        loss = byol_loss(network, *draw_views(self.views, x))
         self.move("optimizer", ssl_loss=loss)
         follow(network, self.momentum)
 
@@ -167,7 +179,7 @@ class EndToEnd(Training):
         }
         if self.views:
             network.target.train()
-            terms["ssl"] = byol_loss(network, *(view(x) for view in self.views))
+            terms["ssl"] = byol_loss(network, *draw_views(self.views, x))
         self.record(**{f"{name}_loss": term for name, term in terms.items()})
         self.move("optimizer", train_loss=sum(self.weights[name] * term for name, term in terms.items()))
         if self.views:

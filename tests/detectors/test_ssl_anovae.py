@@ -262,6 +262,16 @@ def test_bad_parameters(parameters, message):
         tiny(SSLAnoVAE, **parameters).fit(make_images())
 
 
+def test_transforms_of_ones_own():
+    X = make_images()
+    with pytest.raises(ValueError, match="a transform must give as many images as it takes"):
+        tiny(SSLAnoVAE, transforms=lambda x: x[:3]).fit(X)
+    in_place = tiny(SSLAnoVAE, transforms=lambda x: x.mul_(0.5)).fit(X)
+    assert_allclose(
+        in_place.score_samples(X), tiny(SSLAnoVAE, transforms=lambda x: x * 0.5).fit(X).score_samples(X)
+    )
+
+
 def test_colour_transforms_refuse_two_channels():
     with pytest.raises(ValueError, match="needs images of 1 or 3 channels, grey or RGB, got 2; leave it out"):
         tiny(SSLAnoVAE, transforms="structure").fit(np.stack([make_images()] * 2, -1))
