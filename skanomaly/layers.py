@@ -75,7 +75,7 @@ class GraphLayerExtractor(_Extractor):
         L.
     n_features_in_ : int
         Height of the scans, or pixels where they are given as rows.
-    feature_names_in_ : (n_features_in_,) ndarray
+    feature_names_in_ : ndarray of str
         Where X was a DataFrame of rows.
 
     See Also
@@ -342,7 +342,7 @@ class UNetLayerExtractor(_Extractor):
         Losses by epoch.
     n_features_in_ : int
         Height of the scans, or pixels where they are given as rows.
-    feature_names_in_ : (n_features_in_,) ndarray
+    feature_names_in_ : ndarray of str
         Where X was a DataFrame of rows.
 
     See Also

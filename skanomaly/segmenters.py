@@ -45,7 +45,7 @@ class ResidualSegmenter(HoldsDetector, BaseEstimator):
         Of the map.
     n_features_in_ : int
         As of the detector.
-    feature_names_in_ : (n_features_in_,) ndarray
+    feature_names_in_ : ndarray of str
         Where X was a DataFrame of rows.
 
     See Also
@@ -174,7 +174,7 @@ class LayerwiseSegmenter(HoldsDetector, BaseEstimator):
         The thresholds used.
     n_features_in_ : int
         As of the detector.
-    feature_names_in_ : (n_features_in_,) ndarray
+    feature_names_in_ : ndarray of str
         Where X was a DataFrame of rows.
 
     See Also

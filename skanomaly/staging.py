@@ -41,7 +41,7 @@ class ResidualTransformer(HoldsDetector, ClassNamePrefixFeaturesOutMixin, Transf
         Fitted.
     n_features_in_ : int
         As of the detector.
-    feature_names_in_ : (n_features_in_,) ndarray
+    feature_names_in_ : ndarray of str
         Where X was a DataFrame of rows.
 
     Examples
@@ -476,7 +476,7 @@ class AnomalyStager(HoldsDetector, _Stages, BaseEstimator):
         Cluster of each stage.
     n_features_in_ : int
         As of the detector.
-    feature_names_in_ : (n_features_in_,) ndarray
+    feature_names_in_ : ndarray of str
         Where X was a DataFrame of rows.
 
     Examples
