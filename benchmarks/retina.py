@@ -190,10 +190,13 @@ def main():
     arguments.results.mkdir(parents=True, exist_ok=True)
     epochs = {"max_epochs": arguments.epochs} if arguments.epochs else {}
     start = time.perf_counter()
-    option = f" --epochs {arguments.epochs}" if arguments.epochs else ""
+    command = " ".join(
+        ["python benchmarks/retina.py", f"--seeds {arguments.seeds}", f"--threads {arguments.threads}"]
+        + [f"--epochs {arguments.epochs}"] * bool(arguments.epochs)
+    )
     text = "\n".join(
         [
-            f"Made by `python benchmarks/retina.py{option}`; {arguments.seeds} seeds.\n",
+            f"Made by `{command}`.\n",
             "Stages of diabetic retinopathy (fundus_dr, 128 px, test split; 95 % bootstrap intervals over "
             "patients), found without grades. The rival knows the mean residual only:\n",
             table(
