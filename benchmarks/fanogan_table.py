@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from _data import FOLDER, load
 from _detectors import make, with_epochs
+from accuracy import table
 from joblib import Memory
 from sklearn.metrics import roc_curve
 from sklearn.utils import Bunch
@@ -215,11 +216,6 @@ class Comparison:
 
 
 HEAD = "data", "method", "seeds", "precision", "sensitivity", "specificity", "F1", "AUC", "s / image"
-
-
-def table(head, rows):
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
 
 
 def orderings(whole, searched):

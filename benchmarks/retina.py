@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from _data import FOLDER
+from accuracy import table
 from sklearn.cluster import KMeans
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.frozen import FrozenEstimator
@@ -169,11 +170,6 @@ def segmentation_rows(n_seeds, epochs):
         [name, *(f"{mean:.3f} ({sd:.3f})" for mean, sd in zip(np.mean(of, 0), np.std(of, 0)))]
         for name, of in dice.items()
     ]
-
-
-def table(head, rows):
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
 
 
 def main():

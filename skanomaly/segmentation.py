@@ -120,8 +120,31 @@ def regions(masks, maps):
     return {name: found[column] for name, column in columns.items()}
 
 
+def pool_blocks(images, block_size):
+    """Means of square blocks; those at the lower and right border may be smaller.
+
+    Parameters
+    ----------
+    images : (..., H, W) array
+        Maps or images.
+    block_size : int
+        Side of a block.
+
+    Returns
+    -------
+    means : (..., h, w) ndarray
+        One for each block.
+    """
+    for axis in (-2, -1):
+        starts = np.arange(0, images.shape[axis], block_size)
+        sizes = np.diff(np.append(starts, images.shape[axis]))
+        sums = np.add.reduceat(images, starts, axis=axis)
+        images = sums / (sizes[:, None] if axis == -2 else sizes)
+    return images
+
+
 def block_means(maps, block_size):
-    """Maps, each pixel the mean of its block; those at the lower and right border may be smaller.
+    """Maps, each pixel the mean of its block.
 
     Parameters
     ----------
@@ -135,13 +158,9 @@ def block_means(maps, block_size):
     maps : (n, H, W) ndarray
         Constant within each block.
     """
-    maps = np.asarray(maps)
-    for axis in (1, 2):
-        starts = np.arange(0, maps.shape[axis], block_size)
-        sizes = np.diff(np.append(starts, maps.shape[axis]))
-        sums = np.add.reduceat(maps, starts, axis=axis)
-        maps = np.repeat(sums / (sizes[:, None] if axis == 1 else sizes), sizes, axis=axis)
-    return maps
+    means = pool_blocks(maps, block_size)
+    height, width = maps.shape[1:]
+    return means.repeat(block_size, axis=1).repeat(block_size, axis=2)[:, :height, :width]
 
 
 #: Grey code of what is not retina, so far from the codes of layers, in [0, 1], that it can be told apart.

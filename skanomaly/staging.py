@@ -19,6 +19,7 @@ from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 
 from ._unwrap import HoldsDetector, _call, all_or_nothing, anomaly_map, take_rows, unwrap
+from .segmentation import pool_blocks
 
 __all__ = ["AnomalyStager", "CentroidScorer", "CentroidStager", "ResidualTransformer", "severity"]
 
@@ -111,18 +112,8 @@ class ResidualTransformer(HoldsDetector, ClassNamePrefixFeaturesOutMixin, Transf
             to_network = images.layout.to_network
             residuals = np.abs(to_network(images.X[0 : len(images)]) - to_network(detector.reconstruct(seen)))
         if self.pooling is not None:
-            residuals = _pool(residuals, self.pooling)
+            residuals = pool_blocks(residuals, self.pooling)
         return residuals.reshape(len(residuals), -1).astype(np.float32, copy=False)
-
-
-def _pool(images, side):
-    """Means of squares of (n, c, h, w); those at the lower and right border may be smaller."""
-    for axis in (2, 3):
-        starts = np.arange(0, images.shape[axis], side)
-        sizes = np.diff(np.append(starts, images.shape[axis]))
-        sums = np.add.reduceat(images, starts, axis=axis)
-        images = sums / sizes.reshape((-1, 1) if axis == 2 else (-1,))
-    return images
 
 
 class _Stages:
