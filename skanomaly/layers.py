@@ -17,7 +17,7 @@ from . import _inference
 from ._random import draw_seed, seeded
 from ._unwrap import all_or_nothing
 from .networks.unet import PatchDiscriminator, UNet
-from .segmentation import check_depth_order
+from .segmentation import NO_LAYER, check_depth_order
 from .training import Training
 from .training._adversarial import discriminator_loss, generator_loss
 
@@ -27,6 +27,10 @@ __all__ = ["GraphLayerExtractor", "UNetLayerExtractor"]
 THICKNESS = 8, 14, 8, 6, 16, 6, 6
 #: What each boundary is, from above: dark to bright (1), or bright to dark (-1).
 POLARITY = 1, -1, -1, 1, -1, 1, 1, -1
+#: How much thinner or thicker all layers of a scan may be together.
+SCALES = np.geomspace(0.3, 1.2, 11)
+#: Share of a scan's range of grey values within which a margin is white, or black.
+WHITE, BLACK = 0.03, 0.01
 
 
 class _Extractor(BaseEstimator):
@@ -50,14 +54,17 @@ class GraphLayerExtractor(_Extractor):
     """Layers without training: boundaries as shortest paths over vertical gradients.
 
     The pigment epithelium, the brightest deep band, is found as a path through the scan, and the scan
-    flattened to it. Then all boundaries of a column are found together, in their order: the places, top to
-    bottom, where the gradients have the right signs and are strongest, and layers are about as thick as they
-    should be. Layers cannot cross.
+    flattened to it. The mean of its columns says how thick the retina is. Then all boundaries of a column are
+    found together, in their order: the places, top to bottom, where the gradients have the right signs and
+    are strongest, and layers are about as thick as they should be. Layers cannot cross, but they may have
+    gaps: retina about as dark as what lies above it, as fluid is, belongs to none. White or black margins
+    above and below a scan, as registered or padded ones have, are left out.
 
     Parameters
     ----------
     thickness : sequence of L floats, default=(8, 14, 8, 6, 16, 6, 6)
-        Expected thickness of the layers from the vitreous inwards, in 1/128 of the height.
+        Expected thickness of the layers from the vitreous inwards, in 1/128 of the height. What counts is how
+        they relate; all together may be 0.3 to 1.2 times as thick.
     polarity : sequence of L + 1 of {-1, 1}, default=(1, -1, -1, 1, -1, 1, 1, -1)
         Upper end of each layer and lower end of the last: 1 from dark to bright, -1 from bright to dark.
     thickness_weight : float, default=0.3
@@ -66,6 +73,9 @@ class GraphLayerExtractor(_Extractor):
         Of the Gaussian before the gradient, in 1/128 of the height.
     median_size : int, default=7
         Columns of the median filter on the boundaries.
+    gaps : bool, default=True
+        Whether dark retina belongs to no layer, or to the one it lies in: darker than the darkest layer by
+        two thirds of what that is brighter than the vitreous.
     n_jobs : int, default=None
         Scans at a time, by joblib.
 
@@ -86,7 +96,9 @@ class GraphLayerExtractor(_Extractor):
     Notes
     -----
     The idea is that of Chiu et al. [1]_; here the boundaries of a column are found together by dynamic
-    programming, which keeps their order, instead of one by one.
+    programming, which keeps their order, instead of one by one. Seven layers want a retina of 30 pixels or
+    more; for fewer, take three: ``thickness=(24, 16, 12), polarity=(1, -1, 1, -1)``, the inner retina, the
+    outer nuclear layer, and from the photoreceptor segments to the pigment epithelium.
 
     References
     ----------
@@ -113,6 +125,7 @@ class GraphLayerExtractor(_Extractor):
         "thickness_weight": [Interval(Real, 0, None, closed="left")],
         "sigma": [tuple, list],
         "median_size": [Interval(Integral, 1, None, closed="left")],
+        "gaps": ["boolean"],
         "n_jobs": [Integral, None],
     }
 
@@ -124,6 +137,7 @@ class GraphLayerExtractor(_Extractor):
         thickness_weight=0.3,
         sigma=(1.0, 2.5),
         median_size=7,
+        gaps=True,
         n_jobs=None,
     ):
         self.thickness = thickness
@@ -131,6 +145,7 @@ class GraphLayerExtractor(_Extractor):
         self.thickness_weight = thickness_weight
         self.sigma = sigma
         self.median_size = median_size
+        self.gaps = gaps
         self.n_jobs = n_jobs
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -177,9 +192,7 @@ class GraphLayerExtractor(_Extractor):
         boundaries : (n, L + 1, W) float64 ndarray
             Row of the upper end of layers 1 to L and, last, of what is behind them; from above, not crossing.
         """
-        check_is_fitted(self)
-        scans = self._check(X, reset=False)
-        return np.stack(Parallel(n_jobs=self.n_jobs)(delayed(self._boundaries)(scan) for scan in scans))
+        return np.stack(self._each(self._boundaries, X))
 
     def predict(self, X):
         """Layer of each pixel.
@@ -192,27 +205,48 @@ class GraphLayerExtractor(_Extractor):
         Returns
         -------
         layers : (n, H, W) int ndarray
-            In depth order: 0 above the retina, 1 to L, L + 1 behind it.
+            In depth order: 0 above the retina, 1 to L, L + 1 behind it; -1 for retina without a layer.
         """
-        boundaries = self.boundaries(X)
-        rows = np.arange(self._check(X, reset=False).shape[1])[:, None] + 0.5
-        return (rows[None, None] >= boundaries[:, :, None]).sum(1)
+        return np.stack(self._each(self._layers, X))
+
+    def _each(self, read, X):
+        check_is_fitted(self)
+        scans = self._check(X, reset=False)
+        return Parallel(n_jobs=self.n_jobs)(delayed(read)(scan) for scan in scans)
+
+    def _layers(self, scan):
+        rows = np.arange(len(scan))[:, None] + 0.5
+        layers = (rows[None] >= self._boundaries(scan)[:, None]).sum(0)
+        if self.gaps:
+            layers[_gaps(scan, layers, self.n_layers_)] = NO_LAYER
+        return layers
 
     def _boundaries(self, scan):
         height, width = scan.shape
         scale = height / 128
+        scan = _without_margins(scan, scale)
         epithelium = ndimage.gaussian_filter1d(_deepest_band(scan, scale).astype(float), 3, mode="nearest")
         shift = np.round(epithelium - epithelium.mean()).astype(int)
         rows = (np.arange(height)[:, None] + shift).clip(0, height - 1)
         flat = np.take_along_axis(scan, rows, axis=0)
         gradient = ndimage.gaussian_filter(flat, np.multiply(self.sigma, scale), order=(1, 0), mode="nearest")
         gradient /= gradient.std() or 1
-        places = self._ordered_places(gradient, np.asarray(self.thickness, float) * scale)
+        profile = gradient.mean(1, keepdims=True)
+        profile /= profile.std() or 1
+        thickness = np.asarray(self.thickness, float) * scale
+        fits = [(*self._ordered_places(profile, thickness * s), s) for s in SCALES]
+        places, _, fitting = max(fits, key=lambda fit: fit[1])
+        # What is much farther up or down than the retina of the mean column is not retina.
+        first, last = places[[0, -1], 0]
+        reach = (last - first) // 2
+        gradient[: max(0, first - reach)] = 0
+        gradient[last + reach :] = 0
+        places, _ = self._ordered_places(gradient, thickness * fitting)
         size = min(self.median_size, width)
         return ndimage.median_filter(places.astype(float), (1, size), mode="nearest") + shift + 0.5
 
     def _ordered_places(self, gradient, thickness):
-        """Rows (L + 1, W) with the largest sum of signed gradients, less what odd thicknesses cost."""
+        """Rows (L + 1, W) with the largest sum of signed gradients, less odd thicknesses' cost; the sum."""
         height = len(gradient)
         step = np.arange(height) - np.arange(height)[:, None]  # from row to row
         best, came_from = self.polarity[0] * gradient, []
@@ -225,7 +259,33 @@ class GraphLayerExtractor(_Extractor):
         places = [best.argmax(0)]
         for origin in reversed(came_from):
             places.insert(0, np.take_along_axis(origin, places[0][None], axis=0)[0])
-        return np.array(places)
+        return np.array(places), best.max(0).sum()
+
+
+def _without_margins(scan, scale):
+    """White or black margins above and below replaced by the nearest pixels of the scan."""
+    low, high = scan.min(), scan.max()
+    span = high - low
+    extreme = ndimage.binary_dilation((scan >= high - WHITE * span) | (scan <= low + BLACK * span))
+    until = np.logical_and.accumulate
+    margin = until(extreme) | until(extreme[::-1])[::-1]
+    margin = ndimage.binary_dilation(margin, iterations=round(4 * scale) or 1)  # their blurred edges too
+    if margin.all() or not margin.any():
+        return scan
+    nearest = ndimage.distance_transform_edt(margin, return_distances=False, return_indices=True)
+    return scan[tuple(nearest)]
+
+
+def _gaps(scan, layers, n_layers):
+    """Where the retina is about as dark as what lies above it."""
+    scan = ndimage.gaussian_filter(scan, len(scan) / 128)
+    median = {layer: np.median(scan[layers == layer]) for layer in np.unique(layers)}
+    vitreous = median.get(0, np.inf)
+    darkest = min((value for layer, value in median.items() if 0 < layer <= n_layers), default=-np.inf)
+    if vitreous >= darkest:
+        return np.zeros(scan.shape, dtype=bool)
+    dark = (layers > 0) & (layers <= n_layers) & (scan < vitreous + (darkest - vitreous) / 3)
+    return ndimage.binary_opening(dark)
 
 
 def _deepest_band(scan, scale):
@@ -409,8 +469,8 @@ class UNetLayerExtractor(_Extractor):
         X : (n, H, W) array-like
             Scans; or rows, each a scan of one pixel's width.
         y : (n, H, W) int array-like
-            Layer of each pixel, in depth order from 0 above the retina to L + 1 behind it; (n,) where a scan
-            is of one layer only.
+            Layer of each pixel, in depth order from 0 above the retina to L + 1 behind it, -1 in a gap as of
+            fluid; (n,) where a scan is of one layer only.
         X_target : (m, H, W) array-like, default=None
             Unlabelled scans to adapt to.
 
@@ -421,7 +481,7 @@ class UNetLayerExtractor(_Extractor):
         Raises
         ------
         ValueError
-            For labels that are not whole numbers from 0, or do not go up with depth.
+            For labels that are not whole numbers from -1, or do not go up with depth.
         """
         if y is None:
             raise ValueError(
@@ -431,6 +491,8 @@ class UNetLayerExtractor(_Extractor):
         scans = self._check(X, reset=True)
         labels = self._check_labels(y, scans)
         self.n_layers_ = max(1, int(labels.max()) - 1)
+        self._first = min(0, int(labels.min()))
+        labels -= self._first
         self._range = float(scans.min()), float(scans.max())
         device = _inference.resolve_device(self.device)
         target = None if X_target is None else self._tensor(self._check(X_target, reset=False))
@@ -466,8 +528,10 @@ class UNetLayerExtractor(_Extractor):
             labels = labels[:, None, None]
         if labels.ndim != 3 or not all(a in (1, b) for a, b in zip(labels.shape[1:], scans.shape[1:])):
             raise ValueError(f"y must have the shape of the scans, {scans.shape}, got {np.shape(y)}")
-        if (labels < 0).any() or (labels != labels.round()).any():
-            raise ValueError("y must hold whole numbers from 0, the layers in depth order")
+        if (labels < NO_LAYER).any() or (labels != labels.round()).any():
+            raise ValueError(
+                f"y must hold whole numbers, the layers in depth order from 0, and {NO_LAYER} in gaps"
+            )
         labels = np.broadcast_to(labels, scans.shape).copy()
         check_depth_order(labels)
         return labels
@@ -487,7 +551,7 @@ class UNetLayerExtractor(_Extractor):
         Returns
         -------
         layers : (n, H, W) int64 ndarray
-            In depth order: 0 above the retina, 1 to L, L + 1 behind it.
+            In depth order: 0 above the retina, 1 to L, L + 1 behind it; -1 in a gap, where it was shown some.
         """
         check_is_fitted(self)
         scans = self._tensor(self._check(X, reset=False))
@@ -498,7 +562,7 @@ class UNetLayerExtractor(_Extractor):
             )
         device = next(self.network_.parameters()).device
         network = self.network_
-        parts = _inference.run(lambda x: network(x).argmax(1), network, scans[:, None], device)
+        parts = _inference.run(lambda x: network(x).argmax(1) + self._first, network, scans[:, None], device)
         return np.concatenate([part for _, part in parts])
 
     def __sklearn_tags__(self):

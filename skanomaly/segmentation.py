@@ -163,17 +163,20 @@ def block_means(maps, block_size):
     return means.repeat(block_size, axis=1).repeat(block_size, axis=2)[:, :height, :width]
 
 
-#: Grey code of what is not retina, so far from the codes of layers, in [0, 1], that it can be told apart.
-BACKGROUND = 3.0
+#: Label of retina that belongs to no layer, such as fluid.
+NO_LAYER = -1
+#: Grey codes of that and of what is not retina; those of layers are in [0, 1]. So far apart that it can be
+#: told from a difference between which of the three it is.
+GAP, BACKGROUND = 3.0, 7.0
 
 
 def layer_codes(layers, n_layers):
-    """Layers as grey values: equally spaced in [0, 1] by depth, what is not retina 3.
+    """Layers as grey values: equally spaced in [0, 1] by depth; no layer is 3, what is not retina 7.
 
     Parameters
     ----------
     layers : int array
-        0 above the retina, 1 to `n_layers`, and from there on behind it.
+        0 above the retina, 1 to `n_layers`, and from there on behind it; -1 for retina without a layer.
     n_layers : int
         L.
 
@@ -184,7 +187,8 @@ def layer_codes(layers, n_layers):
     """
     layers = np.asarray(layers)
     codes = (layers - 1) / max(1, n_layers - 1)
-    return np.where((layers < 1) | (layers > n_layers), BACKGROUND, codes)
+    codes = np.where((layers < 1) | (layers > n_layers), BACKGROUND, codes)
+    return np.where(layers == NO_LAYER, GAP, codes)
 
 
 def layerwise_mask(layers, reconstructed, n_layers, *, v_low=None, v_high=None):
@@ -199,9 +203,10 @@ def layerwise_mask(layers, reconstructed, n_layers, *, v_low=None, v_high=None):
     n_layers : int
         L.
     v_low : float, default=None
-        None is half the difference of neighbouring layers.
+        None is 1.5 times the difference of neighbouring layers: where only these two are exchanged, a
+        boundary is a little off.
     v_high : float, default=None
-        None lets all differences of layers pass, and none between a layer and what is not retina.
+        None lets all differences within the retina pass, and none from what is not retina.
 
     Returns
     -------
@@ -234,9 +239,9 @@ def layer_thresholds(n_layers, v_low=None, v_high=None):
     v_low, v_high : float
         Lower and upper threshold.
     """
-    v_low = 0.5 / max(1, n_layers - 1) if v_low is None else v_low
-    # Half-way between the largest difference of layers, 1, and the smallest to what is not retina.
-    v_high = 0.5 * (1 + BACKGROUND - 1) if v_high is None else v_high
+    v_low = 1.5 / max(1, n_layers - 1) if v_low is None else v_low
+    # Half-way between the largest difference within the retina and the smallest to what is not.
+    v_high = 0.5 * (GAP + BACKGROUND - GAP) if v_high is None else v_high
     if not v_low < v_high:
         raise ValueError(f"v_low must be below v_high, got v_low={v_low} and v_high={v_high}")
     return v_low, v_high
@@ -257,7 +262,7 @@ def check_depth_order(layers):
     """
     layers = np.asarray(layers)
     rows = np.arange(layers.shape[1])[None, :, None]
-    found = np.unique(layers)
+    found = np.unique(layers[layers != NO_LAYER])
     depth = ndimage.mean(np.broadcast_to(rows, layers.shape), layers, found)
     # Labels that a poor extractor scatters anywhere lie about equally deep.
     wrong = np.flatnonzero(np.diff(depth) < -0.01 * layers.shape[1])

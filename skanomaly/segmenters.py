@@ -143,8 +143,8 @@ class LayerwiseSegmenter(HoldsDetector, BaseEstimator):
     """Segments where the layers of a retina differ from those of its reconstruction.
 
     A lesion whose grey values are normal ones somewhere else hardly shows in the residual, but it breaks the
-    layers. Each layer is coded by one grey value, what is not retina by one far away; the codes of a scan and
-    of its reconstruction are compared.
+    layers. Each layer is coded by one grey value, retina that belongs to none by one farther off, and what is
+    not retina by one far away; the codes of a scan and of its reconstruction are compared.
 
     Parameters
     ----------
@@ -153,10 +153,10 @@ class LayerwiseSegmenter(HoldsDetector, BaseEstimator):
         cloned and fitted to the rows with y other than -1.
     layer_extractor : layer extractor, or FrozenEstimator of one, default=None
         None is ``GraphLayerExtractor()``. Any estimator whose `predict` gives integer layers (n, H, W) in
-        depth order, 0 above the retina and L + 1 behind it, with ``n_layers_``. One that learns from labelled
-        layers is fitted before and given as a FrozenEstimator.
+        depth order, 0 above the retina and L + 1 behind it, -1 in a gap, with ``n_layers_``. One that learns
+        from labelled layers is fitted before and given as a FrozenEstimator.
     v_low : float, default=None
-        Differences of codes up to here are noise; None is half the difference of neighbouring layers.
+        Differences of codes up to here are noise; None is 1.5 times that of neighbouring layers.
     v_high : float, default=None
         Differences from here on are those between retina and what is not; None is half-way to these.
     fill_holes : bool, default=True

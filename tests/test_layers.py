@@ -9,9 +9,11 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from skanomaly._random import seeded
-from skanomaly.datasets import make_oct
+from skanomaly.datasets import load_oct, make_oct
 from skanomaly.layers import GraphLayerExtractor, LayerTraining, UNetLayerExtractor
+from skanomaly.metrics import dice
 from skanomaly.networks.unet import PatchDiscriminator, UNet
+from skanomaly.segmentation import NO_LAYER
 from skanomaly.training._adversarial import generator_loss
 
 KINDS = "normal", "intraretinal fluid", "subretinal fluid", "drusen"
@@ -50,9 +52,47 @@ def test_layers_do_not_cross_and_agree_with_their_boundaries():
     extractor = GraphLayerExtractor().fit(scans.images)
     boundaries, layers = extractor.boundaries(scans.images), extractor.predict(scans.images)
     assert (np.diff(boundaries, axis=1) >= 0).all()
-    assert (np.diff(layers, axis=1) >= 0).all(), "in depth order"
+    whole = GraphLayerExtractor(gaps=False).fit(scans.images).predict(scans.images)
+    assert (np.diff(whole, axis=1) >= 0).all(), "in depth order"
+    assert_array_equal(layers[layers >= 0], whole[layers >= 0])
     assert layers.max() == extractor.n_layers_ + 1 == 8
     assert (layers == scans.layers)[~scans.masks].mean() > 0.95
+
+
+def test_fluid_is_a_gap_in_the_layers_and_shadows_are_not():
+    scans = make_oct(20, kinds=("normal", *KINDS), random_state=4)
+    gaps = GraphLayerExtractor().fit(scans.images).predict(scans.images) == NO_LAYER
+    fluid = np.isin(scans.kind, ("intraretinal fluid", "subretinal fluid"))
+    assert dice(scans.masks[fluid], gaps[fluid]) > 0.7
+    assert gaps[~fluid].mean() < 0.001, "of normal scans and drusen"
+
+
+def test_real_scans_in_three_layers():
+    """Margins of registered scans and a thinner retina do not lead astray, nor does disease."""
+    scans = load_oct().images
+    extractor = GraphLayerExtractor(thickness=(24, 16, 12), polarity=(1, -1, 1, -1), gaps=False).fit(scans)
+    boundaries, layers = extractor.boundaries(scans), extractor.predict(scans)
+    assert (np.diff(boundaries, axis=1).mean(2) > 2).all()
+    contrast = []
+    for scan, found in zip(scans, layers):
+        vitreous, inner, nuclear, outer = (
+            np.median(scan[(found == layer) & (scan < 250)]) for layer in range(4)
+        )
+        assert vitreous < min(inner, nuclear)
+        contrast.append(outer / max(inner, nuclear))
+    assert min(contrast) > 1
+    assert np.median(contrast) > 1.3
+
+
+def test_margins_are_left_out():
+    scans = make_oct(3, random_state=0)
+    registered = scans.images.copy()
+    for k in range(registered.shape[2]):
+        registered[:, : k // 16, k] = 255
+        registered[:, 122 - k // 10 :, k] = 255
+    registered[:, 125:] = 0
+    found = GraphLayerExtractor().fit(registered).boundaries(registered)
+    assert np.abs(found - scans.boundaries).mean() < 1
 
 
 def test_scans_are_judged_each_by_itself_and_in_parallel():
@@ -85,6 +125,16 @@ def test_the_unet_learns_layers():
         train.images, train.layers
     )
     assert_array_equal(trained.predict(test.images), again.predict(test.images))
+
+
+def test_the_unet_learns_gaps():
+    scans = make_oct(32, kinds=KINDS[2:3], size=64, severity=1.0, random_state=0)
+    labels = np.where(scans.masks, NO_LAYER, scans.layers.astype(int))
+    extractor = UNetLayerExtractor(lr=1e-2, random_state=0).fit(scans.images, labels)
+    found = extractor.predict(scans.images)
+    assert extractor.n_layers_ == 7
+    assert (found.min(), found.max()) == (-1, 8)
+    assert dice(scans.masks, found == NO_LAYER) > 0.7
 
 
 def test_adaptation_reaches_the_extractor():
@@ -128,7 +178,11 @@ def test_the_unet_is_that_of_pnet():
         (lambda X, y: GraphLayerExtractor().predict(X), NotFittedError, "not fitted yet"),
         (lambda X, y: small().fit(X, None), ValueError, "take GraphLayerExtractor where there are none"),
         (lambda X, y: small().fit(X, y[:, :5]), ValueError, "y must have the shape of the scans"),
-        (lambda X, y: small().fit(X, y + 0.5), ValueError, "whole numbers from 0"),
+        (
+            lambda X, y: small().fit(X, y + 0.5),
+            ValueError,
+            "whole numbers, .* from 0, and -1 in gaps",
+        ),
         (lambda X, y: small().fit(X, 8 - y), ValueError, "layers must be numbered by depth, but layer 1"),
         (lambda X, y: small().fit(X, y).predict(X[:, :, :9]), ValueError, "scans of the fitted size"),
         (lambda X, y: small().fit(X, y, X_target=X[:, :, :9]), ValueError, "scans of the size of X"),

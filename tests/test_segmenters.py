@@ -15,6 +15,8 @@ from skanomaly import AutoEncoder, PatchDetector, metrics
 from skanomaly.datasets import make_oct
 from skanomaly.layers import GraphLayerExtractor, UNetLayerExtractor
 from skanomaly.segmentation import (
+    GAP,
+    NO_LAYER,
     block_means,
     check_depth_order,
     layer_codes,
@@ -67,17 +69,21 @@ def test_a_planted_block_is_found_exactly(n_layers):
     """Layers c1 where the reconstruction has c2: the difference is (c1 - c2) / (L - 1)."""
     plain = np.repeat(np.arange(n_layers + 2), 3)[None, :, None].repeat(8, 2)
     assert not layerwise_mask(plain, plain, n_layers).any(), "equal layers"
-    for c1, c2 in ((1, n_layers), (2, 1)):
+    for c1, c2 in ((1, n_layers), (2, 1), (NO_LAYER, 1), (n_layers, NO_LAYER)):
         layers, made = plain.copy(), plain.copy()
         layers[0, 4:7, 2:5], made[0, 4:7, 2:5] = c1, c2
         block = np.zeros(plain.shape, bool)
         block[0, 4:7, 2:5] = True
         difference = abs(c1 - c2) / (n_layers - 1)
+        if NO_LAYER in (c1, c2):
+            difference = GAP - (max(c1, c2) - 1) / (n_layers - 1)
         codes = layer_codes(layers, n_layers) - layer_codes(made, n_layers)
         assert_allclose(np.abs(codes[block]), difference)
-        assert_array_equal(layerwise_mask(layers, made, n_layers), block)
+        neighbours = NO_LAYER not in (c1, c2) and abs(c1 - c2) == 1
+        found = layerwise_mask(layers, made, n_layers)
+        assert_array_equal(found, block & (not neighbours), "neighbours exchanged are noise")
         for low, high, found in (
-            (difference, 1.9, False),
+            (difference, 3.5, False),
             (difference - 1e-9, difference, False),
             (difference - 1e-9, difference + 1e-9, True),
         ):
@@ -93,8 +99,9 @@ def test_the_background_is_left_out(n_layers):
         mask = layerwise_mask(every, np.full_like(every, background), n_layers)
         assert not mask.any()
     low, high = layer_thresholds(n_layers)
-    gaps = np.abs(layer_codes(np.arange(1, n_layers + 1), n_layers) - layer_codes(0, n_layers))
-    assert low < 1 < high < gaps.min()
+    codes = layer_codes([NO_LAYER, *range(1, n_layers + 1)], n_layers)
+    assert low < np.abs(codes[1:] - codes[0]).min(), "a gap is never noise"
+    assert np.abs(codes[:, None] - codes).max() < high < np.abs(codes - layer_codes(0, n_layers)).min()
 
 
 class Columns(BaseEstimator):
