@@ -237,7 +237,8 @@ def test_the_figures_of_the_retina(monkeypatch, tmp_path, capsys):
     metric = partial(retina.auroc, "score", truth)
     assert retina.mean_with_interval(metric, [perfect], rng.permutation(20)) == "1.000 [1.000, 1.000]"
     assert list(retina.merged(np.arange(6))) == [0, 1, 1, 2, 2, 2]
-    monkeypatch.setattr(retina, "N_SCANS", {"train": 8, "val": 4, "test": 4})
+    monkeypatch.setattr(retina, "N_SCANS", {"train": 8, "val": 4})
+    monkeypatch.setattr(retina, "TEST", (2, 2))
     monkeypatch.setattr(retina, "make_oct", partial(retina.make_oct, size=32))
     monkeypatch.setattr(retina, "UNetLayerExtractor", lambda random_state: retina.GraphLayerExtractor())
     monkeypatch.setattr(retina, "AutoEncoder", partial(tiny, retina.AutoEncoder))
