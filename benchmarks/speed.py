@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py [--pairs 15] [--memory] [--detectors NAME[:parameter=value,...] ...]
     python benchmarks/speed.py --search
+    python benchmarks/speed.py --views
 
 Each detector is timed against a raw loop that does the same arithmetic, with the same network, from the
 same uint8 array: written by hand where there is one here ("hand"), else the detector's own steps in a bare
@@ -25,6 +26,8 @@ from _detectors import make, names, with_epochs
 from skanomaly._images import Images, Layout
 from skanomaly._losses import gradient_penalty
 from skanomaly.datasets import load_chest_xray
+from skanomaly.detectors.ssl_anovae import draw_views
+from skanomaly.transforms import PRESETS, preset
 
 SCORING_ROWS = 32
 
@@ -283,6 +286,28 @@ def measure_search(n_pairs):
     print(f"FAnoGAN is {25 * batched / encoder:.0f} times as fast as AnoGAN with 500 steps")
 
 
+def measure_views(n_pairs):
+    """Share of SSLAnoVAE's training that is spent on drawing both views of the images, for each preset."""
+    X = load_chest_xray(subset="train").images[:384]
+    x = scaled(X[:64])
+    for name in PRESETS:
+        detector = make("SSLAnoVAE", transforms=name, max_epochs=1)
+        views, steps = [], []
+        for _ in range(n_pairs):
+            start = time.perf_counter()
+            for _ in range(6):
+                draw_views(preset(name), x)
+            middle = time.perf_counter()
+            detector.fit(X)
+            views.append((middle - start) / 6)
+            steps.append((time.perf_counter() - middle) / 6)
+        print(
+            f"SSLAnoVAE, transforms={name!r}: both views of 64 images {1000 * min(views):.1f} ms, "
+            f"{min(views) / min(steps):.0%} of a step",
+            flush=True,
+        )
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -291,11 +316,14 @@ def main():
     parser.add_argument("--detectors", nargs="+", default=names())
     parser.add_argument("--memory", action="store_true", help="measure memory instead of speed")
     parser.add_argument("--search", action="store_true", help="measure latent searches instead of speed")
+    parser.add_argument("--views", action="store_true", help="measure the views of SSLAnoVAE")
     parser.add_argument("--images", type=int, default=100_000, help="for --memory")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     if arguments.search:
         return measure_search(arguments.pairs)
+    if arguments.views:
+        return measure_views(arguments.pairs)
     for name in arguments.detectors:
         if arguments.memory:
             measure_memory(name, arguments.images)

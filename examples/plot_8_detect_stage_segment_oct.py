@@ -59,8 +59,8 @@ for name, found in masks.items():
 
 # %%
 # The worst scans, from left to right: scan, reconstruction, layers of either, and both masks with the truth
-# outlined. Dark fluid hardly differs from the dark layer it lies in; but it lifts what lies over it, and that
-# is what the comparison of layers shows.
+# outlined. The reconstruction has lifted no layers, so that the residual shows where these lie now; fluid
+# itself belongs to no layer, and that is what the comparison of layers shows.
 
 # sphinx_gallery_thumbnail_number = 1
 

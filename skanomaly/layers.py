@@ -29,6 +29,8 @@ THICKNESS = 8, 14, 8, 6, 16, 6, 6
 POLARITY = 1, -1, -1, 1, -1, 1, 1, -1
 #: How much thinner or thicker all layers of a scan may be together.
 SCALES = np.geomspace(0.3, 1.2, 11)
+#: Where the pigment epithelium comes to lie in a flattened scan, in its height.
+EPITHELIUM = 5 / 8
 #: Share of a scan's range of grey values within which a margin is white, or black.
 WHITE, BLACK = 0.03, 0.01
 
@@ -209,6 +211,22 @@ class GraphLayerExtractor(_Extractor):
         """
         return np.stack(self._each(self._layers, X))
 
+    def flatten(self, X):
+        """Scans without curvature and margins, on which a detector has less to learn.
+
+        Parameters
+        ----------
+        X : (n, H, W) array-like
+            Scans.
+
+        Returns
+        -------
+        flat : (n, H, W) ndarray
+            Each column moved up or down until the pigment epithelium lies at 5/8 of the height; what is then
+            missing, and white or black margins, repeats the nearest pixel. Of the grey values of X.
+        """
+        return np.stack([flat for flat, _ in self._each(_flattened, X)]).astype(np.asarray(X).dtype)
+
     def _each(self, read, X):
         check_is_fitted(self)
         scans = self._check(X, reset=False)
@@ -224,11 +242,7 @@ class GraphLayerExtractor(_Extractor):
     def _boundaries(self, scan):
         height, width = scan.shape
         scale = height / 128
-        scan = _without_margins(scan, scale)
-        epithelium = ndimage.gaussian_filter1d(_deepest_band(scan, scale).astype(float), 3, mode="nearest")
-        shift = np.round(epithelium - epithelium.mean()).astype(int)
-        rows = (np.arange(height)[:, None] + shift).clip(0, height - 1)
-        flat = np.take_along_axis(scan, rows, axis=0)
+        flat, shift = _flattened(scan)
         gradient = ndimage.gaussian_filter(flat, np.multiply(self.sigma, scale), order=(1, 0), mode="nearest")
         gradient /= gradient.std() or 1
         profile = gradient.mean(1, keepdims=True)
@@ -260,6 +274,16 @@ class GraphLayerExtractor(_Extractor):
         for origin in reversed(came_from):
             places.insert(0, np.take_along_axis(origin, places[0][None], axis=0)[0])
         return np.array(places), best.max(0).sum()
+
+
+def _flattened(scan):
+    """Scan, its margins filled and each column moved, and by how many rows: up, where positive."""
+    height = len(scan)
+    scan = _without_margins(scan, height / 128)
+    band = _deepest_band(scan, height / 128).astype(float)
+    shift = np.round(ndimage.gaussian_filter1d(band, 3, mode="nearest") - EPITHELIUM * height).astype(int)
+    rows = (np.arange(height)[:, None] + shift).clip(0, height - 1)
+    return np.take_along_axis(scan, rows, axis=0), shift
 
 
 def _without_margins(scan, scale):

@@ -248,7 +248,7 @@ def layer_thresholds(n_layers, v_low=None, v_high=None):
 
 
 def check_depth_order(layers):
-    """Refuse labels that do not go up with depth, on average: their differences would mean nothing.
+    """Refuse labels that do not go up with depth within a column, on average: their differences mean nothing.
 
     Parameters
     ----------
@@ -258,17 +258,23 @@ def check_depth_order(layers):
     Raises
     ------
     ValueError
-        Names the first two labels whose mean rows are out of order.
+        Names the first two labels that are out of order.
     """
     layers = np.asarray(layers)
-    rows = np.arange(layers.shape[1])[None, :, None]
-    found = np.unique(layers[layers != NO_LAYER])
-    depth = ndimage.mean(np.broadcast_to(rows, layers.shape), layers, found)
-    # Labels that a poor extractor scatters anywhere lie about equally deep.
-    wrong = np.flatnonzero(np.diff(depth) < -0.01 * layers.shape[1])
-    if len(wrong):
-        k = wrong[0]
-        raise ValueError(
-            f"layers must be numbered by depth, but layer {found[k + 1]} (mean row {depth[k + 1]:.1f}) lies "
-            f"above layer {found[k]} (mean row {depth[k]:.1f}); renumber them from above"
-        )
+    rows = np.arange(layers.shape[1])
+    above = None
+    for label in np.unique(layers[layers != NO_LAYER]):
+        found = layers == label
+        with np.errstate(invalid="ignore"):  # nan where a column does not have it
+            depth = np.einsum("nhw,h->nw", found, rows) / found.sum(1)
+        if above is not None:
+            difference = depth - above[1]
+            both = np.isfinite(difference)
+            lower = difference[both].mean() if both.any() else 0.0
+            # Labels that a poor extractor scatters anywhere lie about equally deep.
+            if lower < -0.01 * len(rows):
+                raise ValueError(
+                    f"layers must be numbered by depth, but layer {label} lies {-lower:.1f} rows above layer "
+                    f"{above[0]} in a column, on average; renumber them from above"
+                )
+        above = label, depth

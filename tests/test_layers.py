@@ -41,6 +41,21 @@ def test_boundaries_of_the_phantom(kind):
     assert np.max(errors) < (2 if kind == "normal" else 4)
 
 
+def test_scans_are_flattened():
+    scans = make_oct(4, random_state=0)
+    extractor = GraphLayerExtractor().fit(scans.images)
+    flat = extractor.flatten(scans.images)
+    assert (flat.shape, flat.dtype) == (scans.images.shape, np.uint8)
+    band = scans.boundaries[:, -2:].mean(1)
+    moved = (128 * 5 / 8 + 0.5) - band
+    rows = np.arange(128)[:, None]
+    for k in range(4):
+        back = np.take_along_axis(flat[k], (rows + moved[k].round().astype(int)).clip(0, 127), axis=0)
+        assert np.abs(back[30:90].astype(float) - scans.images[k, 30:90]).mean() < 25, "the same scan, moved"
+    after = extractor.boundaries(flat)[:, -2:].mean(1)
+    assert after.std() < 1 < band.std()
+
+
 def test_wrong_expectations_are_forgiven():
     scans = make_oct(5, random_state=0)
     found = GraphLayerExtractor(thickness=(5,) * 7).fit(scans.images).boundaries(scans.images)

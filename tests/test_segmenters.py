@@ -104,6 +104,15 @@ def test_the_background_is_left_out(n_layers):
     assert np.abs(codes[:, None] - codes).max() < high < np.abs(codes - layer_codes(0, n_layers)).min()
 
 
+def test_depth_order_is_that_within_columns():
+    """Not that of all pixels: layer 2 lies below layer 1 wherever both are, though mostly high up."""
+    high, low = [0, 1, 2, 2, 2, 3, 3, 3], [0, 0, 0, 1, 1, 1, 2, 3]
+    layers = np.array([[high, high, low]]).swapaxes(1, 2)
+    check_depth_order(np.repeat(layers, 4, axis=1))
+    check_depth_order(np.where(layers == 3, NO_LAYER, layers))
+    check_depth_order(np.array([[[1, 2]]]))  # never in one column
+
+
 class Columns(BaseEstimator):
     """An extractor for tests: bright pixels are layer 1, brighter ones layer 2."""
 
@@ -206,7 +215,7 @@ def test_a_search_over_thresholds(scans):
         (
             lambda X: check_depth_order(np.repeat([0, 2, 1], 4)[None, :, None]),
             ValueError,
-            "layer 2 .mean row 5.5. lies above layer 1 .mean row 9.5.; renumber them",
+            "layer 2 lies 4.0 rows above layer 1 in a column, on average; renumber them",
         ),
     ],
 )
