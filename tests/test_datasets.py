@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 
-from skanomaly.datasets import load_chest_xray, load_oct, make_fundus, make_oct
+from skanomaly.datasets import (
+    load_chest_xray,
+    load_mnist_digits,
+    load_oct,
+    make_digit_anatomy,
+    make_fundus,
+    make_oct,
+)
 from skanomaly.datasets._phantoms import OCT_KINDS, OCT_LAYERS
 
 
@@ -44,9 +52,15 @@ def test_shipped_images_are_those_of_the_benchmarks(benchmark_data):
         original = benchmark_data(name)
         assert np.array_equal(original["images"], data.images)
         assert np.array_equal(original["labels"] == 1, data.target == -1)
+    digits, original = load_mnist_digits(), benchmark_data("mnist_28")
+    rows = {name: row for row, name in enumerate(original["group_ids"])}
+    rows = [rows[name] for name in digits.groups]
+    assert np.array_equal(original["images"][rows], digits.images)
+    assert np.array_equal(original["class_index"][rows], digits.class_index)
+    assert np.array_equal(digits.class_index == 0, digits.target == -1)
 
 
-@pytest.mark.parametrize("make", [make_oct, make_fundus])
+@pytest.mark.parametrize("make", [make_oct, make_fundus, make_digit_anatomy])
 def test_a_seed_makes_the_same_bytes(make):
     first, again, other = (make(3, random_state=seed).images for seed in (0, 0, 1))
     assert first.tobytes() == again.tobytes()
@@ -115,8 +129,84 @@ def test_phantom_of_fundus():
         (lambda: make_oct(0), "n_samples must be a whole number of at least 1, got 0"),
         (lambda: make_oct(1, size=8), "size must be a whole number of at least 32, got 8"),
         (lambda: make_fundus(1, grades=(5,)), "grades must be whole numbers from 0 to 4"),
+        (lambda: make_digit_anatomy(1, kinds=("odd",)), "kinds must be some of 'normal', 'missing'"),
+        (lambda: make_digit_anatomy(1, size=97), "size must be a multiple of 3, .* got 97"),
+        (lambda: make_digit_anatomy(1, n_anomalous_cells=8), "n_anomalous_cells must be 7 at most, got 8"),
+        (lambda: make_digit_anatomy(1, scale=(1.0, 1.2)), "scale must hold areas above 0"),
+        (lambda: make_digit_anatomy(1, crop_policy="pad"), "crop_policy must be 'reject' or 'resize'"),
+        (lambda: make_digit_anatomy(1, subset="all"), "subset must be 'train', 'val' or 'test'"),
+        (
+            lambda: make_digit_anatomy(1, kinds=("zero",)),
+            "subset='train' of the digits must hold each of the digits to draw, but there is no 0; zeros",
+        ),
+        (
+            lambda: make_digit_anatomy(1, digits=(np.zeros((3, 28, 28), np.uint8), [1, 2, 3])),
+            "digits must hold each of the digits to draw, but there is no 4",
+        ),
+        (lambda: make_digit_anatomy(1, digits=(np.zeros((3, 28, 28)), [1, 2, 3])), "digits must hold images"),
     ],
 )
 def test_bad_phantoms(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+GRIDS = "missing", "misordered", "flipped", "zero"
+
+
+def cells_of(grids):
+    """(n, 9, 32, 32)."""
+    n, side, _ = grids.shape
+    return grids.reshape(n, 3, side // 3, 3, side // 3).swapaxes(2, 3).reshape(n, 9, side // 3, side // 3)
+
+
+def test_grids_of_digits_are_what_they_say():
+    data = make_digit_anatomy(60, kinds=("normal", *GRIDS), subset="test", random_state=0)
+    bank = load_mnist_digits(subset="test")
+    assert (bank.class_index[data.digit_index] == np.arange(1, 10)).all(), "digit 3 r + c + 1 in its cell"
+    images, normal, masks = map(cells_of, (data.images, data.normal, data.masks))
+    assert_array_equal(masks.all((2, 3)), data.cells)
+    assert_array_equal(masks.any((2, 3)), data.cells)
+    assert_array_equal(images[~data.cells], normal[~data.cells])
+    assert_array_equal(data.target, np.where(data.kind == "normal", 1, -1))
+    n_cells = data.cells.sum(1)
+    for kind, expected in zip(("normal", *GRIDS), (0, 1, 2, 1, 1)):
+        assert (n_cells[data.kind == kind] == expected).all()
+    assert not images[data.cells & (data.kind == "missing")[:, None]].any()
+    for k in np.flatnonzero(data.kind == "misordered"):
+        first, second = np.flatnonzero(data.cells[k])
+        assert_array_equal(images[k, [first, second]], normal[k, [second, first]])
+    for k in np.flatnonzero(data.kind == "flipped"):
+        (cell,) = np.flatnonzero(data.cells[k])
+        flips = [np.flip(normal[k, cell], axes) for axes in (0, 1, (0, 1))]
+        assert cell + 1 not in (1, 8)
+        assert any((images[k, cell] == flipped).all() for flipped in flips)
+    for k in np.flatnonzero(data.kind == "zero"):
+        assert (images[k, data.cells[k]] != normal[k, data.cells[k]]).any()
+
+
+def test_cells_are_random_squares_of_digits():
+    """A gradient as a digit: the square's side and place can be read from it."""
+    bank = np.repeat(np.add.outer(3 * np.arange(28), 5 * np.arange(28))[None].astype(np.uint8), 9, axis=0)
+    data = make_digit_anatomy(300, digits=(bank, np.arange(1, 10)), random_state=0)
+    cells = cells_of(data.images).astype(float)
+    side = (cells[:, :, 24, 16] - cells[:, :, 8, 16]) / 16 * 32 / 3
+    assert side.min() > 28 * np.sqrt(0.6) - 1.5
+    assert side.max() < 28.5
+    assert abs(np.mean(side**2) / 784 - 0.818) < 0.02, "areas from 0.6 to 1.036"
+    assert cells.min() >= 0
+    shrunk = make_digit_anatomy(
+        50, digits=(bank, np.arange(1, 10)), scale=(1.2, 1.3), crop_policy="resize", random_state=0
+    )
+    assert ((cells_of(shrunk.images)[:, :, [0, -1]] == 0).all(3).any(2)).mean() > 0.9, "black around"
+    whole = make_digit_anatomy(1, size=84, scale=(0.999, 0.9999), digits=(bank, np.arange(1, 10)))
+    assert_array_equal(cells_of(whole.images)[0], bank)
+
+
+def test_no_digit_is_in_two_subsets():
+    names = [set(load_mnist_digits(subset=subset).groups) for subset in ("train", "val", "test")]
+    assert sum(map(len, names)) == len(set.union(*names)) == 6100
+    drawn = [make_digit_anatomy(5, subset=subset, random_state=0) for subset in ("train", "val", "test")]
+    assert not (drawn[0].images == drawn[1].images).all()
+    several = make_digit_anatomy(20, kinds=GRIDS, n_anomalous_cells=3, subset="val", random_state=0)
+    assert (several.cells.sum(1) == 3).all()

@@ -77,7 +77,8 @@ def make_oct(
     unknown = [kind for kind in kinds if kind not in OCT_KINDS]
     if unknown or not len(kinds):
         raise ValueError(f"kinds must be some of {', '.join(map(repr, OCT_KINDS))}, got {kinds!r}")
-    _check_count(n_samples, size)
+    check_whole("n_samples", n_samples, 1)
+    check_whole("size", size, 32)
     if len(layers) < 5:
         raise ValueError(f"layers must be five at least, for lesions to lie between them, got {len(layers)}")
     low, high = (severity, severity) if np.isscalar(severity) else severity
@@ -104,10 +105,9 @@ def make_oct(
     )
 
 
-def _check_count(n_samples, size):
-    for name, value, least in (("n_samples", n_samples, 1), ("size", size, 32)):
-        if not isinstance(value, Integral) or value < least:
-            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+def check_whole(name, value, least):
+    if not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
 def _smooth(rng, n, length):
@@ -221,7 +221,8 @@ def make_fundus(n_samples=100, *, grades=(0,), size=128, noise=0.02, random_stat
     unknown = [grade for grade in grades if grade not in range(len(FUNDUS_GRADES))]
     if unknown or not len(grades):
         raise ValueError(f"grades must be whole numbers from 0 to {len(FUNDUS_GRADES) - 1}, got {grades!r}")
-    _check_count(n_samples, size)
+    check_whole("n_samples", n_samples, 1)
+    check_whole("size", size, 32)
     rng = check_random_state(random_state)
     grade = np.resize(np.asarray(grades, dtype=int), n_samples)
     images, masks = zip(*(_fundus(one, size, noise, rng) for one in grade))

@@ -64,6 +64,32 @@ def load_oct(*, subset="all", return_X_y=False):
     return _load("oct", subset, return_X_y)
 
 
+def load_mnist_digits(*, subset="all", return_X_y=False):
+    """Handwritten digits of the MNIST database: 6100 grey images of 28 x 28 (CC BY-SA 3.0).
+
+    What `make_digit_anatomy` is made of. Digit 0 is the anomalous one, and not among those to train on.
+
+    Parameters
+    ----------
+    subset : {"all", "train", "val", "test"}, default="all"
+        Which images.
+    return_X_y : bool, default=False
+        Return ``(images, target)`` only.
+
+    Returns
+    -------
+    data : sklearn.utils.Bunch
+        As of `load_chest_xray`, with ``images`` (n, 28, 28); ``class_index`` is the digit.
+
+    Examples
+    --------
+    >>> from skanomaly.datasets import load_mnist_digits
+    >>> load_mnist_digits(subset="train").images.shape
+    (3600, 28, 28)
+    """
+    return _load("mnist_digits", subset, return_X_y)
+
+
 def _load(name, subset, return_X_y):
     if subset not in ("all", *SUBSETS):
         raise ValueError(f"subset must be 'all', 'train', 'val' or 'test', got {subset!r}")

@@ -1,0 +1,191 @@
+"""DigitAnatomy: grids of handwritten digits, in which as in a body everything has its place."""
+
+import numpy as np
+from scipy import ndimage
+from sklearn.utils import Bunch, check_consistent_length, check_random_state
+
+from ._phantoms import check_whole
+from ._shipped import load_mnist_digits
+
+DIGIT_KINDS = "normal", "missing", "misordered", "flipped", "zero"
+SIDE = 3
+#: How each digit may be flipped so that it does not look like itself again; 1 and 8 always may.
+FLIPS = {
+    2: ("left-right", "up-down"),
+    3: ("left-right", "both"),
+    4: ("left-right", "up-down", "both"),
+    5: ("left-right", "up-down"),
+    6: ("left-right", "up-down", "both"),
+    7: ("left-right", "up-down", "both"),
+    9: ("left-right", "up-down", "both"),
+}
+AXES = {"left-right": 1, "up-down": 0, "both": (0, 1)}
+
+
+def make_digit_anatomy(
+    n_samples=100,
+    *,
+    kinds=("normal",),
+    n_anomalous_cells=1,
+    size=96,
+    scale=(0.6, 1.3),
+    crop_policy="reject",
+    digits=None,
+    subset="train",
+    random_state=None,
+):
+    """Grids of 3 x 3 handwritten digits, 1 to 9 in reading order: the DigitAnatomy of the SQUID paper.
+
+    A stand-in for radiographs, which are alike in structure and differ in detail, and for which nobody needs
+    a physician. In anomalous grids a digit is missing, in another's place, flipped, or a zero.
+
+    Parameters
+    ----------
+    n_samples : int, default=100
+        How many.
+    kinds : sequence of {"normal", "missing", "misordered", "flipped", "zero"}, default=("normal",)
+        Taken in turn: with two kinds every second image is of the second.
+    n_anomalous_cells : int, default=1
+        Cells changed in an anomalous grid, 1 to 7; two at least are misordered.
+    size : int, default=96
+        Height and width in pixels, a multiple of 3.
+    scale : tuple (low, high), default=(0.6, 1.3)
+        Area of the random square of a digit's image that fills a cell, as a share of that image.
+    crop_policy : {"reject", "resize"}, default="reject"
+        What becomes of squares larger than the image: another is drawn, as in the public code, so that
+        digits are only ever enlarged; or black surrounds the image.
+    digits : tuple (images, labels), default=None
+        (m, h, w) uint8 array and their digits, 0 to 9; None takes `load_mnist_digits`.
+    subset : {"train", "val", "test"}, default="train"
+        Which of these digits; no digit is in two of them. There is no zero in "train".
+    random_state : int, RandomState or None, default=None
+        Decides everything; the same int gives the same bytes.
+
+    Returns
+    -------
+    data : sklearn.utils.Bunch
+        ``images`` (n, size, size) uint8; ``target`` (n,), 1 normal and -1 anomalous; ``masks`` (n, size,
+        size) bool, the changed cells; ``kind`` (n,); ``cells`` (n, 9) bool, which are changed; ``normal``
+        (n, size, size) uint8, the grid before the anomaly; ``digit_index`` (n, 9), row of each of its digits
+        among those used.
+
+    Notes
+    -----
+    Which cells the authors' test images change, and how they are flipped, is not public. Here 1 and 8 are
+    not flipped, nor other digits in a way that leaves them looking like themselves.
+
+    References
+    ----------
+    .. [1] Xiang, T. et al. (2023). "SQUID: Deep feature in-painting for unsupervised anomaly detection".
+       CVPR. `arXiv:2111.13495 <https://arxiv.org/abs/2111.13495>`_
+
+    Examples
+    --------
+    >>> from skanomaly.datasets import make_digit_anatomy
+    >>> grids = make_digit_anatomy(4, kinds=("normal", "missing"), random_state=0)
+    >>> grids.images.shape, grids.target.tolist(), grids.cells.sum(1).tolist()
+    ((4, 96, 96), [1, -1, 1, -1], [0, 1, 0, 1])
+    """
+    unknown = [kind for kind in kinds if kind not in DIGIT_KINDS]
+    if unknown or not len(kinds):
+        raise ValueError(f"kinds must be some of {', '.join(map(repr, DIGIT_KINDS))}, got {kinds!r}")
+    check_whole("n_samples", n_samples, 1)
+    check_whole("size", size, 3 * SIDE)
+    if size % SIDE:
+        raise ValueError(f"size must be a multiple of {SIDE}, for cells of equal size, got {size}")
+    check_whole("n_anomalous_cells", n_anomalous_cells, 1)
+    if n_anomalous_cells > len(FLIPS):
+        raise ValueError(f"n_anomalous_cells must be {len(FLIPS)} at most, got {n_anomalous_cells}")
+    low, high = scale
+    if not 0 < low <= high or low >= 1 and crop_policy == "reject":
+        raise ValueError(f"scale must hold areas above 0, low before high, and low below 1, got {scale!r}")
+    if crop_policy not in ("reject", "resize"):
+        raise ValueError(f"crop_policy must be 'reject' or 'resize', got {crop_policy!r}")
+    bank, rows_of = _bank(digits, subset, zero="zero" in kinds)
+    rng = check_random_state(random_state)
+    kind = np.resize(np.asarray(kinds), n_samples)
+    draw = {"scale": scale, "crop_policy": crop_policy, "size": size // SIDE, "rng": rng}
+
+    index = np.stack([rng.choice(rows_of[digit], n_samples) for digit in range(1, SIDE**2 + 1)], axis=1)
+    normal = _crops(bank, index.ravel(), **draw).reshape(n_samples, SIDE**2, size // SIDE, size // SIDE)
+    cells = np.zeros((n_samples, SIDE**2), dtype=bool)
+    changed = normal.copy()
+    for k in np.flatnonzero(kind != "normal"):
+        among = np.array(list(FLIPS)) - 1 if kind[k] == "flipped" else SIDE**2
+        n_cells = max(2, n_anomalous_cells) if kind[k] == "misordered" else n_anomalous_cells
+        found = rng.choice(among, n_cells, replace=False)
+        cells[k, found] = True
+        if kind[k] == "missing":
+            changed[k, found] = 0
+        elif kind[k] == "misordered":
+            changed[k, found] = normal[k, np.roll(found, 1)]
+        elif kind[k] == "flipped":
+            for cell in found:
+                changed[k, cell] = np.flip(normal[k, cell], AXES[rng.choice(FLIPS[cell + 1])])
+        else:
+            changed[k, found] = _crops(bank, rng.choice(rows_of[0], n_cells), **draw)
+    full = np.broadcast_to(cells[:, :, None, None], normal.shape)
+    return Bunch(
+        images=_stitch(changed),
+        target=np.where(kind == "normal", 1, -1),
+        masks=_stitch(full),
+        kind=kind,
+        cells=cells,
+        normal=_stitch(normal),
+        digit_index=index,
+    )
+
+
+def _bank(digits, subset, zero):
+    """Images, and the rows of each digit among them."""
+    if digits is None:
+        if subset not in ("train", "val", "test"):
+            raise ValueError(f"subset must be 'train', 'val' or 'test', got {subset!r}")
+        data = load_mnist_digits(subset=subset)
+        images, labels = data.images, data.class_index
+    else:
+        images, labels = (np.asarray(part) for part in digits)
+        if images.ndim != 3 or images.dtype != np.uint8 or labels.ndim != 1:
+            raise ValueError(
+                "digits must hold images, a uint8 array (m, h, w), and their labels (m,), got shapes "
+                f"{images.shape} of {images.dtype} and {labels.shape}"
+            )
+        check_consistent_length(images, labels)
+    rows = {digit: np.flatnonzero(labels == digit) for digit in range(SIDE**2 + 1)}
+    without = [digit for digit, found in rows.items() if not len(found) and (digit or zero)]
+    if without:
+        what = f"subset={subset!r} of the digits" if digits is None else "digits"
+        hint = "; zeros are in 'val' and 'test'" if digits is None else ""
+        raise ValueError(f"{what} must hold each of the digits to draw, but there is no {without[0]}{hint}")
+    return images, rows
+
+
+def _crops(bank, index, *, scale, crop_policy, size, rng):
+    """A random square of each digit's image, enlarged or shrunk to (size, size) uint8."""
+    side = min(bank.shape[1:])
+    length = np.zeros(len(index), dtype=int)
+    todo = np.arange(len(index))
+    while len(todo):
+        length[todo] = np.round(side * np.sqrt(rng.uniform(*scale, len(todo))))
+        todo = todo[(length[todo] < 1) | (length[todo] > side) & (crop_policy == "reject")]
+    # Where the square ends inside the image, or the image inside the square.
+    top, left = (
+        np.round(rng.uniform(0, 1, len(index)) * (whole - length)).astype(int) for whole in bank.shape[1:]
+    )
+    place = (np.arange(size) + 0.5) * length[:, None] / size - 0.5
+    # A place beyond the middle of the square's outer pixels has their value.
+    place = place.clip(0, length[:, None] - 1)
+    rows, columns = place + top[:, None], place + left[:, None]
+    shape = len(index), size, size
+    where = [
+        np.broadcast_to(axis, shape) for axis in (index[:, None, None], rows[:, :, None], columns[:, None, :])
+    ]
+    cells = ndimage.map_coordinates(bank.astype(np.float32), where, order=1, mode="constant")
+    return cells.round().astype(np.uint8)
+
+
+def _stitch(cells):
+    """(n, 9, h, w) to (n, 3 h, 3 w)."""
+    n, _, height, width = cells.shape
+    grid = cells.reshape(n, SIDE, SIDE, height, width).swapaxes(2, 3)
+    return grid.reshape(n, SIDE * height, SIDE * width)
