@@ -7,6 +7,7 @@ from .detectors.ali import ALI
 from .detectors.anogan import AnoGAN
 from .detectors.autoencoder import AutoEncoder
 from .detectors.fanogan import FAnoGAN
+from .detectors.memae import MemAE
 from .detectors.ssl_anovae import SSLAnoVAE
 from .patches import PatchDetector
 
@@ -16,6 +17,7 @@ __all__ = [
     "AnoGAN",
     "AutoEncoder",
     "FAnoGAN",
+    "MemAE",
     "PatchDetector",
     "SSLAnoVAE",
     "__version__",

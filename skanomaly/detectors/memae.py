@@ -1,0 +1,220 @@
+"""MemAE: an autoencoder whose codes are combinations of a few learned items."""
+
+from numbers import Integral, Real
+
+import torch
+from sklearn.utils._param_validation import Interval, StrOptions
+from torch import nn
+
+from .._detector import BaseDetector, Judgement
+from .._losses import squared_error
+from ..networks.autoencoder import ConvDecoder, ConvEncoder
+from ..networks.memory import MemoryMatrix
+from ..training import Training
+
+
+class MemAENetwork(nn.Module):
+    """Parts `encoder`, `memory` and `decoder`."""
+
+    def __init__(self, image_shape, latent_size, *, n_slots, threshold, cosine, **size):
+        super().__init__()
+        self.encoder = ConvEncoder(image_shape, latent_size, **size)
+        self.memory = MemoryMatrix(n_slots, latent_size, threshold=threshold, cosine=cosine)
+        self.decoder = ConvDecoder(image_shape, latent_size, **size)
+
+    def forward(self, x):
+        """Reconstructions, and the weights of the items (n, ..., n_slots)."""
+        z, weights = self.memory(self.encoder(x))
+        return self.decoder(z), weights
+
+
+def entropy(weights):
+    """Of an address in the memory, the mean over images and places: low where few items are used."""
+    return -(weights * torch.log(weights + 1e-12)).sum(-1).mean()
+
+
+class MemoryTraining(Training):
+    """Minimise the squared error, and the entropy of the addresses.
+
+    Parameters
+    ----------
+    network : MemAENetwork
+    entropy_weight : float
+    """
+
+    moves = {"optimizer": ["encoder", "memory", "decoder"]}
+    losses = "reconstruction_loss", "entropy", "train_loss"
+    validates = True
+
+    def __init__(self, network, *, entropy_weight, **options):
+        self.entropy_weight = entropy_weight
+        super().__init__(network, **options)
+
+    def step(self, network, x):
+        y, weights = network(x)
+        error, spread = squared_error(y, x).mean(), entropy(weights)
+        self.record(reconstruction_loss=error, entropy=spread)
+        self.move("optimizer", train_loss=error + self.entropy_weight * spread)
+
+    def validate(self, network, x):
+        y, weights = network(x)
+        return squared_error(y, x).mean() + self.entropy_weight * entropy(weights)
+
+
+class MemAE(BaseDetector):
+    """Memory-augmented autoencoder.
+
+    An autoencoder may repeat anomalies too well. Here the decoder never sees a code itself, only a
+    combination of a few items that were learned from normal images. The score is the mean squared error of
+    the pixels, the map that of each.
+
+    Parameters
+    ----------
+    n_slots : int, default=25
+        Items in the memory, M.
+    shrinkage_threshold : float, default=0.0025
+        Weights up to here become 0, lambda; 0 leaves them all. Where no weight is above it, the code is 0.
+    similarity : {"dot", "cosine"}, default="dot"
+        Of a code and an item: their product, as in the public code, or that of their directions, as in the
+        paper.
+    entropy_weight : float, default=2e-4
+        Weight of the entropy of the addresses in the loss, alpha.
+    latent_size : int, default=16
+        Numbers in a code; channels of it for the spatial bottleneck.
+    hidden_size : int, default=2048
+        Width of the dense layers on either side of the code.
+    width : int, default=16
+        Channels of the first level; 2 and 4 times as many follow.
+    n_levels : int, default=None
+        Times the image is halved. None brings the longer side to about 4 pixels (4 at 64 x 64).
+    bottleneck : {"dense", "spatial"}, default="dense"
+        A code for the image, or one at every place of the last level, each addressed by itself, as in the
+        paper.
+    max_epochs : int, default=100
+        Passes over the normal images.
+    {parameters}
+
+    Attributes
+    ----------
+    {attributes}
+
+    See Also
+    --------
+    AutoEncoder : Without a memory.
+
+    Notes
+    -----
+    :Trained on: normal images
+    :Score: mean squared error of the pixels
+    :Map: squared error of each pixel
+    :Departures: the network is that of AutoEncoder, with few items, as in DDAD and MedIAnomaly; the paper's
+        own, for videos, has 2000. A threshold between 1 and 3 times 1 / n_slots is the paper's rule; that of
+        the medical codes, the default here, hardly ever zeroes a weight
+
+    References
+    ----------
+    .. [1] Gong, D., Liu, L., Le, V., Saha, B., Mansour, M. R., Venkatesh, S., van den Hengel, A. (2019).
+       "Memorizing normality to detect anomaly: Memory-augmented deep autoencoder for unsupervised anomaly
+       detection". ICCV. `arXiv:1904.02639 <https://arxiv.org/abs/1904.02639>`_
+    .. [2] Cai, Y., Zhang, W., Chen, H., Cheng, K.-T. (2025). "MedIAnomaly: A comparative study of anomaly
+       detection in medical images". Medical Image Analysis. `arXiv:2404.04518
+       <https://arxiv.org/abs/2404.04518>`_
+
+    Examples
+    --------
+    >>> from skanomaly import MemAE
+    >>> from skanomaly.datasets import load_chest_xray
+    >>> X = load_chest_xray().images[:64]
+    >>> detector = MemAE(hidden_size=64, max_epochs=1, random_state=0).fit(X)
+    >>> detector.network_.memory.items.shape
+    torch.Size([25, 16])
+    """
+
+    _image_range = (-1.0, 1.0)
+
+    _parameter_constraints = BaseDetector._parameter_constraints | {
+        "n_slots": [Interval(Integral, 1, None, closed="left")],
+        "shrinkage_threshold": [Interval(Real, 0, 1, closed="left")],
+        "similarity": [StrOptions({"dot", "cosine"})],
+        "entropy_weight": [Interval(Real, 0, None, closed="left")],
+        "latent_size": [Interval(Integral, 1, None, closed="left")],
+        "hidden_size": [Interval(Integral, 1, None, closed="left")],
+        "width": [Interval(Integral, 1, None, closed="left")],
+        "n_levels": [Interval(Integral, 1, None, closed="left"), None],
+        "bottleneck": [StrOptions({"dense", "spatial"})],
+    }
+
+    def __init__(
+        self,
+        *,
+        n_slots=25,
+        shrinkage_threshold=0.0025,
+        similarity="dot",
+        entropy_weight=2e-4,
+        latent_size=16,
+        hidden_size=2048,
+        width=16,
+        n_levels=None,
+        bottleneck="dense",
+        max_epochs=100,
+        batch_size=64,
+        lr=1e-3,
+        validation_fraction=0.0,
+        checkpoint_dir=None,
+        callbacks=None,
+        device="auto",
+        contamination=0.1,
+        pixel_contamination=0.01,
+        intensity_range="auto",
+        channel_axis="auto",
+        image_shape=None,
+        verbose=0,
+        random_state=None,
+    ):
+        self.n_slots = n_slots
+        self.shrinkage_threshold = shrinkage_threshold
+        self.similarity = similarity
+        self.entropy_weight = entropy_weight
+        self.latent_size = latent_size
+        self.hidden_size = hidden_size
+        self.width = width
+        self.n_levels = n_levels
+        self.bottleneck = bottleneck
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.validation_fraction = validation_fraction
+        self.checkpoint_dir = checkpoint_dir
+        self.callbacks = callbacks
+        self.device = device
+        self.contamination = contamination
+        self.pixel_contamination = pixel_contamination
+        self.intensity_range = intensity_range
+        self.channel_axis = channel_axis
+        self.image_shape = image_shape
+        self.verbose = verbose
+        self.random_state = random_state
+
+    def _build(self, image_shape):
+        return MemAENetwork(
+            image_shape,
+            self.latent_size,
+            n_slots=self.n_slots,
+            threshold=self.shrinkage_threshold,
+            cosine=self.similarity == "cosine",
+            hidden_size=self.hidden_size if self.bottleneck == "dense" else None,
+            width=self.width,
+            n_levels=self.n_levels,
+        )
+
+    def _train(self, network, images, y):
+        weight = {"entropy_weight": self.entropy_weight}
+        return self._run("reconstruction", MemoryTraining, network, images, **weight)
+
+    def _reconstruct(self, network, x):
+        return network(x)[0]
+
+    def _judge(self, network, x):
+        maps = squared_error(network(x)[0], x)
+        score = maps.mean((1, 2))
+        return Judgement(score, maps, {"residual": score})

@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+import torch
+from foreign import paste_foreign_patches
+from numpy.testing import assert_allclose
+from sklearn.metrics import roc_auc_score
+
+from skanomaly import MemAE
+from skanomaly.datasets import load_chest_xray
+from skanomaly.detectors.memae import entropy
+from skanomaly.testing import make_images, tiny
+
+
+def test_the_score_is_the_mean_squared_error_of_what_it_reconstructs():
+    X = make_images((5, 20, 14))
+    detector = tiny(MemAE).fit(X)
+    error = ((detector.reconstruct(X) - X) / 255 * 2) ** 2
+    assert_allclose(detector.anomaly_map(X), error, rtol=1e-3, atol=1e-6)
+    assert_allclose(-detector.score_samples(X), error.mean((1, 2)), rtol=1e-4)
+
+
+def test_entropy_of_an_address():
+    even, sharp = torch.full((2, 8), 1 / 8), torch.eye(8)[:2]
+    assert_allclose(entropy(even), np.log(8), rtol=1e-6)
+    assert_allclose(entropy(sharp), 0, atol=1e-6)
+    assert_allclose(entropy(torch.stack([even, sharp])), np.log(8) / 2, rtol=1e-6)
+
+
+def test_one_step_moves_encoder_memory_and_decoder():
+    X = make_images()
+    one, two = (tiny(MemAE, max_epochs=epochs).fit(X).network_ for epochs in (1, 2))
+    for (name, a), b in zip(one.named_parameters(), two.parameters()):
+        assert not torch.equal(a, b), name
+
+
+def test_the_loss_is_the_error_and_the_weighted_entropy():
+    detector = tiny(MemAE, entropy_weight=3.0).fit(make_images())
+    (epoch,) = detector.history_["reconstruction"]
+    assert_allclose(epoch["train_loss"], epoch["reconstruction_loss"] + 3 * epoch["entropy"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("bottleneck", ["dense", "spatial"])
+def test_entropy_makes_addresses_sharp(bottleneck):
+    X = make_images((32, 16, 16))
+    options = {"bottleneck": bottleneck, "max_epochs": 40, "lr": 0.01, "n_slots": 6}
+    free, drawn = (
+        tiny(MemAE, entropy_weight=weight, **options).fit(X).history_["reconstruction"][-1]["entropy"]
+        for weight in (0.0, 1.0)
+    )
+    assert drawn < 0.5 * free
+
+
+def test_a_memory_of_one_item_reconstructs_one_image():
+    X = make_images((6, 16, 16))
+    y = tiny(MemAE, n_slots=1).fit(X).reconstruct(X)
+    assert_allclose(y, np.broadcast_to(y[:1], y.shape), atol=1e-4)
+
+
+@pytest.mark.parametrize("parameters", [{"similarity": "cosine"}, {"bottleneck": "spatial"}])
+def test_options_learn(parameters):
+    X = make_images((32, 16, 16))
+    detector = tiny(MemAE, max_epochs=40, width=8, latent_size=8, lr=0.01, **parameters).fit(X)
+    losses = detector.history_["reconstruction"][:, "reconstruction_loss"]
+    assert losses[-1] < 0.75 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"n_slots": 0}, "'n_slots' parameter of MemAE must be an int in the range"),
+        ({"shrinkage_threshold": 1.0}, "'shrinkage_threshold' parameter of MemAE must be a float"),
+        ({"similarity": "l2"}, "'similarity' parameter of MemAE must be a str among"),
+    ],
+)
+def test_bad_parameters(parameters, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(MemAE, **parameters).fit(make_images())
+
+
+def test_learns_what_a_chest_looks_like():
+    train, test = (load_chest_xray(subset=subset) for subset in ("train", "test"))
+    train, normal = train.images, test.images[test.target == 1]
+    ill, masks = paste_foreign_patches(normal)
+    truth = np.r_[np.zeros(len(normal)), np.ones(len(ill))]
+
+    def separation(detector):
+        return roc_auc_score(truth, -detector.score_samples(np.concatenate([normal, ill])))
+
+    untrained = MemAE(max_epochs=1, lr=1e-12, random_state=0).fit(train)
+    trained = MemAE(max_epochs=12, random_state=0).fit(train)
+    assert separation(trained) >= max(0.70, separation(untrained) + 0.10)
+    maps = trained.anomaly_map(ill)
+    assert maps[masks].mean() > 1.5 * maps[~masks].mean()
