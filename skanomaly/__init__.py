@@ -8,6 +8,7 @@ from .detectors.anogan import AnoGAN
 from .detectors.autoencoder import AutoEncoder
 from .detectors.fanogan import FAnoGAN
 from .detectors.memae import MemAE
+from .detectors.squid import SQUID
 from .detectors.ssl_anovae import SSLAnoVAE
 from .patches import PatchDetector
 
@@ -19,6 +20,7 @@ __all__ = [
     "FAnoGAN",
     "MemAE",
     "PatchDetector",
+    "SQUID",
     "SSLAnoVAE",
     "__version__",
     "anomaly_map",

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 __all__ = [
+    "Affine",
     "Canny",
     "ColorDrop",
     "ColorJitter",
@@ -119,6 +120,28 @@ class Rotation(_Geometric):
         cos, sin = angle.cos(), angle.sin()
         # Places run from -1 to 1 along either side, however long.
         return _affine(n, xx=cos, xy=-sin * height / width, yx=sin * width / height, yy=cos)
+
+
+@dataclass(frozen=True)
+class Affine(_Geometric):
+    """Moved, and enlarged or shrunk.
+
+    Parameters
+    ----------
+    translation : float, default=0.05
+        Largest shift along a side, as a share of it.
+    scale : tuple (low, high), default=(0.95, 1.05)
+        Of the sides; above 1 enlarges.
+    """
+
+    translation: float = 0.05
+    scale: tuple = (0.95, 1.05)
+
+    def _matrix(self, n, size):
+        # Places run over two units along a side.
+        x, y = (2 * self.translation * _uniform(n, -1, 1) for _ in range(2))
+        scale = 1 / _uniform(n, *self.scale)
+        return _affine(n, xx=scale, yy=scale, x1=x, y1=y)
 
 
 class _Appearance:

@@ -1,6 +1,7 @@
 """Memories, each against an independent computation."""
 
 from collections import deque
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +13,10 @@ from torch.testing import assert_close
 
 from skanomaly._random import seeded
 from skanomaly.networks.memory import MemoryMatrix, MemoryQueue, gumbel_shrinkage, hard_shrinkage
+
+
+def plain(weights):
+    return weights
 
 
 def weights_of(n=6, m=10, seed=0):
@@ -46,7 +51,7 @@ def test_gumbel_shrinkage_keeps_k_and_has_the_gradient_of_all(k):
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(1, 7))
 def test_a_queue_holds_the_last_features_in_their_order(batches, n_slots):
-    queue, expected = MemoryQueue(3, n_slots, 4, k=1), deque(maxlen=n_slots)
+    queue, expected = MemoryQueue(3, n_slots, 4, shrink=plain), deque(maxlen=n_slots)
     start = queue.items.clone()
     for n in batches:
         features = torch.randn(n, 3, 4)
@@ -62,17 +67,17 @@ def test_a_queue_holds_the_last_features_in_their_order(batches, n_slots):
 
 def test_retrieval_from_a_queue():
     with seeded(0):
-        queue, query = MemoryQueue(2, 5, 8, k=5), torch.randn(3, 2, 8)
+        queue, query = MemoryQueue(2, 5, 8, shrink=partial(gumbel_shrinkage, k=5)), torch.randn(3, 2, 8)
     for location in range(2):
         weights = (query[:, location] @ queue.items[location].T).softmax(-1)
         assert_close(queue(query)[:, location], weights @ queue.items[location], msg="all slots: softmax")
-    queue.k = 1
+    queue.shrink = partial(gumbel_shrinkage, k=1)
     queue.write(20 * torch.eye(8)[:4].reshape(2, 2, 8).repeat(3, 1, 1)[:5])
     assert_close(queue(20 * torch.eye(8)[None, [2, 3]]), 20 * torch.eye(8)[None, [2, 3]])
     assert not torch.equal(queue(20 * torch.eye(8)[None, [3, 2]]), 20 * torch.eye(8)[None, [3, 2]]), (
         "each location has its own"
     )
-    copy = MemoryQueue(2, 5, 8, k=1)
+    copy = MemoryQueue(2, 5, 8, shrink=plain)
     copy.load_state_dict(queue.state_dict())
     assert copy.pointer == queue.pointer == 0
     assert not any(True for _ in queue.parameters()), "nothing to learn"
@@ -94,3 +99,11 @@ def test_a_learned_memory(cosine):
     assert_close(spatial[1, :, 2, 3], memory(maps[1:, :, 2, 3])[0][0])
     single = MemoryMatrix(1, 4, threshold=0.0)
     assert_close(single(z)[0], single.items.expand(3, 4))
+
+
+def test_learned_items_are_not_written():
+    memory = MemoryQueue(2, 5, 8, shrink=plain, learned=True)
+    start = memory.items.detach().clone()
+    memory.write(torch.randn(3, 2, 8))
+    assert torch.equal(memory.items, start)
+    assert memory.items.requires_grad

@@ -101,6 +101,7 @@ class MemAE(BaseDetector):
     See Also
     --------
     AutoEncoder : Without a memory.
+    SQUID : With a memory for each place, of features and not learned.
 
     Notes
     -----

@@ -67,25 +67,35 @@ class MemoryQueue(nn.Module):
         Features each holds.
     size : int
         Numbers in one.
-    k : int
-        Of `gumbel_shrinkage`.
+    shrink : callable
+        From weights (..., n_slots), which sum to 1, to those used.
+    learned : bool, default=False
+        Items are parameters instead, and nothing is written: a matrix for each location.
     """
 
-    def __init__(self, n_locations, n_slots, size, *, k):
+    def __init__(self, n_locations, n_slots, size, *, shrink, learned=False):
         super().__init__()
         start = torch.empty(n_locations, n_slots, size).uniform_(-1, 1) / size**0.5
-        self.register_buffer("items", start)
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
-        self.k = k
+        if learned:
+            self.items = nn.Parameter(start)
+        else:
+            self.register_buffer("items", start)
+        self.shrink, self.learned = shrink, learned
+
+    def weights(self, query):
+        """Of the stored features (n_locations, n, n_slots), for queries (n, n_locations, size)."""
+        return self.shrink(similarity(query.transpose(0, 1), self.items, cosine=False).softmax(-1))
 
     def forward(self, query):
         """Combinations of stored features (n, n_locations, size), each location from its own queue."""
-        weights = similarity(query.transpose(0, 1), self.items, cosine=False).softmax(-1)
-        return (gumbel_shrinkage(weights, self.k) @ self.items).transpose(0, 1)
+        return (self.weights(query) @ self.items).transpose(0, 1)
 
     @torch.no_grad()
     def write(self, features):
         """Features (n, n_locations, size) take the place of the oldest."""
+        if self.learned:
+            return
         n_slots = self.items.shape[1]
         kept = features[-n_slots:].transpose(0, 1)
         start = self.pointer + len(features) - kept.shape[1]
