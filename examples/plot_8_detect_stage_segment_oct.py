@@ -78,7 +78,10 @@ figure, axes = plt.subplots(4, len(columns), figsize=(11, 7.4), layout="constrai
 for column, (name, images) in zip(axes.T, columns.items()):
     column[0].set_title(name, fontsize=9)
     for ax, image, truth in zip(column, images, new.masks[new.target == -1][worst]):
-        ax.imshow(image, cmap="viridis" if "layers" in name or name == "of reconstruction" else "gray")
+        if name in ("layers", "of reconstruction"):
+            ax.imshow(image, cmap="viridis", vmin=-1, vmax=8)
+        else:
+            ax.imshow(image, cmap="gray")
         if "mask" in name:
             ax.contour(truth, [0.5], colors="deepskyblue", linewidths=0.9)
         ax.set(xticks=[], yticks=[])

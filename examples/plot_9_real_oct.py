@@ -74,8 +74,10 @@ for column, (name, images) in zip(axes.T, columns.items()):
         if "mask" in name:
             ax.imshow(scan, cmap="gray")
             ax.contour(image, [0.5], colors="red", linewidths=0.9)
+        elif name in ("layers", "of reconstruction"):
+            ax.imshow(image, cmap="viridis", vmin=-1, vmax=4)
         else:
-            ax.imshow(image, cmap="viridis" if "layers" in name or "of" in name else "gray")
+            ax.imshow(image, cmap="gray")
         if name == "scan":
             ax.set_ylabel(data.class_names[data.class_index[k]], fontsize=9)
         ax.set(xticks=[], yticks=[])

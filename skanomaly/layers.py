@@ -287,17 +287,26 @@ def _flattened(scan):
 
 
 def _without_margins(scan, scale):
-    """White or black margins above and below replaced by the nearest pixels of the scan."""
+    """White or black margins above and below replaced by the nearest pixels of the scan.
+
+    Black above may be vitreous: it becomes dark, however bright the nearest pixels are.
+    """
     low, high = scan.min(), scan.max()
-    span = high - low
-    extreme = ndimage.binary_dilation((scan >= high - WHITE * span) | (scan <= low + BLACK * span))
-    until = np.logical_and.accumulate
-    margin = until(extreme) | until(extreme[::-1])[::-1]
-    margin = ndimage.binary_dilation(margin, iterations=round(4 * scale) or 1)  # their blurred edges too
+    span, until = high - low, np.logical_and.accumulate
+    black, white = scan <= low + BLACK * span, scan >= high - WHITE * span
+    extreme = ndimage.binary_dilation(black | white)
+
+    def wider(margin):  # its blurred edge too
+        return ndimage.binary_dilation(margin, iterations=round(4 * scale) or 1)
+
+    margin = wider(until(extreme) | until(extreme[::-1])[::-1])
     if margin.all() or not margin.any():
         return scan
     nearest = ndimage.distance_transform_edt(margin, return_distances=False, return_indices=True)
-    return scan[tuple(nearest)]
+    filled = scan[tuple(nearest)]
+    dark = np.quantile(scan[~margin], 0.1)
+    above = wider(until(ndimage.binary_dilation(black)))
+    return np.where(above, np.minimum(filled, np.maximum(scan, dark)), filled)
 
 
 def _gaps(scan, layers, n_layers):
@@ -314,8 +323,8 @@ def _gaps(scan, layers, n_layers):
 
 def _deepest_band(scan, scale):
     """Row of the pigment epithelium in each column: bright, with most of the light above it, and smooth."""
-    bright = ndimage.gaussian_filter(scan, (2 * scale, 4 * scale), mode="nearest")
-    light = np.abs(scan)
+    light = scan - scan.min()
+    bright = ndimage.gaussian_filter(light, (2 * scale, 4 * scale), mode="nearest")
     share = np.cumsum(light, axis=0) / np.maximum(light.sum(0), np.finfo(scan.dtype).tiny)
     return _best_path(bright * share, reach=2)
 
@@ -496,7 +505,7 @@ class UNetLayerExtractor(_Extractor):
             Layer of each pixel, in depth order from 0 above the retina to L + 1 behind it, -1 in a gap as of
             fluid; (n,) where a scan is of one layer only.
         X_target : (m, H, W) array-like, default=None
-            Unlabelled scans to adapt to.
+            Unlabelled scans to adapt to, of the units of X.
 
         Returns
         -------

@@ -240,6 +240,8 @@ class LayerwiseSegmenter(HoldsDetector, BaseEstimator):
                 f"{type(extractor).__name__} learns from labelled layers, which are not given here; fit it "
                 "before, and give it as FrozenEstimator(extractor)"
             )
+        if None not in (self.v_low, self.v_high):  # else after training, when the layers are counted
+            segmentation.layer_thresholds(1, self.v_low, self.v_high)
         self._fit_detector(X, y)
         scans = self._scans(normal_rows(X, y))
         self.layer_extractor_ = extractor = extractor if frozen else clone(extractor).fit(scans)

@@ -262,7 +262,7 @@ class CentroidScorer(_Stages, BaseEstimator):
         Raises
         ------
         ValueError
-            With neither scores nor y, and where a cluster has no members.
+            With neither scores nor y, and, with scores, where a cluster has no members.
         """
         if y is None and anomaly_score is None:
             raise ValueError(
@@ -411,7 +411,8 @@ class CentroidStager(_Stages, BaseEstimator):
         else:
             clusterer, members = clone(self.clusterer), X
         names = {"n_clusters", "n_components"} & set(clusterer.get_params(deep=False))
-        self.clusterer_ = clusterer.set_params(**dict.fromkeys(names, self.n_stages)).fit(members)
+        clusterer.set_params(**dict.fromkeys(names, self.n_stages))
+        self.clusterer_ = clusterer.fit(members, None)
         centres = getattr(self.clusterer_, "cluster_centers_", getattr(self.clusterer_, "means_", None))
         if centres is None:
             raise TypeError(
@@ -518,16 +519,13 @@ class AnomalyStager(HoldsDetector, _Stages, BaseEstimator):
         ValueError
             Where fewer images are anomalous than there are stages.
         """
+        known = y is not None and np.any(column_or_1d(y) == -1)
+        if known:
+            self._check_enough(column_or_1d(y))  # before the detector is trained
         self._fit_detector(X, y)
-        labels = (
-            self.detector_.predict(X) if y is None or not np.any(column_or_1d(y) == -1) else column_or_1d(y)
-        )
+        labels = column_or_1d(y) if known else self.detector_.predict(X)
+        self._check_enough(labels)
         rows = np.flatnonzero(labels == -1)
-        if len(rows) < self.n_stages:
-            raise ValueError(
-                f"n_stages={self.n_stages} needs as many anomalous images at least, got {len(rows)}; give "
-                "more, marked by -1 in y"
-            )
         pipeline = Pipeline(
             [
                 ("residual", ResidualTransformer(FrozenEstimator(self.detector_), pooling=self.pooling)),
@@ -541,6 +539,13 @@ class AnomalyStager(HoldsDetector, _Stages, BaseEstimator):
         stager = self.pipeline_[-1]
         self.stage_order_, self.severity_ = stager.stage_order_, stager.severity_
         return self
+
+    def _check_enough(self, labels):
+        if (labels == -1).sum() < self.n_stages:
+            raise ValueError(
+                f"n_stages={self.n_stages} needs as many anomalous images at least, got "
+                f"{(labels == -1).sum()}; give more, marked by -1 in y"
+            )
 
     def predict(self, X):
         """Stage of each image.

@@ -270,7 +270,8 @@ def _blur(x, sigma, radius):
     """Images, each convolved with a Gaussian of its own; borders are replicated."""
     n, channels, height, width = x.shape
     offsets = torch.arange(-radius, radius + 1)
-    kernel = torch.softmax(-offsets.square() / (2 * sigma[:, None].square()), dim=1).to(x)
+    sigma = sigma[:, None].clamp(min=1e-3)  # of 0 it is the image
+    kernel = torch.softmax(-offsets.square() / (2 * sigma.square()), dim=1).to(x)
     # As a product with a matrix a side, which is faster than a convolution of each image by itself.
     for side, axis in ((height, "nab,ncbw->ncaw"), (width, "nab,nchb->ncha")):
         reached = (torch.arange(side)[:, None] + offsets).clamp(0, side - 1).to(x.device)

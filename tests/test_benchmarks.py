@@ -242,6 +242,6 @@ def test_the_figures_of_the_retina(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(retina, "make_oct", partial(retina.make_oct, size=32))
     monkeypatch.setattr(retina, "UNetLayerExtractor", lambda random_state: retina.GraphLayerExtractor())
     monkeypatch.setattr(retina, "AutoEncoder", partial(tiny, retina.AutoEncoder))
-    rows = retina.segmentation_rows(1, {})
-    assert len(rows) == 6
+    rows = retina.segmentation_rows(tmp_path, 1, {})
+    assert len(rows) == 7
     assert all(0 <= float(row[1].split()[0]) <= 1 for row in rows)

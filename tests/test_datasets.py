@@ -93,6 +93,9 @@ def test_what_the_phantom_of_oct_is_made_of():
         assert np.median(values) == pytest.approx(255 * reflectivity[label - 1], abs=12)
     deep = np.array([image[labels == 5].min() for image, labels in zip(data.images, data.layers)])
     assert (deep < 0.6 * 255 * reflectivity[4]).all(), "a shadow in every scan"
+    below = np.median(data.images[:, 100:], axis=1) / np.median(data.images[:, 100:], axis=(1, 2))[:, None]
+    starts = (np.diff((below < 0.8).astype(int), axis=1) == 1).sum()
+    assert 2.2 < starts / len(below) <= 4, "four to a scan, of which some overlap"
     grainy = make_oct(20, noise=0.0, random_state=0)
     bright = data.images[data.layers == 5].astype(float)
     ratio = (grainy.images[grainy.layers == 5] + 0.5).std() / bright.mean()
@@ -126,6 +129,8 @@ def test_phantom_of_fundus():
         (lambda: make_oct(2, severity=0), "severity must lie in"),
         (lambda: make_oct(2, severity=(0.5, 0.2)), "severity must lie in"),
         (lambda: make_oct(1, layers=OCT_LAYERS[:3]), "layers must be five at least"),
+        (lambda: make_oct(1, n_looks=0), "n_looks must be above 0, .* got 0"),
+        (lambda: make_oct(1, thickness_variation=1.5), "thickness_variation must lie in .0, 1., got 1.5"),
         (lambda: make_oct(0), "n_samples must be a whole number of at least 1, got 0"),
         (lambda: make_oct(1, size=8), "size must be a whole number of at least 32, got 8"),
         (lambda: make_fundus(1, grades=(5,)), "grades must be whole numbers from 0 to 4"),

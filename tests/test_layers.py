@@ -41,6 +41,21 @@ def test_boundaries_of_the_phantom(kind):
     assert np.max(errors) < (2 if kind == "normal" else 4)
 
 
+@pytest.mark.parametrize("black_level", [0, 10, 20])
+def test_a_black_vitreous_is_no_margin(black_level):
+    scans = make_oct(12, kinds=KINDS[1:3], random_state=0)
+    clipped = np.clip(scans.images.astype(int) - black_level, 0, None)
+    extractor = GraphLayerExtractor().fit(clipped)
+    assert dice(scans.masks, extractor.predict(clipped) == NO_LAYER) > 0.75
+
+
+def test_grey_values_may_be_anywhere():
+    scans = make_oct(3, random_state=0)
+    for moved in scans.images + 1000.0, scans.images / 127.5 - 1:
+        found = GraphLayerExtractor().fit(moved).boundaries(moved)
+        assert np.abs(found - scans.boundaries).mean() < 0.7
+
+
 def test_scans_are_flattened():
     scans = make_oct(4, random_state=0)
     extractor = GraphLayerExtractor().fit(scans.images)

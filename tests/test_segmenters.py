@@ -22,6 +22,7 @@ from skanomaly.segmentation import (
     layer_codes,
     layer_thresholds,
     layerwise_mask,
+    residual_mask,
 )
 from skanomaly.segmenters import LayerwiseSegmenter, ResidualSegmenter
 from skanomaly.testing import make_images, tiny
@@ -138,6 +139,52 @@ def test_layers_of_scans_and_reconstructions_are_compared(scans):
     assert_array_equal(copy.predict(rows), segmenter.predict(rows))
 
 
+def test_sizes_of_masks(scans):
+    detector = FrozenEstimator(inner().fit(scans.images))
+    maps = detector.estimator.anomaly_map(scans.images)
+    for options in {"min_size": 12}, {"median_size": 5}, {"fill_holes": False}:
+        segmenter = ResidualSegmenter(detector, quantile=0.95, **options).fit(scans.images)
+        expected = residual_mask(maps, segmenter.threshold_, **options)
+        assert_array_equal(segmenter.predict(scans.images), expected)
+        assert not np.array_equal(expected, residual_mask(maps, segmenter.threshold_)), "it matters"
+    layers = LayerwiseSegmenter(detector, v_low=-1, v_high=0.1, min_size=40, fill_holes=False)
+    layers.fit(scans.images)
+    whole = layerwise_mask(*layers.layers(scans.images), 7, v_low=-1, v_high=0.1)
+    expected = residual_mask(whole.astype(float), 0.5, fill_holes=False, min_size=40)
+    assert_array_equal(layers.predict(scans.images), expected)
+    assert not np.array_equal(expected, whole)
+
+
+class Odd(Columns):
+    """Numbers layers in no order."""
+
+    def predict(self, X):
+        return np.array([0, 2, 1, 3])[super().predict(X)]
+
+
+class Nameless(Odd):
+    n_layers_ = property()
+
+
+def test_normal_rows_only_reach_the_extractor():
+    seen = []
+
+    class Spy(Columns):
+        def fit(self, X, y=None):
+            seen.append(len(X))
+            return super().fit(X)
+
+    rows = np.repeat([0, 70, 120, 230], 4)[None, :, None].repeat(9, 2).repeat(9, 0).astype(np.uint8)
+    LayerwiseSegmenter(inner(), Spy()).fit(rows, np.repeat([1, -1], (6, 3)))
+    assert seen == [6]
+
+
+def test_thresholds_are_refused_before_training(monkeypatch):
+    monkeypatch.setattr(AutoEncoder, "_fit", lambda self, X, y: pytest.fail("it was trained"))
+    with pytest.raises(ValueError, match="v_low must be below v_high"):
+        LayerwiseSegmenter(inner(), v_low=0.5, v_high=0.5).fit(make_images((6, 16, 16)))
+
+
 def test_any_extractor_and_frozen_ones(scans):
     unet = UNetLayerExtractor(width=2, max_epochs=3, random_state=0).fit(scans.images, scans.layers)
     detector = inner().fit(scans.images)
@@ -211,6 +258,18 @@ def test_a_search_over_thresholds(scans):
             lambda X: LayerwiseSegmenter(inner(), UNetLayerExtractor()).fit(X),
             TypeError,
             "UNetLayerExtractor learns from labelled layers, which are not given here; fit it before",
+        ),
+        (
+            lambda X: LayerwiseSegmenter(inner(), Odd()).fit(
+                np.repeat([0, 70, 120, 230], 4)[None, :, None].repeat(9, 2).repeat(6, 0).astype(np.uint8)
+            ),
+            ValueError,
+            "layers must be numbered by depth, but layer 2 lies 4.0 rows above layer 1",
+        ),
+        (
+            lambda X: LayerwiseSegmenter(inner(), Nameless()).fit(X),
+            TypeError,
+            "layer_extractor must have n_layers_ once fitted",
         ),
         (
             lambda X: check_depth_order(np.repeat([0, 2, 1], 4)[None, :, None]),

@@ -150,14 +150,34 @@ def test_known_anomalies_are_not_fitted_to():
 @pytest.mark.parametrize("n_stages", [2, 3, 4])
 def test_stages_do_not_depend_on_the_order_of_rows(n_stages):
     rng = np.random.default_rng(0)
-    R = np.abs(rng.normal(size=(90, 12)) + 1.5 * rng.integers(0, n_stages, (90, 1)))
-    order = rng.permutation(90)
+    R = rng.uniform(size=(60, 12))  # without clusters: what is found depends on where it is begun
+    order = rng.permutation(60)
     stager = CentroidStager(n_stages=n_stages, random_state=0).fit(R)
     other = CentroidStager(n_stages=n_stages, random_state=0).fit(R[order])
     assert_array_equal(stager.predict(R), other.predict(R))
     assert set(stager.predict(R)) == set(range(1, n_stages + 1))
     assert_allclose(stager.severity(R), other.severity(R), atol=1e-6)
     assert stager.score(R) == pytest.approx(other.score(R))
+
+
+def test_scores_given_order_the_stages():
+    R = np.concatenate([np.full((5, 4), 1.0), np.full((5, 4), 3.0)])
+    R += np.random.default_rng(0).normal(0, 0.1, R.shape)
+    y, score = np.r_[1, -np.ones(9)], R.mean(1)
+    stager = CentroidStager(random_state=0)
+    assert_array_equal(stager.fit(R, anomaly_score=-score).predict(R), np.repeat([2, 1], 5))
+    # Of normal rows neither stager nor scorer counts the scores, however extreme.
+    score[0] = 1e9
+    assert_array_equal(stager.fit(R, y, anomaly_score=score).predict(R), np.repeat([1, 2], 5))
+    D = KMeans(2, n_init=5, random_state=0).fit(R).transform(R)
+    assert_array_equal(CentroidScorer().fit(D, y, anomaly_score=score).predict(D), np.repeat([1, 2], 5))
+
+
+def test_a_frozen_clusterer_is_used_as_it_is():
+    R = np.abs(np.random.default_rng(0).normal(size=(20, 3)))
+    kmeans = KMeans(2, random_state=0).fit(R)
+    stager = CentroidStager(FrozenEstimator(kmeans)).fit(R[:15])
+    assert_allclose(np.sort(stager.cluster_centers_, 0), np.sort(kmeans.cluster_centers_, 0))
 
 
 @pytest.mark.parametrize("reflect", [False, True])
@@ -382,6 +402,12 @@ def test_a_pipeline_that_ends_in_a_detector(sick):
 def test_bad_input(make, error, message):
     with pytest.raises(error, match=message):
         make(np.abs(np.random.default_rng(0).normal(size=(5, 3))))
+
+
+def test_too_few_known_anomalies_are_refused_before_training(monkeypatch):
+    monkeypatch.setattr(AutoEncoder, "_fit", lambda self, X, y: pytest.fail("it was trained"))
+    with pytest.raises(ValueError, match="n_stages=3 needs as many anomalous images at least, got 2"):
+        AnomalyStager(inner(), n_stages=3).fit(make_images((20, 8, 8)), [-1] * 2 + [1] * 18)
 
 
 def test_a_fit_that_fails_leaves_everything_as_it_was():

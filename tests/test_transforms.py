@@ -17,6 +17,7 @@ from skanomaly._random import seeded
 from skanomaly.datasets import load_chest_xray
 from skanomaly.transforms import (
     PRESETS,
+    Affine,
     Canny,
     ColorDrop,
     ColorJitter,
@@ -33,6 +34,7 @@ ALL = [
     Crop(),
     Flip(),
     Rotation(),
+    Affine(),
     ColorJitter(),
     ColorDrop(),
     Solarize(),
@@ -123,6 +125,18 @@ def test_geometry():
     assert (columns.min(), columns.max()) == (9, 11)
 
 
+def test_affine_shifts_and_scales():
+    """Where a ramp from -1 to 1 is seen, and how steep."""
+    ramp = ((torch.arange(64) + 0.5) / 32 - 1).expand(200, 1, 64, 64)
+    seen = views(Affine(translation=0.1, scale=(0.8, 1.25)), ramp)[:, 0, 32]
+    slope = (seen[:, 40] - seen[:, 24]) / 16 * 32
+    assert 0.79 < slope.min() < 0.82
+    assert 1.22 < slope.max() < 1.26
+    middle = seen[:, 31:33].mean(1)
+    assert 0.18 < middle.abs().max() < 0.21, "a tenth of the side is 0.2"
+    assert_allclose(views(Affine(translation=0.0, scale=(1.0, 1.0)), xrays()), xrays(), atol=1e-5)
+
+
 def test_a_crop_has_its_area():
     """A ramp from 0 to 1 shows how much of the width is seen, and where."""
     ramp = (torch.arange(64) + 0.5).div(64).expand(300, 1, 64, 64)
@@ -159,6 +173,10 @@ def test_blur_is_that_of_scipy():
     )
 
 
+def test_no_blur_leaves_the_image():
+    assert_allclose(views(GaussianBlur(sigma=(0.0, 0.0), p=1.0), xrays()), xrays(), atol=1e-6)
+
+
 def test_edges_are_those_of_skimage():
     x = xrays(20)
     found = views(Canny(p=1.0), x)[:, 0].numpy() > 0
@@ -167,6 +185,12 @@ def test_edges_are_those_of_skimage():
     found, expected = found[inside], expected[inside]
     assert 2 * (found & expected).sum() / (found.sum() + expected.sum()) > 0.9
     assert torch.equal(views(Canny(p=1.0), torch.full((2, 3, 9, 9), 0.4)), torch.zeros(2, 3, 9, 9))
+    assert views(Canny(sigma=0.0, p=1.0), x).any()
+    # A weak edge is carried on from a strong one.
+    fading = torch.zeros(1, 1, 24, 24)
+    fading[..., 12:, :] = torch.linspace(0.5, 0.0, 24)
+    carried, strong = (views(Canny(p=1.0, low=low, high=0.5), fading).sum() for low in (0.1, 0.5))
+    assert carried > strong + 4 > 4
 
 
 def test_solarize_and_drop():

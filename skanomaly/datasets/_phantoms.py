@@ -81,6 +81,10 @@ def make_oct(
     check_whole("size", size, 32)
     if len(layers) < 5:
         raise ValueError(f"layers must be five at least, for lesions to lie between them, got {len(layers)}")
+    if not n_looks > 0:
+        raise ValueError(f"n_looks must be above 0, and inf leaves speckle out, got {n_looks!r}")
+    if not 0 <= thickness_variation < 1:
+        raise ValueError(f"thickness_variation must lie in [0, 1), got {thickness_variation!r}")
     low, high = (severity, severity) if np.isscalar(severity) else severity
     if not 0 < low <= high <= 1:
         raise ValueError(f"severity must lie in (0, 1], low before high, got {severity!r}")

@@ -93,10 +93,11 @@ def draw_views(views, x):
     """Both views of a batch; a transform may change its input, which is a copy."""
     drawn = [view(x.clone()) for view in views]
     for view in drawn:
-        if view.shape != x.shape:
+        if not isinstance(view, torch.Tensor) or view.shape != x.shape:
+            got = tuple(view.shape) if isinstance(view, torch.Tensor) else type(view).__name__
             raise ValueError(
-                f"a transform must give as many images as it takes, of their shape {tuple(x.shape)}, got "
-                f"{tuple(view.shape)}"
+                "a transform must give a tensor of as many images as it takes, of their shape "
+                f"{tuple(x.shape)}, got {got}"
             )
     return drawn
 

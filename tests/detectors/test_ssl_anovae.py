@@ -170,6 +170,25 @@ def test_what_a_step_records():
     prior = gaussian.kl_divergence(*image).mean() + 0.5 * gaussian.kl_divergence(*ssl).mean()
     assert_allclose(losses["prior_loss"], prior.detach(), rtol=1e-4)
     assert net.posteriors(x)[0][0].shape == (8, 3)
+    net = network().train()
+    with seeded(0):  # of the step
+        y = net.decode([gaussian.draw(*posterior) for posterior in net.posteriors(x)])
+    assert_allclose(losses["reconstruction_loss"], (x - y).abs().mean().detach(), rtol=1e-5)
+    mean = net.decode([mean for mean, _ in net.posteriors(x)])
+    assert not torch.allclose(y, mean, atol=1e-4), "codes are drawn"
+
+
+def test_the_discriminator_teaches_the_decoder():
+    weights = dict.fromkeys(WEIGHTS, 0.0) | {"adversarial": 1.0}
+    _, moved = step(partial(EndToEnd, weights=weights, prior_weights=(1.0, 1.0)), network(), views=None)
+    assert "decoder" in moved
+
+
+def test_variances_are_bounded():
+    net = network()
+    with torch.no_grad():
+        net.image_code.bias.fill_(1e6)
+    assert net.posteriors(images())[0][1].max() == 10
 
 
 @pytest.mark.parametrize(("fusion", "n"), [("concatenation", 6), ("sum", 3), ("features", 6)])
@@ -233,6 +252,16 @@ def test_pretraining_has_two_stages():
     }
 
 
+def test_what_was_pretrained_stays():
+    nets = [
+        tiny(SSLAnoVAE, ssl_training="pretrain", ssl_epochs=2, max_epochs=n).fit(make_images()).network_
+        for n in (1, 3)
+    ]
+    first, second = (net.ssl_encoder.state_dict() for net in nets)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(*(net.image_encoder.down[0].weight for net in nets))
+
+
 def test_components():
     X = make_images()
     detector = tiny(SSLAnoVAE).fit(X)
@@ -264,8 +293,13 @@ def test_bad_parameters(parameters, message):
 
 def test_transforms_of_ones_own():
     X = make_images()
-    with pytest.raises(ValueError, match="a transform must give as many images as it takes"):
+    with pytest.raises(
+        ValueError,
+        match="a transform must give a tensor .* got .3, 1, 16, 16.",
+    ):
         tiny(SSLAnoVAE, transforms=lambda x: x[:3]).fit(X)
+    with pytest.raises(ValueError, match="a transform must give a tensor .* got ndarray"):
+        tiny(SSLAnoVAE, transforms=lambda x: x.numpy()).fit(X)
     in_place = tiny(SSLAnoVAE, transforms=lambda x: x.mul_(0.5)).fit(X)
     assert_allclose(
         in_place.score_samples(X), tiny(SSLAnoVAE, transforms=lambda x: x * 0.5).fit(X).score_samples(X)
