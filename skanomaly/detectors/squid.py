@@ -76,6 +76,9 @@ class InPaintingTraining(Training):
     ):
         self.augmentation, self.n_critic, self.weights = augmentation, n_critic, weights
         self.detach_teacher = detach_teacher
+        opponents = "adversarial", "discriminator"  # computed only where they have a weight
+        without = {f"{name}_loss" for name in opponents if not weights[name]}
+        self.losses = tuple(name for name in self.losses if name not in without)
         super().__init__(network, optimizer=optimizer, **options)
 
     def step(self, network, x):
@@ -170,8 +173,8 @@ class SQUID(BaseDetector):
         Weight of the discriminator's judgement of the student; 0 leaves it out.
     discriminator_weight : float, default=5e-3
         Weight of the discriminator's own loss; 0 leaves it as it was drawn.
-    n_critic : int, default=2
-        Steps of the discriminator to one of the rest.
+    n_critic : int, default=1
+        Steps of the discriminator to one of the rest; 1 for digits and 2 for chests in the public code.
     max_epochs : int, default=100
         Passes over the normal images.
     {parameters}
@@ -267,7 +270,7 @@ class SQUID(BaseDetector):
         distillation_weight=1e-3,
         adversarial_weight=5e-3,
         discriminator_weight=5e-3,
-        n_critic=2,
+        n_critic=1,
         max_epochs=100,
         batch_size=16,
         lr=1e-3,
