@@ -78,10 +78,8 @@ def attention_by_hand(net, vectors, retrieved, grid, padded):
                         keys.append(retrieved[i, at] if inside else torch.zeros(size))
                 keys = torch.stack(keys)
                 q = (wq @ feature[row * columns + column] + bq).reshape(n_heads, 1, -1)
-                k, v = (
-                    (keys @ w.T + b).reshape(len(keys), n_heads, -1).swapaxes(0, 1)
-                    for w, b in ((wk, bk), (wv, bv))
-                )
+                k, v = keys @ wk.T + bk, keys @ wv.T + bv
+                k, v = (part.reshape(len(keys), n_heads, -1).swapaxes(0, 1) for part in (k, v))
                 weights = (q @ k.swapaxes(1, 2) / k.shape[2] ** 0.5).softmax(-1)
                 joined = (weights @ v)[:, 0].flatten()
                 out[i, row * columns + column] = attention.out_proj(joined)
