@@ -2,7 +2,7 @@
 
     python benchmarks/ssl_anovae.py [--sets NAME ...] [--seeds 3] [--epochs 30] [--threads 2] [--results DIR]
 
-The transforms of the views (none, of places and sharpness, of colours, both, the preset for the kind of image),
+The transforms of the views (none, of places and blur, of colours, both, the preset for the kind of image),
 how the second encoder is trained (with the rest, before it, not at all), and how the codes come together. On
 photographs of the retina, chest X-rays and synthetic tomography (`make_oct`, written beside the results), all
 at 64 px. Every stage has 30 epochs, so that it all takes no more than 90 minutes on two cores.
@@ -63,9 +63,9 @@ def report(cells, rows):
                 figures = [mean(same, key) for key in ("val_auroc", "auroc", "ap")]
                 lines.append([data, name, len(same), *figures])
     return (
-        "Made by `python benchmarks/ssl_anovae.py`, 30 epochs. Test split but for the first AUROC; mean of the "
+        "Made by `python benchmarks/ssl_anovae.py`, 30 epochs. Test split but for the first AUROC; mean of "
         'seeds (standard deviation) and 95 % bootstrap interval over patients. "As it is" has the preset for '
-        "the kind of image: for photographs (fundus_dr) that is the one with both.\n\n"
+        "for the kind of image: for photographs (fundus_dr) that is the one with both.\n\n"
         + table(("data", "SSLAnoVAE, or another detector", "seeds", "AUROC on val", "AUROC", "AP"), lines)
     )
 
