@@ -82,8 +82,8 @@ def main():
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.results.mkdir(parents=True, exist_ok=True)
-    # AnoGAN's searches alone would take the time of all others.
-    others = {name: name for name in names() if name not in ("SSLAnoVAE", "AnoGAN")}
+    # AnoGAN's searches alone would take the time of all others, and so would SQUID's training.
+    others = {name: name for name in names() if name not in ("SSLAnoVAE", "AnoGAN", "SQUID")}
     rows, path = VARIANTS | others, arguments.results / "ssl_anovae.jsonl"
     for seed in range(arguments.seeds):
         for data in arguments.sets:
