@@ -222,10 +222,11 @@ def test_learns_what_a_chest_looks_like():
     small = {"width": 8, "n_slots": 100, "random_state": 0}
     trained = SQUID(max_epochs=20, **small).fit(train)
     untrained = SQUID(max_epochs=1, lr=1e-12, **small).fit(train)
-    for component in ("discriminator", "residual"):
-        auroc, before = (
-            roc_auc_score(y, detector.score_components(both)[component]) for detector in (trained, untrained)
-        )
-        print(component, auroc, before)
+    # Of the residual; what the discriminator says of foreign patches after so short a training is chance.
+    auroc, before = (
+        roc_auc_score(y, detector.score_components(both)["residual"]) for detector in (trained, untrained)
+    )
+    assert auroc > 0.75
+    assert auroc > before + 0.2
     maps = trained.anomaly_map(foreign)
-    print(maps[masks].mean() / maps[~masks].mean())
+    assert maps[masks].mean() > 1.5 * maps[~masks].mean()
