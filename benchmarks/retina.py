@@ -220,9 +220,9 @@ def main():
         command = f"python benchmarks/retina.py --parts {part} --seeds {arguments.seeds}"
         command += f" --threads {arguments.threads}" + f" --epochs {arguments.epochs}" * bool(epochs)
         made = table(columns, rows(arguments.data, arguments.seeds, epochs))
-        text = "\n\n".join([f"Made by `{command}`.", heading, made])
-        (arguments.results / f"retina_{part}.md").write_text(text + "\n")
-        print(text, f"Took {time.perf_counter() - start:.0f} s", sep="\n\n")
+        text = f"Made by `{command}`.\n\n{heading}\n\n{made}"
+        (arguments.results / f"retina_{part}.md").write_text(text)
+        print(f"{text}\nTook {time.perf_counter() - start:.0f} s")
 
 
 if __name__ == "__main__":
