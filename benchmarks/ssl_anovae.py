@@ -64,7 +64,7 @@ def report(cells, rows):
                 lines.append([data, name, len(same), *figures])
     return (
         "Made by `python benchmarks/ssl_anovae.py`, 30 epochs. Test split but for the first AUROC; mean of "
-        'seeds (standard deviation) and 95 % bootstrap interval over patients. "As it is" has the preset for '
+        'seeds (standard deviation) and 95 % bootstrap interval over patients. "As it is" has the preset '
         "for the kind of image: for photographs (fundus_dr) that is the one with both.\n\n"
         + table(("data", "SSLAnoVAE, or another detector", "seeds", "AUROC on val", "AUROC", "AP"), lines)
     )
