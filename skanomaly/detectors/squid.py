@@ -201,7 +201,8 @@ class SQUID(BaseDetector):
 
     The paper's sigmoid of the score saturates, so that many images tie: it is the component "probability" of
     `score_components`, beside "residual", the mean absolute error, and "feature", the mean squared distance
-    of the features and what was retrieved for them. The rate of all but the discriminator falls along a
+    of the features and what was retrieved for them. After short trainings the residual tells more than the
+    discriminator. The rate of all but the discriminator falls along a
     cosine. As its authors say, the method is not made to find the pixels of an anomaly: maps show what
     differs from the reconstruction, which differs in detail everywhere.
 
