@@ -102,8 +102,12 @@ def read(path):
     return cells
 
 
-def run(cells, path, folder):
-    """Run the cells that have no result yet, and append theirs."""
+def run(cells, path, folder, *, load=load, evaluate=evaluate):
+    """Run the cells that have no result yet, and append theirs.
+
+    A cell is (name of a data set, name of a detector, the detector); what `load` gives for the first is given
+    to `evaluate`, with the detector before it.
+    """
     done = {cell["key"] for cell in read(path) if "error" not in cell}
     for name, variant, detector in cells:
         file = folder / f"{name}.npz"

@@ -1,6 +1,7 @@
 """Speed of training and scoring against raw torch loops, and memory of scoring.
 
     python benchmarks/speed.py [--pairs 15] [--memory] [--detectors NAME[:parameter=value,...] ...]
+                               [--size 64] [--n-train 384]
     python benchmarks/speed.py --search
     python benchmarks/speed.py --views
 
@@ -183,13 +184,15 @@ def compare(package, raw, n_pairs):
     return {name: np.min(values, axis=0) for name, values in times.items()}
 
 
-def time_detector(name, n_pairs):
+def time_detector(name, n_pairs, size, n_train):
     detector = with_epochs(make(name), 1)
     kind, (raw_training, raw_judge) = "hand", BY_HAND.get(name, (None, None))
     if raw_training is None:
         kind, raw_training, raw_judge = "bare", bare_training, bare_scores
     # A multiple of the usual batch sizes: padding is the package's, and measured nowhere here.
-    X = load_chest_xray(subset="train").images[:384]
+    X = load_chest_xray(subset="train").images[:n_train]
+    for axis in 1, 2:
+        X = X.repeat(size // 64, axis)
     detector.fit(X)
     start = time.perf_counter()
     detector.score_samples(X[:SCORING_ROWS])
@@ -317,6 +320,8 @@ def main():
     parser.add_argument("--memory", action="store_true", help="measure memory instead of speed")
     parser.add_argument("--search", action="store_true", help="measure latent searches instead of speed")
     parser.add_argument("--views", action="store_true", help="measure the views of SSLAnoVAE")
+    parser.add_argument("--size", type=int, default=64, help="a multiple of 64; pixels are repeated")
+    parser.add_argument("--n-train", type=int, default=384, help="images, a multiple of the batch size")
     parser.add_argument("--images", type=int, default=100_000, help="for --memory")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
@@ -328,7 +333,7 @@ def main():
         if arguments.memory:
             measure_memory(name, arguments.images)
         else:
-            time_detector(name, arguments.pairs)
+            time_detector(name, arguments.pairs, arguments.size, arguments.n_train)
 
 
 if __name__ == "__main__":

@@ -142,6 +142,9 @@ class SQUID(BaseDetector):
         Whether each place has its own memory.
     shrinkage : {"gumbel", "hard"}, default="gumbel"
         The k nearest, with the gradient of all; or those whose weight is above 1 / n_slots.
+    similarity : {"cosine", "dot"}, default="cosine"
+        Of a feature and a remembered one: that of their directions, or their product, as in the public code.
+        With products few features are ever retrieved, the longest.
     neighbours : {"existing", "padded"}, default="existing"
         Whether windows at the border attend to their neighbours only, or to zeros beyond it too.
     skips : tuple of {"concatenation", "sum", "none"}, default=()
@@ -230,6 +233,7 @@ class SQUID(BaseDetector):
         "memory": [StrOptions({"queue", "matrix"})],
         "space_aware": ["boolean"],
         "shrinkage": [StrOptions({"gumbel", "hard"})],
+        "similarity": [StrOptions({"dot", "cosine"})],
         "neighbours": [StrOptions({"existing", "padded"})],
         "skips": [tuple, list],
         "stitch_level": [Interval(Integral, 0, None, closed="left")],
@@ -257,6 +261,7 @@ class SQUID(BaseDetector):
         memory="queue",
         space_aware=True,
         shrinkage="gumbel",
+        similarity="cosine",
         neighbours="existing",
         skips=(),
         stitch_level=2,
@@ -294,6 +299,7 @@ class SQUID(BaseDetector):
         self.memory = memory
         self.space_aware = space_aware
         self.shrinkage = shrinkage
+        self.similarity = similarity
         self.neighbours = neighbours
         self.skips = skips
         self.stitch_level = stitch_level
@@ -347,6 +353,7 @@ class SQUID(BaseDetector):
                 size,
                 space_aware=self.space_aware,
                 shrink=shrink,
+                cosine=self.similarity == "cosine",
                 learned=self.memory == "matrix",
             )
 

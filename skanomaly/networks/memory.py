@@ -69,11 +69,13 @@ class MemoryQueue(nn.Module):
         Numbers in one.
     shrink : callable
         From weights (..., n_slots), which sum to 1, to those used.
+    cosine : bool, default=False
+        Whether similarity is that of directions.
     learned : bool, default=False
         Items are parameters instead, and nothing is written: a matrix for each location.
     """
 
-    def __init__(self, n_locations, n_slots, size, *, shrink, learned=False):
+    def __init__(self, n_locations, n_slots, size, *, shrink, cosine=False, learned=False):
         super().__init__()
         start = torch.empty(n_locations, n_slots, size).uniform_(-1, 1) / size**0.5
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
@@ -81,11 +83,11 @@ class MemoryQueue(nn.Module):
             self.items = nn.Parameter(start)
         else:
             self.register_buffer("items", start)
-        self.shrink, self.learned = shrink, learned
+        self.shrink, self.cosine, self.learned = shrink, cosine, learned
 
     def weights(self, query):
         """Of the stored features (n_locations, n, n_slots), for queries (n, n_locations, size)."""
-        return self.shrink(similarity(query.transpose(0, 1), self.items, cosine=False).softmax(-1))
+        return self.shrink(similarity(query.transpose(0, 1), self.items, cosine=self.cosine).softmax(-1))
 
     def forward(self, query):
         """Combinations of stored features (n, n_locations, size), each location from its own queue."""

@@ -1,0 +1,79 @@
+"""
+What SQUID remembers
+====================
+
+SQUID keeps features of the training images, for each place the last 200 of them, and paints every window of
+an image anew from those most like it. Grids of digits show what that means: whatever is in the place of the
+5, what is retrieved there are fives.
+"""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+from skanomaly import SQUID
+from skanomaly.datasets import make_digit_anatomy
+
+torch.set_num_threads(1)
+kinds = "missing", "misordered", "flipped", "zero"
+train = make_digit_anatomy(400, size=48, random_state=0)
+test = make_digit_anatomy(4, kinds=kinds, size=48, subset="test", random_state=8)
+detector = SQUID(n_windows=3, width=8, max_epochs=20, random_state=0).fit(train.images)
+
+# %%
+# A memory holds features, not pictures. So each is shown by the window of a training image that has the most
+# similar feature in the same place.
+
+
+def features(images):
+    """Of each window, (n, 9, size), as the memory is asked with them."""
+    network = detector.network_.eval()
+    with torch.no_grad():
+        x = torch.from_numpy(images)[:, None].float() / 255
+        return network.paint(network.encode(x))[1]
+
+
+def windows(images):
+    """(n, 48, 48) to (n, 9, 16, 16)."""
+    return images.reshape(-1, 3, 16, 3, 16).swapaxes(2, 3).reshape(-1, 9, 16, 16)
+
+
+def grid(cells):
+    """Undo `windows`, for one image."""
+    return cells.reshape(3, 3, 16, 16).swapaxes(1, 2).reshape(48, 48)
+
+
+memory = detector.network_.inpainting.memory
+weights = memory.weights(features(test.images)).transpose(0, 1)  # (images, 9, stored patterns)
+items = torch.nn.functional.normalize(memory.items, dim=-1)
+known = torch.nn.functional.normalize(features(train.images), dim=-1).transpose(0, 1)
+alike = (items @ known.transpose(1, 2)).argmax(-1).numpy()  # (9, stored patterns): a training image each
+order = weights.argsort(dim=-1, descending=True).numpy()
+pictures, places = windows(train.images), np.arange(9)
+
+# %%
+# Each column shows the pattern with the largest weight in every place, then the second, and the third. They
+# are the digits that belong there, in handwritings not unlike; the reconstruction is made of these and two
+# more, and of what the neighbours retrieved.
+
+titles = "input", "first pattern", "second", "third", "reconstruction", "map"
+shown, maps = detector.reconstruct(test.images), detector.anomaly_map(test.images)
+figure, axes = plt.subplots(4, 6, figsize=(11, 7.6), layout="compressed")
+for k, row in enumerate(axes):
+    nearest = [grid(pictures[alike[places, order[k, :, rank]], places]) for rank in range(3)]
+    for ax, image, title in zip(row, (test.images[k], *nearest, shown[k], maps[k]), titles):
+        ax.imshow(image, cmap="magma" if title == "map" else "gray")
+        ax.set(xticks=[], yticks=[], title=title if k == 0 else None)
+    row[0].set_ylabel(kinds[k])
+plt.show()
+
+# %%
+# A place where nothing is has its nearest patterns too, but the feature of an empty window is like none of
+# them; the component "feature" is the distance to what was retrieved.
+
+grids = make_digit_anatomy(200, kinds=("normal", *kinds), size=48, subset="test", random_state=9)
+components = detector.score_components(grids.images)
+for kind in ("normal", *kinds):
+    rows = grids.kind == kind
+    values = (f"{name} {components[name][rows].mean():.3f}" for name in ("feature", "residual"))
+    print(f"{kind:10}", *values)
