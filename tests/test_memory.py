@@ -77,9 +77,20 @@ def test_retrieval_from_a_queue():
     assert not torch.equal(queue(20 * torch.eye(8)[None, [3, 2]]), 20 * torch.eye(8)[None, [3, 2]]), (
         "each location has its own"
     )
+    queue = MemoryQueue(2, 5, 8, shrink=plain, cosine=True)
+    for location in range(2):
+        a, b = F.normalize(query[:, location], dim=1), F.normalize(queue.items[location], dim=1)
+        assert_close(queue(query)[:, location], (a @ b.T).softmax(-1) @ queue.items[location])
+    assert_close(queue(7 * query), queue(query), msg="its direction alone")
+
+
+def test_a_queue_is_restored():
+    queue = MemoryQueue(2, 5, 8, shrink=plain)
+    queue.write(torch.randn(7, 2, 8))
     copy = MemoryQueue(2, 5, 8, shrink=plain)
     copy.load_state_dict(queue.state_dict())
-    assert copy.pointer == queue.pointer == 0
+    assert copy.pointer == queue.pointer == 2
+    assert torch.equal(copy.items, queue.items)
     assert not any(True for _ in queue.parameters()), "nothing to learn"
 
 

@@ -176,6 +176,8 @@ class SQUID(BaseDetector):
         Weight of the discriminator's judgement of the student; 0 leaves it out.
     discriminator_weight : float, default=5e-3
         Weight of the discriminator's own loss; 0 leaves it as it was drawn.
+    score_component : {"discriminator", "residual", "feature"}, default="discriminator"
+        What `score_samples` is of: the paper's, or another (see Notes).
     n_critic : int, default=1
         Steps of the discriminator to one of the rest; 1 for digits and 2 for chests in the public code.
     max_epochs : int, default=100
@@ -197,17 +199,19 @@ class SQUID(BaseDetector):
     :Score: how far the discriminator's logit lies below that of reconstructed normal images, in their
         standard deviations
     :Map: absolute error of each pixel
-    :Departures: k features are kept where the public code keeps k - 1; windows at the border attend to the
-        neighbours they have; the discriminator judges with statistics of training, where the public code has
-        those of each image; no labelled images choose the epoch; no skips and no memories in the decoder by
-        default, since skips carry what is anomalous past the memory; learning rate
+    :Departures: k features are kept where the public code keeps k - 1; they are those of the most similar
+        direction; windows at the border attend to the neighbours they have; the discriminator judges with
+        statistics of training, where the public code has those of each image; no labelled images choose the
+        epoch; no skips and no memories in the decoder by default, since skips carry what is anomalous past
+        the memory; learning rate
 
     The paper's sigmoid of the score saturates, so that many images tie: it is the component "probability" of
     `score_components`, beside "residual", the mean absolute error, and "feature", the mean squared distance
-    of the features and what was retrieved for them. After short trainings the residual tells more than the
-    discriminator. The rate of all but the discriminator falls along a
-    cosine. As its authors say, the method is not made to find the pixels of an anomaly: maps show what
-    differs from the reconstruction, which differs in detail everywhere.
+    of the features and what was retrieved for them. The discriminator can only tell what looks spoilt: after
+    short trainings all reconstructions do, and where an anomaly is painted over well, none. The other two
+    then tell more. The rate of all but the discriminator falls along a cosine. As its authors say, the method
+    is not made to find the pixels of an anomaly: maps show what differs from the reconstruction, which
+    differs in detail everywhere.
 
     References
     ----------
@@ -248,6 +252,7 @@ class SQUID(BaseDetector):
         "distillation_weight": [Interval(Real, 0, None, closed="left")],
         "adversarial_weight": [Interval(Real, 0, None, closed="left")],
         "discriminator_weight": [Interval(Real, 0, None, closed="left")],
+        "score_component": [StrOptions({"discriminator", "residual", "feature"})],
         "n_critic": [Interval(Integral, 1, None, closed="left")],
     }
 
@@ -276,6 +281,7 @@ class SQUID(BaseDetector):
         distillation_weight=1e-3,
         adversarial_weight=5e-3,
         discriminator_weight=5e-3,
+        score_component="discriminator",
         n_critic=1,
         max_epochs=100,
         batch_size=16,
@@ -314,6 +320,7 @@ class SQUID(BaseDetector):
         self.distillation_weight = distillation_weight
         self.adversarial_weight = adversarial_weight
         self.discriminator_weight = discriminator_weight
+        self.score_component = score_component
         self.n_critic = n_critic
         self.max_epochs = max_epochs
         self.batch_size = batch_size
@@ -398,12 +405,12 @@ class SQUID(BaseDetector):
     def _judge(self, network, x):
         painted, vectors, retrieved = network.paint(network.encode(x))
         y, _ = network.decode(network.student, painted)
-        score = (network.mean - network.discriminator(y)) / network.deviation
+        unreal = (network.mean - network.discriminator(y)) / network.deviation
         maps = absolute_error(y, x)
         components = {
-            "discriminator": score,
-            "probability": torch.sigmoid(score),
+            "discriminator": unreal,
+            "probability": torch.sigmoid(unreal),
             "residual": maps.mean((1, 2)),
             "feature": (vectors - retrieved).square().mean((1, 2)),
         }
-        return Judgement(score, maps, components)
+        return Judgement(components[self.score_component], maps, components)

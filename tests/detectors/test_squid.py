@@ -146,6 +146,8 @@ def test_the_score_is_standardised_on_the_training_images():
     assert_allclose(detector.anomaly_map(X), maps, atol=1e-5)
     assert_allclose(components["residual"], maps.mean((1, 2)), atol=1e-5)
     assert (components["feature"] >= 0).all()
+    for name in "discriminator", "residual", "feature":
+        assert_allclose(detector.set_params(score_component=name).score_samples(X), -components[name], atol=1e-6)
 
 
 def test_one_memory_for_all_places():
@@ -165,6 +167,7 @@ def test_one_memory_for_all_places():
         {"memory": "matrix"},
         {"space_aware": False},
         {"shrinkage": "hard"},
+        {"similarity": "dot"},
         {"neighbours": "padded"},
         {"skips": ("concatenation", "sum"), "n_memories": 2, "stitch_level": 0},
         {"n_windows": 1},
