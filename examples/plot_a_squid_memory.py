@@ -68,8 +68,8 @@ for k, row in enumerate(axes):
 plt.show()
 
 # %%
-# A place where nothing is has its nearest patterns too, but the feature of an empty window is like none of
-# them; the component "feature" is the distance to what was retrieved.
+# The component "feature", the distance to what was retrieved, is larger for every kind of anomaly. The
+# residual hardly is, and for missing digits it is smaller: what is not there cannot be wrong in detail.
 
 grids = make_digit_anatomy(200, kinds=("normal", *kinds), size=48, subset="test", random_state=9)
 components = detector.score_components(grids.images)
