@@ -34,6 +34,24 @@ YIQ = (LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 N_HYSTERESIS = 16
 
 
+def changed(transform, x):
+    """transform(x), which may change its input: it is a copy.
+
+    Raises
+    ------
+    ValueError
+        Where that is not images of the shape of x.
+    """
+    y = transform(x.clone())
+    if not isinstance(y, torch.Tensor) or y.shape != x.shape:
+        got = tuple(y.shape) if isinstance(y, torch.Tensor) else type(y).__name__
+        raise ValueError(
+            "a transform must give a tensor of as many images as it takes, of their shape "
+            f"{tuple(x.shape)}, got {got}"
+        )
+    return y
+
+
 class _Geometric:
     """A random affine map of places; those next to each other in a `Compose` are carried out as one."""
 

@@ -16,6 +16,7 @@ from ..networks.inpainting import InPaintingNetwork
 from ..networks.memory import MemoryQueue, gumbel_shrinkage, hard_shrinkage
 from ..training import Training
 from ..training._adversarial import Adam, discriminator_loss, generator_loss
+from ..transforms import changed
 
 
 class SQUIDNetwork(InPaintingNetwork):
@@ -83,7 +84,7 @@ class InPaintingTraining(Training):
 
     def step(self, network, x):
         if self.augmentation is not None:
-            x = self.augmentation(x)
+            x = changed(self.augmentation, x)
         self._cool_down()
         moves_all = self.n_steps % self.n_critic == 0
         with torch.set_grad_enabled(moves_all):

@@ -16,7 +16,7 @@ from ..networks.autoencoder import ConvDecoder, ConvEncoder
 from ..networks.gaussian import draw, kl_divergence
 from ..training import Training
 from ..training._adversarial import discriminator_loss, generator_loss
-from ..transforms import PRESETS, preset
+from ..transforms import PRESETS, changed, preset
 
 #: Hidden and output width of projector and predictor; 4096 and 256 in BYOL, for ImageNet.
 PROJECTION = 512, 128
@@ -89,19 +89,6 @@ def byol_loss(network, first, second):
     return sum((2 - 2 * F.cosine_similarity(p, t, dim=1)).mean() for p, t in zip(predicted, projected))
 
 
-def draw_views(views, x):
-    """Both views of a batch; a transform may change its input, which is a copy."""
-    drawn = [view(x.clone()) for view in views]
-    for view in drawn:
-        if not isinstance(view, torch.Tensor) or view.shape != x.shape:
-            got = tuple(view.shape) if isinstance(view, torch.Tensor) else type(view).__name__
-            raise ValueError(
-                "a transform must give a tensor of as many images as it takes, of their shape "
-                f"{tuple(x.shape)}, got {got}"
-            )
-    return drawn
-
-
 @torch.no_grad()
 def follow(network, momentum):
     """target <- momentum * target + (1 - momentum) * online, weights only: statistics are its own."""
@@ -128,7 +115,7 @@ class SelfSupervised(Training):
 
     def step(self, network, x):
         network.target.train()  # its statistics are of the batch, as in BYOL
-        loss = byol_loss(network, *draw_views(self.views, x))
+        loss = byol_loss(network, *(changed(view, x) for view in self.views))
         self.move("optimizer", ssl_loss=loss)
         follow(network, self.momentum)
 
@@ -180,7 +167,7 @@ class EndToEnd(Training):
         }
         if self.views:
             network.target.train()
-            terms["ssl"] = byol_loss(network, *draw_views(self.views, x))
+            terms["ssl"] = byol_loss(network, *(changed(view, x) for view in self.views))
         self.record(**{f"{name}_loss": term for name, term in terms.items()})
         self.move("optimizer", train_loss=sum(self.weights[name] * term for name, term in terms.items()))
         if self.views:

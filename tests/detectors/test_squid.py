@@ -147,7 +147,9 @@ def test_the_score_is_standardised_on_the_training_images():
     assert_allclose(components["residual"], maps.mean((1, 2)), atol=1e-5)
     assert (components["feature"] >= 0).all()
     for name in "discriminator", "residual", "feature":
-        assert_allclose(detector.set_params(score_component=name).score_samples(X), -components[name], atol=1e-6)
+        assert_allclose(
+            detector.set_params(score_component=name).score_samples(X), -components[name], atol=1e-6
+        )
 
 
 def test_one_memory_for_all_places():
@@ -200,6 +202,11 @@ def test_the_rate_falls_along_a_cosine():
     expected = [0.25 * (1 + np.cos(np.pi * epoch / 4.5)) for epoch in range(3)]
     assert_allclose(rates[1::2], expected)
     assert_allclose(rates[::2], 0.5, err_msg="not the discriminator's")
+
+
+def test_an_augmentation_must_keep_the_shape():
+    with pytest.raises(ValueError, match=r"of their shape \(\d, 1, 16, 16\), got \(\d, 1, 8, 8\)"):
+        tiny(SQUID, augmentation=lambda x: x[..., ::2, ::2]).fit(make_images())
 
 
 @pytest.mark.parametrize(
