@@ -36,6 +36,9 @@ from skanomaly.datasets import make_digit_anatomy
 KINDS = "missing", "misordered", "flipped", "zero"
 RESTORED = "missing", "zero"
 N_TEST = {"val": 250, "test": 500}
+N_RECOGNISED = 200  # grids whose digits the support vector machine learns
+#: Grids, epochs and width.
+SMALL, FULL = (400, 25, 8), (1600, 200, 32)
 RIVALS = "AutoEncoder", "MemAE", "FAnoGAN"
 CHEST = "cxr_pneumonia_128"
 COMPONENTS = {
@@ -121,8 +124,8 @@ def evaluate_digits(detector, splits, *, path):
     components = detector.score_components(test.images)
     result["components"] = {name: by_kind(test, value) for name, value in components.items()}
     normal = train.images[train.target == 1]
-    digits = to_cells(normal[:200]).reshape(1800, -1)
-    recogniser = SVC().fit(digits, np.tile(range(9), 200))
+    digits = to_cells(normal[:N_RECOGNISED])
+    recogniser = SVC().fit(np.concatenate(digits), np.tile(range(9), len(digits)))
     shown = detector.reconstruct(test.images)
     result["restoration"] = restoration(test, shown, normal.mean(0), recogniser)
     if path is not None and detector.random_state == 0:
@@ -228,7 +231,7 @@ def main():
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.results.mkdir(parents=True, exist_ok=True)
-    n, epochs, width = (1600, 200, 32) if arguments.full else (400, 25, 8)
+    n, epochs, width = FULL if arguments.full else SMALL
     stem = "squid_full" if arguments.full else "squid"
     squid = f"SQUID:max_epochs={epochs},width={width}"
     shares = [f"{n} grids, {share} % normal" for share in (100, 75, 50)]

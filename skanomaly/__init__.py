@@ -3,6 +3,7 @@
 from ._unwrap import anomaly_map, reconstruct, segment
 from ._version import __version__
 from .detectors.adversarial_autoencoder import AdversarialAutoEncoder
+from .detectors.aeu import AEU
 from .detectors.ali import ALI
 from .detectors.anogan import AnoGAN
 from .detectors.autoencoder import AutoEncoder
@@ -10,9 +11,11 @@ from .detectors.fanogan import FAnoGAN
 from .detectors.memae import MemAE
 from .detectors.squid import SQUID
 from .detectors.ssl_anovae import SSLAnoVAE
+from .detectors.vae import VAE
 from .patches import PatchDetector
 
 __all__ = [
+    "AEU",
     "ALI",
     "AdversarialAutoEncoder",
     "AnoGAN",
@@ -22,6 +25,7 @@ __all__ = [
     "PatchDetector",
     "SQUID",
     "SSLAnoVAE",
+    "VAE",
     "__version__",
     "anomaly_map",
     "reconstruct",

@@ -11,12 +11,12 @@ SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 
 def squared_error(x, y):
     """(x - y)^2, (n, h, w)."""
-    return _over_channels((x - y).square())
+    return over_channels((x - y).square())
 
 
 def absolute_error(x, y):
     """|x - y|, (n, h, w)."""
-    return _over_channels((x - y).abs())
+    return over_channels((x - y).abs())
 
 
 def ssim_error(x, y):
@@ -38,10 +38,11 @@ def ssim_error(x, y):
     # Far out of [0, 1] rounding makes variances negative.
     variances = (xx - mx**2).clamp(min=0) + (yy - my**2).clamp(min=0)
     ssim = ssim / ((mx**2 + my**2 + c1) * (variances + c2))
-    return _over_channels(1 - ssim)
+    return over_channels(1 - ssim)
 
 
-def _over_channels(errors):
+def over_channels(errors):
+    """Mean over channels, (n, h, w)."""
     # A mean over one channel costs as much as over many.
     return errors[:, 0] if errors.shape[1] == 1 else errors.mean(1)
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.testing import assert_allclose
 
+from skanomaly.datasets import make_digit_anatomy
 from skanomaly.testing import all_detectors, make_images, tiny
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -212,6 +214,71 @@ def test_the_parts_of_ssl_anovae(accuracy, tmp_path, monkeypatch, capsys):
     assert "| phantom_oct_64 | plain | 1 |" in table
     assert "| phantom_oct_64 | AutoEncoder | 1 |" in table
     assert "AnoGAN" not in table
+
+
+@pytest.fixture
+def squid(accuracy, monkeypatch):
+    monkeypatch.delitem(sys.modules, "squid", raising=False)
+    import squid
+
+    return squid
+
+
+@pytest.mark.filterwarnings("ignore:.* images cannot show a false alarm rate")
+def test_the_study_of_squid(squid, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(squid, "SMALL", (20, 1, 2))
+    monkeypatch.setattr(squid, "N_TEST", {"val": 5, "test": 10})
+    monkeypatch.setattr(squid, "RIVALS", ("AutoEncoder",))
+    monkeypatch.setattr(squid, "COMPONENTS", {"no discriminator": squid.COMPONENTS["no discriminator"]})
+    monkeypatch.setattr(squid, "OTHERS", ("k=1",))
+    parts = ["--parts", "headline", "components", "robustness", "contamination"]
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["squid.py", *parts, "--epochs", "1", "--seeds", "2", "--threads", "1", "--results", str(tmp_path)],
+    )
+    squid.main()
+    text = (tmp_path / "squid.md").read_text()
+    headline, components, robustness, *shares = text.split(" % normal.")[1:]
+    assert "| SQUID | score | 2 |" in headline
+    assert "| AutoEncoder | zero |" in headline
+    assert "| no discriminator | residual | 1 |" in components
+    assert "| k=1 | score | 1 |" in robustness
+    assert len(shares) == 3
+    assert all("| AutoEncoder | score | 1 |" in share for share in shares)
+    assert (tmp_path / "squid_SQUID.png").exists()
+    n_lines = len((tmp_path / "squid.jsonl").read_text().splitlines())
+    squid.main()
+    assert len((tmp_path / "squid.jsonl").read_text().splitlines()) == n_lines, "nothing is run twice"
+
+
+def test_what_a_reconstruction_of_digits_shows(squid):
+    parts = squid.make_digits("90 grids, 75 % normal", None)
+    train, test = parts["train"], parts["test"]
+    clean = make_digit_anatomy(90, random_state=0).images
+    assert (train.images != clean).any((1, 2)).sum() == 22, "a quarter is spoilt"
+    assert squid.by_kind(test, test.target == -1)["mean"] == 1
+    cells = squid.to_cells(test.images)
+    assert_allclose(cells[3, 5].reshape(32, 32), test.images[3, 32:64, 64:] / 255)
+
+    class Oracle:
+        def predict(self, cells):
+            known = np.concatenate(squid.to_cells(test.normal))
+            digit = {cell.tobytes(): k % 9 for k, cell in enumerate(known)}
+            return np.array([digit.get(cell.tobytes(), -1) for cell in cells])
+
+    average = clean.mean(0)
+    perfect = squid.restoration(test, test.normal, average, Oracle())
+    for kind in squid.RESTORED:
+        assert {perfect[kind][name] for name in ("both", "recognised", "grid nearer than mean")} == {1}
+        assert perfect[kind]["recognised in input"] == 0
+    repeated = squid.restoration(test, test.images, average, Oracle())
+    assert repeated["zero"]["both"] == repeated["missing"]["recognised"] == 0
+    assert repeated["normal"]["recognised"] == 1
+    blurred = squid.restoration(test, np.broadcast_to(average, test.images.shape), average, Oracle())
+    for kind in squid.RESTORED:
+        assert blurred[kind]["nearer than input"] == blurred[kind]["mean nearer than input"]
+        assert blurred[kind]["nearer than mean"] == blurred[kind]["grid nearer than mean"] == 0
 
 
 @pytest.mark.filterwarnings("ignore:.* images cannot show a false alarm rate")

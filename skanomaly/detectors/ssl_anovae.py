@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from .._detector import BaseDetector, Judgement
 from .._losses import absolute_error
 from ..networks.adversarial import ConvDiscriminator
-from ..networks.autoencoder import ConvDecoder, ConvEncoder
+from ..networks.autoencoder import LOG_VARIANCES, ConvDecoder, ConvEncoder
 from ..networks.gaussian import draw, kl_divergence
 from ..training import Training
 from ..training._adversarial import discriminator_loss, generator_loss
@@ -71,7 +71,7 @@ class SSLAnoVAENetwork(nn.Module):
         else:
             parts = [self.image_code(features[0]), self.ssl_code(features[1])]
         halves = (part.chunk(2, dim=1) for part in parts)
-        return [(mean, log_variance.clamp(-10, 10)) for mean, log_variance in halves]
+        return [(mean, log_variance.clamp(*LOG_VARIANCES)) for mean, log_variance in halves]
 
     def decode(self, codes):
         return self.decoder(sum(codes) if self.fusion == "sum" else torch.cat(codes, dim=1))

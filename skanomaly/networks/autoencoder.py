@@ -6,6 +6,9 @@ from torch import nn
 
 from .blocks import choose_strides, crop_to, last_size, pad_to, padded_size
 
+#: Beyond these an exponential explodes.
+LOG_VARIANCES = -10.0, 10.0
+
 
 def _widths(width, n_levels):
     """Channels after each level: width x 1, 2, 4, 4, ..."""
@@ -97,3 +100,35 @@ class ConvAutoEncoder(nn.Module):
 
     def forward(self, x):
         return self.decoder(self.encoder(x))
+
+
+class UncertainAutoEncoder(ConvAutoEncoder):
+    """Parts `encoder` and `decoder`, which gives each pixel a mean and a log-variance."""
+
+    def __init__(self, image_shape, latent_size, **options):
+        super().__init__(image_shape, latent_size, **options)
+        n_channels, *sides = image_shape
+        self.decoder = ConvDecoder((2 * n_channels, *sides), latent_size, **options)
+
+    def forward(self, x):
+        """Means and log-variances (n, c, h, w), the latter within `LOG_VARIANCES`."""
+        mean, log_variance = super().forward(x).chunk(2, dim=1)
+        return mean, log_variance.clamp(*LOG_VARIANCES)
+
+
+class VariationalAutoEncoder(nn.Module):
+    """Parts `encoder`, to mean and log-variance of a code, and `decoder`."""
+
+    def __init__(self, image_shape, latent_size, **options):
+        super().__init__()
+        self.encoder = ConvEncoder(image_shape, 2 * latent_size, **options)
+        self.decoder = ConvDecoder(image_shape, latent_size, **options)
+
+    def posterior(self, x):
+        """Mean and log-variance of the codes, the latter within `LOG_VARIANCES`."""
+        mean, log_variance = self.encoder(x).chunk(2, dim=1)
+        return mean, log_variance.clamp(*LOG_VARIANCES)
+
+    def forward(self, x):
+        """Reconstructions from the mean codes."""
+        return self.decoder(self.posterior(x)[0])

@@ -10,4 +10,4 @@ def draw(mean, log_variance):
 
 def kl_divergence(mean, log_variance):
     """KL(N(mean, exp(log_variance)) || N(0, I)), the mean over the numbers of a code, (n,)."""
-    return 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).mean(1)
+    return 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).flatten(1).mean(1)

@@ -1,0 +1,156 @@
+"""AEU: an autoencoder that says how sure it is of each pixel."""
+
+from numbers import Integral
+
+import torch
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from .._detector import BaseDetector, Judgement
+from .._losses import over_channels, squared_error
+from ..networks.autoencoder import UncertainAutoEncoder
+from ..training import Reconstruction
+
+
+def likelihood_error(prediction, x):
+    """exp(-s) (x - m)^2 + s of means m and log-variances s, (n, h, w): smallest for s = log (x - m)^2."""
+    mean, log_variance = prediction
+    return over_channels((x - mean).square() * torch.exp(-log_variance) + log_variance)
+
+
+class AEU(BaseDetector):
+    """Autoencoder with uncertainty prediction (AE-U).
+
+    Some parts of normal images are hard to reconstruct, edges above all. So this autoencoder gives every
+    pixel a variance beside its value, and errors count by it: the score is the mean squared error over the
+    predicted variance, the map that of each pixel.
+
+    Parameters
+    ----------
+    latent_size : int, default=16
+        Numbers in a code; channels of it for the spatial bottleneck.
+    hidden_size : int, default=2048
+        Width of the dense layers on either side of the code.
+    width : int, default=16
+        Channels of the first level; 2 and 4 times as many follow.
+    n_levels : int, default=None
+        Times the image is halved. None brings the longer side to about 4 pixels (4 at 64 x 64).
+    bottleneck : {"dense", "spatial"}, default="dense"
+        A code for the image, or one at every place of the last level (1 x 1 convolutions).
+    max_epochs : int, default=100
+        Passes over the normal images.
+    {parameters}
+
+    Attributes
+    ----------
+    {attributes}
+
+    See Also
+    --------
+    AutoEncoder : Every pixel counts the same.
+
+    Notes
+    -----
+    :Trained on: normal images
+    :Score: mean over pixels of squared error / predicted variance
+    :Map: squared error / predicted variance of each pixel
+    :Departures: log-variances stay within -10 and 10, so that no pixel that is always the same decides alone
+
+    `score_components` has the "residual", the mean squared error as in AutoEncoder, beside it, and the mean
+    "log_variance".
+
+    References
+    ----------
+    .. [1] Mao, Y., Xue, F.-F., Wang, R., Zhang, J., Zheng, W.-S., Liu, H. (2020). "Abnormality detection in
+       chest X-ray images using uncertainty prediction autoencoders". MICCAI.
+    .. [2] Cai, Y., Zhang, W., Chen, H., Cheng, K.-T. (2025). "MedIAnomaly: A comparative study of anomaly
+       detection in medical images". Medical Image Analysis. `arXiv:2404.04518
+       <https://arxiv.org/abs/2404.04518>`_
+
+    Examples
+    --------
+    >>> from skanomaly import AEU
+    >>> from skanomaly.datasets import load_chest_xray
+    >>> X = load_chest_xray().images[:64]
+    >>> detector = AEU(hidden_size=64, max_epochs=1, random_state=0).fit(X)
+    >>> sorted(detector.score_components(X[:2]))
+    ['log_variance', 'residual', 'weighted']
+    """
+
+    _image_range = (-1.0, 1.0)
+
+    _parameter_constraints = BaseDetector._parameter_constraints | {
+        "latent_size": [Interval(Integral, 1, None, closed="left")],
+        "hidden_size": [Interval(Integral, 1, None, closed="left")],
+        "width": [Interval(Integral, 1, None, closed="left")],
+        "n_levels": [Interval(Integral, 1, None, closed="left"), None],
+        "bottleneck": [StrOptions({"dense", "spatial"})],
+    }
+
+    def __init__(
+        self,
+        *,
+        latent_size=16,
+        hidden_size=2048,
+        width=16,
+        n_levels=None,
+        bottleneck="dense",
+        max_epochs=100,
+        batch_size=64,
+        lr=1e-3,
+        validation_fraction=0.0,
+        checkpoint_dir=None,
+        callbacks=None,
+        device="auto",
+        contamination=0.1,
+        pixel_contamination=0.01,
+        intensity_range="auto",
+        channel_axis="auto",
+        image_shape=None,
+        verbose=0,
+        random_state=None,
+    ):
+        self.latent_size = latent_size
+        self.hidden_size = hidden_size
+        self.width = width
+        self.n_levels = n_levels
+        self.bottleneck = bottleneck
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.validation_fraction = validation_fraction
+        self.checkpoint_dir = checkpoint_dir
+        self.callbacks = callbacks
+        self.device = device
+        self.contamination = contamination
+        self.pixel_contamination = pixel_contamination
+        self.intensity_range = intensity_range
+        self.channel_axis = channel_axis
+        self.image_shape = image_shape
+        self.verbose = verbose
+        self.random_state = random_state
+
+    def _build(self, image_shape):
+        return UncertainAutoEncoder(
+            image_shape,
+            self.latent_size,
+            hidden_size=self.hidden_size if self.bottleneck == "dense" else None,
+            width=self.width,
+            n_levels=self.n_levels,
+        )
+
+    def _train(self, network, images, y):
+        return self._run("reconstruction", Reconstruction, network, images, error=likelihood_error)
+
+    def _reconstruct(self, network, x):
+        return network(x)[0]
+
+    def _judge(self, network, x):
+        mean, log_variance = network(x)
+        maps = over_channels((x - mean).square() * torch.exp(-log_variance))
+        score = maps.mean((1, 2))
+        components = {
+            "weighted": score,
+            "residual": squared_error(mean, x).mean((1, 2)),
+            "log_variance": log_variance.flatten(1).mean(1),
+        }
+        return Judgement(score, maps, components)

@@ -1,0 +1,196 @@
+"""VAE: reconstruct through codes near a normal distribution."""
+
+from numbers import Integral, Real
+
+import torch
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from .._detector import BaseDetector, Judgement
+from .._losses import absolute_error, over_channels, squared_error
+from ..networks.autoencoder import VariationalAutoEncoder
+from ..networks.gaussian import kl_divergence
+from ..training import Variational
+
+ERRORS = {"l2": squared_error, "l1": absolute_error}
+
+
+def gradient_map(loss, network, x):
+    """|d loss / d x|, (n, h, w), where loss(network, x) is one number for each image."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        # A sum over images, so that none of them counts less in a large batch.
+        (gradient,) = torch.autograd.grad(loss(network, x).sum(), x)
+    return over_channels(gradient.abs())
+
+
+class VAE(BaseDetector):
+    """Variational autoencoder.
+
+    An autoencoder whose codes are distributions, kept near N(0, I): what lies far from the codes of normal
+    images cannot be reconstructed. By default the score is the mean error over pixels and the map the error
+    of each. How fast the evidence lower bound (ELBO) or the divergence of the code falls when a pixel
+    changes makes other maps, their means other scores.
+
+    Parameters
+    ----------
+    kl_weight : float, default=0.005
+        Weight of the divergence of the codes from N(0, I), a mean over the numbers of a code, beside the
+        mean error over pixels.
+    loss : {"l2", "l1"}, default="l2"
+        Error of a pixel, in training and in the score: squared or absolute.
+    score_component : {"residual", "elbo_gradient", "kl_gradient", "combination"}, default="residual"
+        What score and map are of: the error; the absolute derivative by each pixel of the negative ELBO, or
+        of the divergence alone; the error times the latter.
+    latent_size : int, default=16
+        Numbers in a code; channels of it for the spatial bottleneck.
+    hidden_size : int, default=2048
+        Width of the dense layers on either side of the code.
+    width : int, default=16
+        Channels of the first level; 2 and 4 times as many follow.
+    n_levels : int, default=None
+        Times the image is halved. None brings the longer side to about 4 pixels (4 at 64 x 64).
+    bottleneck : {"dense", "spatial"}, default="dense"
+        A code for the image, or one at every place of the last level (1 x 1 convolutions).
+    max_epochs : int, default=100
+        Passes over the normal images.
+    {parameters}
+
+    Attributes
+    ----------
+    {attributes}
+
+    See Also
+    --------
+    AutoEncoder : Codes are points.
+    SSLAnoVAE : A second encoder learns from views of the images.
+
+    Notes
+    -----
+    :Trained on: normal images
+    :Score: mean error over pixels, or of another component
+    :Map: error of each pixel, or of another component
+    :Departures: images are judged by the mean of their code, where the public code draws one
+
+    The network is that of MedIAnomaly [2]_, as is the weight of the divergence. The other scores are those
+    compared in [3]_.
+
+    References
+    ----------
+    .. [1] Kingma, D. P., Welling, M. (2014). "Auto-encoding variational Bayes". ICLR. `arXiv:1312.6114
+       <https://arxiv.org/abs/1312.6114>`_
+    .. [2] Cai, Y., Zhang, W., Chen, H., Cheng, K.-T. (2025). "MedIAnomaly: A comparative study of anomaly
+       detection in medical images". Medical Image Analysis. `arXiv:2404.04518
+       <https://arxiv.org/abs/2404.04518>`_
+    .. [3] Zimmerer, D., Isensee, F., Petersen, J., Kohl, S., Maier-Hein, K. (2019). "Unsupervised anomaly
+       localization using variational auto-encoders". MICCAI. `arXiv:1907.02796
+       <https://arxiv.org/abs/1907.02796>`_
+
+    Examples
+    --------
+    >>> from skanomaly import VAE
+    >>> from skanomaly.datasets import load_chest_xray
+    >>> X = load_chest_xray().images[:64]
+    >>> detector = VAE(hidden_size=64, max_epochs=1, random_state=0).fit(X)
+    >>> sorted(detector.score_components(X[:2]))
+    ['combination', 'elbo_gradient', 'kl', 'kl_gradient', 'residual']
+    """
+
+    _image_range = (-1.0, 1.0)
+
+    _parameter_constraints = BaseDetector._parameter_constraints | {
+        "kl_weight": [Interval(Real, 0, None, closed="left")],
+        "loss": [StrOptions(set(ERRORS))],
+        "score_component": [StrOptions({"residual", "elbo_gradient", "kl_gradient", "combination"})],
+        "latent_size": [Interval(Integral, 1, None, closed="left")],
+        "hidden_size": [Interval(Integral, 1, None, closed="left")],
+        "width": [Interval(Integral, 1, None, closed="left")],
+        "n_levels": [Interval(Integral, 1, None, closed="left"), None],
+        "bottleneck": [StrOptions({"dense", "spatial"})],
+    }
+
+    def __init__(
+        self,
+        *,
+        kl_weight=0.005,
+        loss="l2",
+        score_component="residual",
+        latent_size=16,
+        hidden_size=2048,
+        width=16,
+        n_levels=None,
+        bottleneck="dense",
+        max_epochs=100,
+        batch_size=64,
+        lr=1e-3,
+        validation_fraction=0.0,
+        checkpoint_dir=None,
+        callbacks=None,
+        device="auto",
+        contamination=0.1,
+        pixel_contamination=0.01,
+        intensity_range="auto",
+        channel_axis="auto",
+        image_shape=None,
+        verbose=0,
+        random_state=None,
+    ):
+        self.kl_weight = kl_weight
+        self.loss = loss
+        self.score_component = score_component
+        self.latent_size = latent_size
+        self.hidden_size = hidden_size
+        self.width = width
+        self.n_levels = n_levels
+        self.bottleneck = bottleneck
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.validation_fraction = validation_fraction
+        self.checkpoint_dir = checkpoint_dir
+        self.callbacks = callbacks
+        self.device = device
+        self.contamination = contamination
+        self.pixel_contamination = pixel_contamination
+        self.intensity_range = intensity_range
+        self.channel_axis = channel_axis
+        self.image_shape = image_shape
+        self.verbose = verbose
+        self.random_state = random_state
+
+    def _build(self, image_shape):
+        return VariationalAutoEncoder(
+            image_shape,
+            self.latent_size,
+            hidden_size=self.hidden_size if self.bottleneck == "dense" else None,
+            width=self.width,
+            n_levels=self.n_levels,
+        )
+
+    def _train(self, network, images, y):
+        options = {"error": ERRORS[self.loss], "kl_weight": self.kl_weight}
+        return self._run("reconstruction", Variational, network, images, **options)
+
+    def _reconstruct(self, network, x):
+        return network(x)
+
+    def _residual(self, network, x):
+        return ERRORS[self.loss](network(x), x)
+
+    def _divergence(self, network, x):
+        return kl_divergence(*network.posterior(x))
+
+    def _negative_elbo(self, network, x):
+        error = self._residual(network, x).mean((1, 2))
+        return error + self.kl_weight * self._divergence(network, x)
+
+    def _judge(self, network, x):
+        maps = {
+            "residual": lambda: self._residual(network, x),
+            "elbo_gradient": lambda: gradient_map(self._negative_elbo, network, x),
+            "kl_gradient": lambda: gradient_map(self._divergence, network, x),
+        }
+        maps["combination"] = lambda: maps["residual"]() * maps["kl_gradient"]()
+        components = {name: lambda map=map: map().mean((1, 2)) for name, map in maps.items()}
+        components["kl"] = lambda: self._divergence(network, x)
+        of = maps[self.score_component]()
+        return Judgement(of.mean((1, 2)), of, components)

@@ -1,0 +1,146 @@
+import numpy as np
+import pytest
+import torch
+from foreign import paste_foreign_patches
+from numpy.testing import assert_allclose
+from sklearn.metrics import roc_auc_score
+from torch.distributions import Normal
+from torch.distributions import kl_divergence as kl_of
+
+from skanomaly import VAE
+from skanomaly._losses import squared_error
+from skanomaly._random import seeded
+from skanomaly.datasets import load_chest_xray
+from skanomaly.detectors.vae import gradient_map
+from skanomaly.networks.autoencoder import VariationalAutoEncoder
+from skanomaly.testing import make_images, tiny
+from skanomaly.training import Variational
+
+GRADIENTS = "elbo_gradient", "kl_gradient"
+
+
+def test_the_loss_is_the_error_and_the_weighted_divergence():
+    detector = tiny(VAE, kl_weight=3.0).fit(make_images())
+    (epoch,) = detector.history_["reconstruction"]
+    assert_allclose(epoch["train_loss"], epoch["reconstruction_loss"] + 3 * epoch["kl_loss"], rtol=1e-5)
+
+
+def test_a_step_draws_codes_and_has_the_closed_form_of_the_divergence():
+    with seeded(0):
+        net = VariationalAutoEncoder((1, 16, 16), 2, hidden_size=16, width=2, n_levels=2)
+        x = torch.rand(4, 1, 16, 16)
+    training = Variational(
+        net, stage="s", error=squared_error, kl_weight=0.5, optimizer=torch.optim.SGD, lr=0
+    )
+    training.initialize()
+    training.totals_, training.batch_size_ = {}, 4
+    net.train()
+    found = []
+    for seed in (0, 1):
+        training.totals_ = {}
+        with seeded(seed):
+            training.step(net, x)
+        found.append({name: float(total / count) for name, (total, count) in training.totals_.items()})
+    mean, log_variance = net.posterior(x)
+    expected = kl_of(Normal(mean, (log_variance / 2).exp()), Normal(0, 1)).mean()
+    assert_allclose(found[0]["kl_loss"], expected.detach(), rtol=1e-4)
+    with seeded(0):
+        code = mean + (log_variance / 2).exp() * torch.randn_like(mean)
+    assert_allclose(
+        found[0]["reconstruction_loss"], (net.decoder(code) - x).square().mean().detach(), rtol=1e-4
+    )
+    assert found[0]["reconstruction_loss"] != found[1]["reconstruction_loss"], "codes are drawn"
+    assert training.validate(net.eval(), x) == training.validate(net, x), "but not to validate"
+
+
+def test_one_step_moves_encoder_and_decoder():
+    X = make_images()
+    one, two = (tiny(VAE, max_epochs=epochs).fit(X).network_ for epochs in (1, 2))
+    for (name, a), b in zip(one.named_parameters(), two.parameters()):
+        assert not torch.equal(a, b), name
+
+
+def test_without_the_divergence_codes_shrink_to_points():
+    X = make_images((32, 16, 16))
+    options = {"max_epochs": 60, "width": 8, "latent_size": 8, "lr": 0.01}
+    free, drawn = (tiny(VAE, kl_weight=weight, **options).fit(X) for weight in (0.0, 10.0))
+    deviations = [
+        (0.5 * detector.network_.posterior(torch.from_numpy(X[:, None] / 255).float() * 2 - 1)[1])
+        .exp()
+        .mean()
+        for detector in (free, drawn)
+    ]
+    assert deviations[0] < 0.7
+    assert_allclose(deviations[1].detach(), 1, atol=0.1)
+    assert drawn.score_components(X)["kl"].mean() < 0.1 * free.score_components(X)["kl"].mean()
+
+
+def test_scores_by_hand():
+    X = make_images((5, 20, 14))
+    detector = tiny(VAE).fit(X)
+    error = ((detector.reconstruct(X) - X) / 255 * 2) ** 2
+    assert_allclose(detector.anomaly_map(X), error, rtol=1e-3, atol=1e-6)
+    components = detector.score_components(X)
+    assert_allclose(components["residual"], error.mean((1, 2)), rtol=1e-4)
+    kl = detector.set_params(score_component="kl_gradient").anomaly_map(X)
+    both = detector.set_params(score_component="combination").anomaly_map(X)
+    assert_allclose(both, error * kl, rtol=1e-3, atol=1e-8)
+    for name in (*GRADIENTS, "combination", "residual"):
+        scores = detector.set_params(score_component=name).score_samples(X)
+        assert_allclose(-scores, components[name], rtol=1e-6)
+        assert_allclose(-scores, detector.anomaly_map(X).mean((1, 2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_gradients_are_finite_differences(name):
+    detector = tiny(VAE, kl_weight=0.3).fit(make_images())
+    net = detector.network_.double().eval()
+    with seeded(0):
+        x = torch.rand(2, 1, 16, 16, dtype=torch.double) * 2 - 1
+    loss = detector._negative_elbo if name == "elbo_gradient" else detector._divergence
+    found = gradient_map(loss, net, x)
+    step = 1e-6
+    for image, row, column in [(0, 3, 5), (1, 8, 8), (1, 15, 0)]:
+        moved = torch.zeros_like(x)
+        moved[image, 0, row, column] = step
+        with torch.no_grad():
+            slope = (loss(net, x + moved) - loss(net, x - moved))[image] / (2 * step)
+        assert_allclose(found[image, row, column], slope.abs(), rtol=1e-4, atol=1e-9)
+    alone = gradient_map(loss, net, x[1:])
+    assert_allclose(found[1:], alone, rtol=1e-9, err_msg="no share of the batch")
+
+
+@pytest.mark.parametrize("parameters", [{"loss": "l1"}, {"bottleneck": "spatial"}])
+def test_options_learn(parameters):
+    X = make_images((32, 16, 16))
+    detector = tiny(VAE, max_epochs=40, width=8, latent_size=8, lr=0.01, **parameters).fit(X)
+    losses = detector.history_["reconstruction"][:, "reconstruction_loss"]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"kl_weight": -1.0}, "'kl_weight' parameter of VAE must be a float"),
+        ({"score_component": "kl"}, "'score_component' parameter of VAE must be a str among"),
+    ],
+)
+def test_bad_parameters(parameters, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(VAE, **parameters).fit(make_images())
+
+
+def test_learns_what_a_chest_looks_like():
+    train, test = (load_chest_xray(subset=subset) for subset in ("train", "test"))
+    train, normal = train.images, test.images[test.target == 1]
+    ill, masks = paste_foreign_patches(normal)
+    truth = np.r_[np.zeros(len(normal)), np.ones(len(ill))]
+
+    def separation(detector):
+        return roc_auc_score(truth, -detector.score_samples(np.concatenate([normal, ill])))
+
+    untrained = VAE(max_epochs=1, lr=1e-12, random_state=0).fit(train)
+    trained = VAE(max_epochs=12, random_state=0).fit(train)
+    assert separation(trained) >= max(0.70, separation(untrained) + 0.10)
+    maps = trained.anomaly_map(ill)
+    assert maps[masks].mean() > 1.5 * maps[~masks].mean()
