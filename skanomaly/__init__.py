@@ -7,6 +7,8 @@ from .detectors.aeu import AEU
 from .detectors.ali import ALI
 from .detectors.anogan import AnoGAN
 from .detectors.autoencoder import AutoEncoder
+from .detectors.constrained_ae import ConstrainedAE
+from .detectors.context_ae import ContextAE
 from .detectors.fanogan import FAnoGAN
 from .detectors.memae import MemAE
 from .detectors.squid import SQUID
@@ -20,6 +22,8 @@ __all__ = [
     "AdversarialAutoEncoder",
     "AnoGAN",
     "AutoEncoder",
+    "ConstrainedAE",
+    "ContextAE",
     "FAnoGAN",
     "MemAE",
     "PatchDetector",

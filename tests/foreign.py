@@ -2,6 +2,9 @@
 
 import numpy as np
 import skimage.data
+from sklearn.metrics import roc_auc_score
+
+from skanomaly.datasets import load_chest_xray
 
 
 def paste_foreign_patches(images, seed=0, share=3 / 8):
@@ -33,3 +36,25 @@ def paste_foreign_patches(images, seed=0, share=3 / 8):
         place[:] = (patch - patch.mean()) / (patch.std() + 1e-3) * place.std() + place.mean()
         mask[top : top + side, left : left + side] = True
     return np.clip(pasted, 0, 255).astype(np.uint8), masks
+
+
+def check_learns(make, *, max_epochs=12, at_least=0.70):
+    """Trained on healthy chests, a detector tells foreign patches apart and maps them; untrained it cannot.
+
+    Parameters
+    ----------
+    make : callable (max_epochs, random_state, ...) -> detector
+    """
+    train, test = (load_chest_xray(subset=subset) for subset in ("train", "test"))
+    train, normal = train.images, test.images[test.target == 1]
+    ill, masks = paste_foreign_patches(normal)
+    truth = np.r_[np.zeros(len(normal)), np.ones(len(ill))]
+    untrained = make(max_epochs=1, lr=1e-12, random_state=0).fit(train)
+    trained = make(max_epochs=max_epochs, random_state=0).fit(train)
+    before, after = (
+        roc_auc_score(truth, -detector.score_samples(np.concatenate([normal, ill])))
+        for detector in (untrained, trained)
+    )
+    assert after >= max(at_least, before + 0.10)
+    maps = trained.anomaly_map(ill)
+    assert maps[masks].mean() > 1.5 * maps[~masks].mean()

@@ -228,7 +228,7 @@ def squid(accuracy, monkeypatch):
 def test_the_study_of_squid(squid, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(squid, "SMALL", (20, 1, 2))
     monkeypatch.setattr(squid, "N_TEST", {"val": 5, "test": 10})
-    monkeypatch.setattr(squid, "RIVALS", ("AutoEncoder",))
+    monkeypatch.setattr(squid, "RIVALS", {"AutoEncoder": "AutoEncoder:width=2,hidden_size=16"})
     monkeypatch.setattr(squid, "COMPONENTS", {"no discriminator": squid.COMPONENTS["no discriminator"]})
     monkeypatch.setattr(squid, "OTHERS", ("k=1",))
     parts = ["--parts", "headline", "components", "robustness", "contamination"]

@@ -1,4 +1,4 @@
-"""Reconstruction: an encoder and a decoder learn to repeat their input."""
+"""Reconstruction: a network learns to repeat its input."""
 
 from ._training import Training
 
@@ -8,20 +8,23 @@ class Reconstruction(Training):
 
     Parameters
     ----------
-    network : nn.Module with parts `encoder` and `decoder`
+    network : nn.Module, whose parts all move
     error : callable (reconstructions, images) -> map (n, h, w)
+    corrupt : callable (images) -> images, default=None
+        What is done to the network's input in training; never to what it is compared with.
     """
 
-    moves = {"optimizer": ["encoder", "decoder"]}
     losses = ("train_loss",)
     validates = True
 
-    def __init__(self, network, *, error, **options):
-        self.error = error
+    def __init__(self, network, *, error, corrupt=None, **options):
+        self.error, self.corrupt = error, corrupt
+        self.moves = {"optimizer": [name for name, _ in network.named_children()]}
         super().__init__(network, **options)
 
     def step(self, network, x):
-        self.move("optimizer", train_loss=self.validate(network, x))
+        given = x if self.corrupt is None else self.corrupt(x)
+        self.move("optimizer", train_loss=self.error(network(given), x).mean())
 
     def validate(self, network, x):
         return self.error(network(x), x).mean()

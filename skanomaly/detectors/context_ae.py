@@ -1,0 +1,153 @@
+"""ContextAE: an autoencoder that fills in what was erased."""
+
+from functools import partial
+from numbers import Integral, Real
+
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from .._detector import BaseDetector, Judgement
+from .._losses import squared_error
+from ..networks.autoencoder import ConvAutoEncoder
+from ..training import Reconstruction
+from ..training._corruption import erase_squares
+
+
+class ContextAE(BaseDetector):
+    """Context autoencoder.
+
+    An autoencoder trained on images of which a square was erased, to reconstruct them whole: it has to learn
+    what belongs where. Images are judged whole: the score is the mean squared error of the pixels, the map
+    that of each.
+
+    Parameters
+    ----------
+    erased_area : float, default=0.024
+        Share of an image that is set to its lowest intensity, a square at a random place of each image;
+        10 x 10 pixels of 64 x 64.
+    latent_size : int, default=16
+        Numbers in a code; channels of it for the spatial bottleneck.
+    hidden_size : int, default=2048
+        Width of the dense layers on either side of the code.
+    width : int, default=16
+        Channels of the first level; 2 and 4 times as many follow.
+    n_levels : int, default=None
+        Times the image is halved. None brings the longer side to about 4 pixels (4 at 64 x 64).
+    bottleneck : {"dense", "spatial"}, default="dense"
+        A code for the image, or one at every place of the last level (1 x 1 convolutions).
+    max_epochs : int, default=100
+        Passes over the normal images.
+    {parameters}
+
+    Attributes
+    ----------
+    {attributes}
+
+    See Also
+    --------
+    AutoEncoder : Sees images whole.
+    ContextVAE : With codes that are distributions, and maps from their divergence.
+
+    Notes
+    -----
+    :Trained on: normal images
+    :Score: mean squared error of the pixels
+    :Map: squared error of each pixel
+    :Departures: every image has its own square, where public code has one for a batch
+
+    The network is that of AutoEncoder, the square that of MedIAnomaly [2]_.
+
+    References
+    ----------
+    .. [1] Pathak, D., Krahenbuhl, P., Donahue, J., Darrell, T., Efros, A. A. (2016). "Context encoders:
+       Feature learning by inpainting". CVPR. `arXiv:1604.07379 <https://arxiv.org/abs/1604.07379>`_
+    .. [2] Cai, Y., Zhang, W., Chen, H., Cheng, K.-T. (2025). "MedIAnomaly: A comparative study of anomaly
+       detection in medical images". Medical Image Analysis. `arXiv:2404.04518
+       <https://arxiv.org/abs/2404.04518>`_
+
+    Examples
+    --------
+    >>> from skanomaly import ContextAE
+    >>> from skanomaly.datasets import load_chest_xray
+    >>> X = load_chest_xray().images[:64]
+    >>> detector = ContextAE(hidden_size=64, max_epochs=1, random_state=0).fit(X)
+    >>> detector.score_samples(X[:2]).shape, detector.anomaly_map(X[:2]).shape
+    ((2,), (2, 64, 64))
+    """
+
+    _image_range = (-1.0, 1.0)
+
+    _parameter_constraints = BaseDetector._parameter_constraints | {
+        "erased_area": [Interval(Real, 0, 1, closed="neither")],
+        "latent_size": [Interval(Integral, 1, None, closed="left")],
+        "hidden_size": [Interval(Integral, 1, None, closed="left")],
+        "width": [Interval(Integral, 1, None, closed="left")],
+        "n_levels": [Interval(Integral, 1, None, closed="left"), None],
+        "bottleneck": [StrOptions({"dense", "spatial"})],
+    }
+
+    def __init__(
+        self,
+        *,
+        erased_area=0.024,
+        latent_size=16,
+        hidden_size=2048,
+        width=16,
+        n_levels=None,
+        bottleneck="dense",
+        max_epochs=100,
+        batch_size=64,
+        lr=1e-3,
+        validation_fraction=0.0,
+        checkpoint_dir=None,
+        callbacks=None,
+        device="auto",
+        contamination=0.1,
+        pixel_contamination=0.01,
+        intensity_range="auto",
+        channel_axis="auto",
+        image_shape=None,
+        verbose=0,
+        random_state=None,
+    ):
+        self.erased_area = erased_area
+        self.latent_size = latent_size
+        self.hidden_size = hidden_size
+        self.width = width
+        self.n_levels = n_levels
+        self.bottleneck = bottleneck
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.validation_fraction = validation_fraction
+        self.checkpoint_dir = checkpoint_dir
+        self.callbacks = callbacks
+        self.device = device
+        self.contamination = contamination
+        self.pixel_contamination = pixel_contamination
+        self.intensity_range = intensity_range
+        self.channel_axis = channel_axis
+        self.image_shape = image_shape
+        self.verbose = verbose
+        self.random_state = random_state
+
+    def _build(self, image_shape):
+        return ConvAutoEncoder(
+            image_shape,
+            self.latent_size,
+            hidden_size=self.hidden_size if self.bottleneck == "dense" else None,
+            width=self.width,
+            n_levels=self.n_levels,
+        )
+
+    def _train(self, network, images, y):
+        erase = partial(erase_squares, area=self.erased_area, value=self._image_range[0])
+        options = {"error": squared_error, "corrupt": erase}
+        return self._run("reconstruction", Reconstruction, network, images, **options)
+
+    def _reconstruct(self, network, x):
+        return network(x)
+
+    def _judge(self, network, x):
+        maps = squared_error(network(x), x)
+        score = maps.mean((1, 2))
+        return Judgement(score, maps, {"residual": score})

@@ -1,0 +1,31 @@
+"""What is taken from images, or added to them, for a network to undo.
+
+Drawn from torch's CPU generator, so that one seed gives the same on every device.
+"""
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+
+def erase_squares(x, *, area, value):
+    """Images (n, c, h, w), each with a square of that share of its area set to `value`, at its own place."""
+    n, _, height, width = x.shape
+    side = max(1, round(math.sqrt(area * height * width)))
+    inside = [
+        (places >= start[:, None]) & (places < start[:, None] + side)
+        for places, start in (
+            (torch.arange(size), torch.randint(max(1, size - side + 1), (n,))) for size in (height, width)
+        )
+    ]
+    square = inside[0][:, None, :, None] & inside[1][:, None, None, :]
+    return x.masked_fill(square.to(x.device), value)
+
+
+def add_coarse_noise(x, *, deviation, size):
+    """Images (n, c, h, w) plus normal noise of `size` x `size` values, enlarged and rolled at random."""
+    noise = deviation * torch.randn(*x.shape[:2], size, size)
+    noise = F.interpolate(noise, x.shape[2:], mode="bilinear", align_corners=False)
+    shifts = [int(torch.randint(side, ())) for side in x.shape[2:]]
+    return x + noise.roll(shifts, (2, 3)).to(x)
