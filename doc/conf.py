@@ -20,6 +20,7 @@ from skanomaly import (
     segmentation,
     segmenters,
     staging,
+    synthesis,
     testing,
     transforms,
 )
@@ -93,6 +94,7 @@ ROOMS = {
     "Staging": staging,
     "Plotting": plotting,
     "Data sets": datasets,
+    "Synthesis": synthesis,
     "Transforms": transforms,
     "Testing": testing,
 }

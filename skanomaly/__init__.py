@@ -9,6 +9,7 @@ from .detectors.anogan import AnoGAN
 from .detectors.autoencoder import AutoEncoder
 from .detectors.constrained_ae import ConstrainedAE
 from .detectors.context_ae import ContextAE
+from .detectors.ddad import DDAD
 from .detectors.fanogan import FAnoGAN
 from .detectors.memae import MemAE
 from .detectors.squid import SQUID
@@ -24,6 +25,7 @@ __all__ = [
     "AutoEncoder",
     "ConstrainedAE",
     "ContextAE",
+    "DDAD",
     "FAnoGAN",
     "MemAE",
     "PatchDetector",

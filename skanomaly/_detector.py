@@ -90,6 +90,13 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
         """
         raise NotImplementedError
 
+    def _prepare(self, y):
+        """Set, from the codes of the images, fitted attributes that `_build` depends on."""
+
+    def _normals(self, images):
+        """Those of the training images whose scores give the thresholds."""
+        return images
+
     def _judge(self, network, x):
         """Judgement of a batch of images (n, c, h, w), in eval mode without gradients."""
         raise NotImplementedError
@@ -100,13 +107,12 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
 
     def _run(self, stage, training, network, images, **options):
         """Run one training stage with this detector's settings; returns {stage: History}."""
-        options = {"max_epochs": self.max_epochs, "lr": self.lr} | options
+        options = {"max_epochs": self.max_epochs, "lr": self.lr, "batch_size": self.batch_size} | options
         progress = EpochContext(self, self._callback_fit_ctx, stage)
         history = training(
             network,
             stage=stage,
             checkpoint=self._checkpoint,
-            batch_size=self.batch_size,
             callbacks=[*fresh_callbacks(self.callbacks, stage), progress],
             device=self.device_,
             verbose=self.verbose,
@@ -168,6 +174,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
         self.image_shape_ = layout.image_shape
         self._layout, self._kind = layout, kind(X.dtype)
         images = self._images(X, layout, None if used.all() else np.flatnonzero(used), codes)
+        self._prepare(images.y)
         seed = draw_seed(self.random_state)
         if self.checkpoint_dir is not None:
             self._checkpoint = Checkpoint(self.checkpoint_dir, self._describe_fit(X, y), seed)
@@ -185,7 +192,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
             )
         self.network_ = network.eval()
         self.n_iter_ = sum(len(history) for history in self.history_.values())
-        scores, pixels = self._score_normals(images)
+        scores, pixels = self._score_normals(self._normals(images))
         if not np.isfinite(scores).all():
             stage, history = list(self.history_.items())[-1]
             raise FloatingPointError(

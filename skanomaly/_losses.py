@@ -41,6 +41,12 @@ def ssim_error(x, y):
     return over_channels(1 - ssim)
 
 
+def likelihood_error(prediction, x):
+    """exp(-s) (x - m)^2 + s of means m and log-variances s, (n, h, w): smallest for s = log (x - m)^2."""
+    mean, log_variance = prediction
+    return over_channels((x - mean).square() * torch.exp(-log_variance) + log_variance)
+
+
 def over_channels(errors):
     """Mean over channels, (n, h, w)."""
     # A mean over one channel costs as much as over many.

@@ -56,6 +56,8 @@ def tiny(detector_class, **parameters):
         "batch_size": 8,
         "n_critic": 1,
         "n_search": 3,
+        "n_members": 2,
+        "refinement_width": 8,
         "random_state": 0,
     }
     small |= {name: 1 for name in names if name.endswith("_epochs")}

@@ -10,6 +10,7 @@ from skanomaly.datasets import (
     make_fundus,
     make_oct,
 )
+from skanomaly.datasets._digits import FLIPS
 from skanomaly.datasets._phantoms import OCT_KINDS, OCT_LAYERS
 
 
@@ -137,7 +138,14 @@ def test_phantom_of_fundus():
         (lambda: make_digit_anatomy(1, kinds=("odd",)), "kinds must be some of 'normal', 'missing'"),
         (lambda: make_digit_anatomy(1, size=97), "size must be a multiple of 3, .* got 97"),
         (lambda: make_digit_anatomy(1, n_anomalous_cells=8), "n_anomalous_cells must be 7 at most, got 8"),
-        (lambda: make_digit_anatomy(1, scale=(1.0, 1.2)), "scale must hold areas above 0"),
+        (lambda: make_digit_anatomy(1, kinds={"zero"}), "kinds must be some of"),
+        (
+            lambda: make_digit_anatomy(1, scale=(1.0, 1.2)),
+            "scale must be .* low below 1 for",
+        ),
+        (lambda: make_digit_anatomy(1, scale=(0.5, np.inf)), "scale must be .low, high., .* got .0.5, inf"),
+        (lambda: make_digit_anatomy(1, scale=(1e-9, 1)), "low at least 0.001, got"),
+        (lambda: make_digit_anatomy(1, scale=0.5), "scale must be .low, high., .* got 0.5"),
         (lambda: make_digit_anatomy(1, crop_policy="pad"), "crop_policy must be 'reject' or 'resize'"),
         (lambda: make_digit_anatomy(1, subset="all"), "subset must be 'train', 'val' or 'test'"),
         (
@@ -148,7 +156,15 @@ def test_phantom_of_fundus():
             lambda: make_digit_anatomy(1, digits=(np.zeros((3, 28, 28), np.uint8), [1, 2, 3])),
             "digits must hold each of the digits to draw, but there is no 4",
         ),
-        (lambda: make_digit_anatomy(1, digits=(np.zeros((3, 28, 28)), [1, 2, 3])), "digits must hold images"),
+        (
+            lambda: make_digit_anatomy(1, digits=(np.zeros((3, 28, 28)), [1, 2, 3])),
+            "digits must hold two",
+        ),
+        (lambda: make_digit_anatomy(1, digits=np.zeros((3, 28, 28))), "digits must hold two .* got ndarray"),
+        (
+            lambda: make_digit_anatomy(1, digits=(np.zeros((9, 0, 28), np.uint8), range(9))),
+            "of 4 pixels at",
+        ),
     ],
 )
 def test_bad_phantoms(make, message):
@@ -206,6 +222,43 @@ def test_cells_are_random_squares_of_digits():
     assert ((cells_of(shrunk.images)[:, :, [0, -1]] == 0).all(3).any(2)).mean() > 0.9, "black around"
     whole = make_digit_anatomy(1, size=84, scale=(0.999, 0.9999), digits=(bank, np.arange(1, 10)))
     assert_array_equal(cells_of(whole.images)[0], bank)
+
+
+@pytest.mark.parametrize("subset", ["train", "val", "test"])
+def test_grids_hold_the_digits_of_their_subset(subset):
+    """Uncropped, pixel by pixel, before and after the anomaly."""
+    kinds = ("normal", *(kind for kind in GRIDS if subset != "train" or kind != "zero"))
+    options = {"kinds": kinds, "size": 84, "scale": (0.999, 0.9999), "subset": subset, "random_state": 0}
+    bank = load_mnist_digits(subset=subset)
+    data = make_digit_anatomy(200, n_anomalous_cells=3, **options)
+
+    def cells(grids):
+        return grids.reshape(-1, 3, 28, 3, 28).swapaxes(2, 3).reshape(-1, 9, 28, 28)
+
+    normal, images = cells(data.normal), cells(data.images)
+    assert_array_equal(normal, bank.images[data.digit_index])
+    assert all(len(np.unique(data.digit_index[:, cell])) > 40 for cell in range(9))
+    zeros = {image.tobytes() for image in bank.images[bank.class_index == 0]}
+    planted, flips = set(), {digit: set() for digit in range(1, 10)}
+    for k in np.flatnonzero(data.kind != "normal"):
+        changed = np.flatnonzero(data.cells[k])
+        before = [normal[k, cell].tobytes() for cell in changed]
+        after = [images[k, cell].tobytes() for cell in changed]
+        if data.kind[k] == "misordered":
+            assert sorted(before) == sorted(after)
+            assert all(a != b for a, b in zip(before, after)), "none stays in its place"
+        elif data.kind[k] == "zero":
+            planted |= set(after)
+        elif data.kind[k] == "flipped":
+            for cell in changed:
+                before, after = normal[k, cell], images[k, cell]
+                axes = {"left-right": 1, "up-down": 0, "both": (0, 1)}
+                same = [name for name, axis in axes.items() if (np.flip(before, axis) == after).all()]
+                flips[cell + 1].add(same[0] if same else "another's")
+    assert planted <= zeros
+    assert len(planted) > 30 or subset == "train"
+    assert {digit: found for digit, found in flips.items() if found} == {k: set(v) for k, v in FLIPS.items()}
+    assert len(np.unique(np.nonzero(data.cells)[1])) == 9, "any cell"
 
 
 def test_no_digit_is_in_two_subsets():

@@ -26,6 +26,7 @@ from skanomaly import (
     segmentation,
     segmenters,
     staging,
+    synthesis,
     testing,
     transforms,
 )
@@ -62,6 +63,7 @@ MODULES_WITH_PAGES = [
     segmentation,
     segmenters,
     staging,
+    synthesis,
     testing,
     transforms,
 ]

@@ -11,7 +11,17 @@ import skanomaly
 ROOT = Path(skanomaly.__file__).parent
 FLOORS = [
     {"_docstrings", "_version", "metrics", "datasets", "segmentation"},
-    {"_images", "_random", "_inference", "_losses", "_search", "_storage", "networks", "transforms"},
+    {
+        "_images",
+        "_random",
+        "_inference",
+        "_losses",
+        "_search",
+        "_storage",
+        "networks",
+        "synthesis",
+        "transforms",
+    },
     {"training"},
     {"_detector"},
     {"detectors"},

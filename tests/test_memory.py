@@ -32,6 +32,7 @@ def test_hard_shrinkage(threshold):
     assert_close(found, torch.from_numpy(kept / kept.sum(-1, keepdims=True)))
     assert_close(found.sum(-1), torch.ones(len(found), dtype=found.dtype))
     assert not hard_shrinkage(weights, 0.999).any(), "nothing above it: a code of zeros"
+    assert_close(hard_shrinkage(torch.tensor([0.25, 0.25, 0.5]), 0.25), torch.tensor([0.0, 0.0, 1.0]))
 
 
 @pytest.mark.parametrize("k", [1, 4, 10])
@@ -86,6 +87,7 @@ def test_retrieval_from_a_queue():
 
 def test_a_queue_is_restored():
     queue = MemoryQueue(2, 5, 8, shrink=plain)
+    assert 0 < queue.items.abs().max() <= 8**-0.5, "noise to begin with"
     queue.write(torch.randn(7, 2, 8))
     copy = MemoryQueue(2, 5, 8, shrink=plain)
     copy.load_state_dict(queue.state_dict())

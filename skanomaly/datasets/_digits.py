@@ -57,7 +57,7 @@ def make_digit_anatomy(
     digits : tuple (images, labels), default=None
         (m, h, w) uint8 array and their digits, 0 to 9; None takes `load_mnist_digits`.
     subset : {"train", "val", "test"}, default="train"
-        Which of these digits; no digit is in two of them. There is no zero in "train".
+        Which of these digits, not of your own; no digit is in two of them. There is no zero in "train".
     random_state : int, RandomState or None, default=None
         Decides everything; the same int gives the same bytes.
 
@@ -86,8 +86,7 @@ def make_digit_anatomy(
     >>> grids.images.shape, grids.target.tolist(), grids.cells.sum(1).tolist()
     ((4, 96, 96), [1, -1, 1, -1], [0, 1, 0, 1])
     """
-    unknown = [kind for kind in kinds if kind not in DIGIT_KINDS]
-    if unknown or not len(kinds):
+    if isinstance(kinds, (str, set)) or not len(kinds) or any(kind not in DIGIT_KINDS for kind in kinds):
         raise ValueError(f"kinds must be some of {', '.join(map(repr, DIGIT_KINDS))}, got {kinds!r}")
     check_whole("n_samples", n_samples, 1)
     check_whole("size", size, 3 * SIDE)
@@ -96,9 +95,7 @@ def make_digit_anatomy(
     check_whole("n_anomalous_cells", n_anomalous_cells, 1)
     if n_anomalous_cells > len(FLIPS):
         raise ValueError(f"n_anomalous_cells must be {len(FLIPS)} at most, got {n_anomalous_cells}")
-    low, high = scale
-    if not 0 < low <= high or low >= 1 and crop_policy == "reject":
-        raise ValueError(f"scale must hold areas above 0, low before high, and low below 1, got {scale!r}")
+    _check_scale(scale, crop_policy)
     if crop_policy not in ("reject", "resize"):
         raise ValueError(f"crop_policy must be 'reject' or 'resize', got {crop_policy!r}")
     bank, rows_of = _bank(digits, subset, zero="zero" in kinds)
@@ -136,6 +133,17 @@ def make_digit_anatomy(
     )
 
 
+def _check_scale(scale, crop_policy):
+    rule = "scale must be (low, high), areas above 0 and at most 10, low before high"
+    if not isinstance(scale, (tuple, list)) or len(scale) != 2:
+        raise ValueError(f"{rule}, got {scale!r}")
+    low, high = scale
+    if not 0.001 <= low <= high <= 10:
+        raise ValueError(f"{rule}, and low at least 0.001, got {scale!r}")
+    if low >= 1 and crop_policy == "reject":
+        raise ValueError(f"{rule}, and low below 1 for crop_policy='reject', got {scale!r}")
+
+
 def _bank(digits, subset, zero):
     """Images, and the rows of each digit among them."""
     if digits is None:
@@ -144,12 +152,14 @@ def _bank(digits, subset, zero):
         data = load_mnist_digits(subset=subset)
         images, labels = data.images, data.class_index
     else:
+        rule = "digits must hold two arrays, images, (m, h, w) of uint8, and their labels (m,)"
+        if not isinstance(digits, (tuple, list)) or len(digits) != 2:
+            raise ValueError(f"{rule}, got {type(digits).__name__}")
         images, labels = (np.asarray(part) for part in digits)
         if images.ndim != 3 or images.dtype != np.uint8 or labels.ndim != 1:
-            raise ValueError(
-                "digits must hold images, a uint8 array (m, h, w), and their labels (m,), got shapes "
-                f"{images.shape} of {images.dtype} and {labels.shape}"
-            )
+            raise ValueError(f"{rule}, got shapes {images.shape} of {images.dtype} and {labels.shape}")
+        if min(images.shape[1:]) < 4:
+            raise ValueError(f"{rule}, of 4 pixels at least each way, got {images.shape}")
         check_consistent_length(images, labels)
     rows = {digit: np.flatnonzero(labels == digit) for digit in range(SIDE**2 + 1)}
     without = [digit for digit, found in rows.items() if not len(found) and (digit or zero)]
@@ -180,7 +190,7 @@ def _crops(bank, index, *, scale, crop_policy, size, rng):
     where = [
         np.broadcast_to(axis, shape) for axis in (index[:, None, None], rows[:, :, None], columns[:, None, :])
     ]
-    cells = ndimage.map_coordinates(bank.astype(np.float32), where, order=1, mode="constant")
+    cells = ndimage.map_coordinates(bank, where, order=1, mode="constant", output=np.float32)
     return cells.round().astype(np.uint8)
 
 

@@ -6,15 +6,9 @@ import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from .._detector import BaseDetector, Judgement
-from .._losses import over_channels, squared_error
+from .._losses import likelihood_error, over_channels, squared_error
 from ..networks.autoencoder import UncertainAutoEncoder
 from ..training import Reconstruction
-
-
-def likelihood_error(prediction, x):
-    """exp(-s) (x - m)^2 + s of means m and log-variances s, (n, h, w): smallest for s = log (x - m)^2."""
-    mean, log_variance = prediction
-    return over_channels((x - mean).square() * torch.exp(-log_variance) + log_variance)
 
 
 class AEU(BaseDetector):

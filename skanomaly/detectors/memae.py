@@ -2,63 +2,12 @@
 
 from numbers import Integral, Real
 
-import torch
 from sklearn.utils._param_validation import Interval, StrOptions
-from torch import nn
 
 from .._detector import BaseDetector, Judgement
 from .._losses import squared_error
-from ..networks.autoencoder import ConvDecoder, ConvEncoder
-from ..networks.memory import MemoryMatrix
-from ..training import Training
-
-
-class MemAENetwork(nn.Module):
-    """Parts `encoder`, `memory` and `decoder`."""
-
-    def __init__(self, image_shape, latent_size, *, n_slots, threshold, cosine, **size):
-        super().__init__()
-        self.encoder = ConvEncoder(image_shape, latent_size, **size)
-        self.memory = MemoryMatrix(n_slots, latent_size, threshold=threshold, cosine=cosine)
-        self.decoder = ConvDecoder(image_shape, latent_size, **size)
-
-    def forward(self, x):
-        """Reconstructions, and the weights of the items (n, ..., n_slots)."""
-        z, weights = self.memory(self.encoder(x))
-        return self.decoder(z), weights
-
-
-def entropy(weights):
-    """Of an address in the memory, the mean over images and places: low where few items are used."""
-    return -(weights * torch.log(weights + 1e-12)).sum(-1).mean()
-
-
-class MemoryTraining(Training):
-    """Minimise the squared error, and the entropy of the addresses.
-
-    Parameters
-    ----------
-    network : MemAENetwork
-    entropy_weight : float
-    """
-
-    moves = {"optimizer": ["encoder", "memory", "decoder"]}
-    losses = "reconstruction_loss", "entropy", "train_loss"
-    validates = True
-
-    def __init__(self, network, *, entropy_weight, **options):
-        self.entropy_weight = entropy_weight
-        super().__init__(network, **options)
-
-    def step(self, network, x):
-        y, weights = network(x)
-        error, spread = squared_error(y, x).mean(), entropy(weights)
-        self.record(reconstruction_loss=error, entropy=spread)
-        self.move("optimizer", train_loss=error + self.entropy_weight * spread)
-
-    def validate(self, network, x):
-        y, weights = network(x)
-        return squared_error(y, x).mean() + self.entropy_weight * entropy(weights)
+from ..networks.autoencoder import MemoryAutoEncoder
+from ..training import MemoryTraining
 
 
 class MemAE(BaseDetector):
@@ -197,7 +146,7 @@ class MemAE(BaseDetector):
         self.random_state = random_state
 
     def _build(self, image_shape):
-        return MemAENetwork(
+        return MemoryAutoEncoder(
             image_shape,
             self.latent_size,
             n_slots=self.n_slots,

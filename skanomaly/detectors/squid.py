@@ -111,7 +111,7 @@ class InPaintingTraining(Training):
         network.inpainting.memory.write(vectors.detach())
 
     def _cool_down(self):
-        """The rate of all but the discriminator falls along a cosine, to a quarter at the last epoch."""
+        """The rate of all but the discriminator falls along a cosine, towards a quarter."""
         share = 0.5 * (1 + math.cos(math.pi * (len(self.history) - 1) / (1.5 * self.max_epochs)))
         for group in self.optimizer_.param_groups:
             group["lr"] = self.lr * share
@@ -129,7 +129,8 @@ class SQUID(BaseDetector):
     Parameters
     ----------
     n_windows : int, default=2
-        Windows along each side, N; 3 for `make_digit_anatomy`.
+        Windows along each side, N; 3 for `make_digit_anatomy`. Images are padded at their ends until windows
+        can be halved: for the digits' cells to be windows, cells must have a size as 16 or 32 pixels.
     n_slots : int, default=200
         Features that each place remembers.
     k : int, default=5
@@ -156,8 +157,9 @@ class SQUID(BaseDetector):
     n_memories : int, default=0
         Levels of the student that end in a learned memory, from the smallest on.
     encoder : callable, default=None
-        From the shape (C, h, w) of a window to a torch module, whose output is a list of features, each half
-        the size of the one before. None builds one of `width` and `n_levels`.
+        From the shape (C, h, w) of a window to a torch module, whose output is a list of features, the first
+        of the window's size, the others each half the size of the one before. None builds one of `width` and
+        `n_levels`.
     width : int, default=16
         Channels of the first level; 2, 4, 8 and 16 times as many follow. 32 in the paper.
     n_levels : int, default=None
@@ -178,7 +180,7 @@ class SQUID(BaseDetector):
     discriminator_weight : float, default=5e-3
         Weight of the discriminator's own loss; 0 leaves it as it was drawn.
     score_component : {"discriminator", "residual", "feature"}, default="discriminator"
-        What `score_samples` is of: the paper's, or another (see Notes).
+        What `score_samples` is of: the paper's, or another (see Notes). Calibrate anew when it is changed.
     n_critic : int, default=1
         Steps of the discriminator to one of the rest; 1 for digits and 2 for chests in the public code.
     max_epochs : int, default=100
@@ -210,9 +212,10 @@ class SQUID(BaseDetector):
     `score_components`, beside "residual", the mean absolute error, and "feature", the mean squared distance
     of the features and what was retrieved for them. The discriminator can only tell what looks spoilt: after
     short trainings all reconstructions do, and where an anomaly is painted over well, none. The other two
-    then tell more. The rate of all but the discriminator falls along a cosine. As its authors say, the method
-    is not made to find the pixels of an anomaly: maps show what differs from the reconstruction, which
-    differs in detail everywhere.
+    then tell more. The similarity of directions lies between -1 and 1, so that the k features are kept with
+    nearly the same weight. The rate of all but the discriminator falls along a cosine, whatever schedulers
+    are among the `callbacks`. As its authors say, the method is not made to find the pixels of an anomaly:
+    maps show what differs from the reconstruction, which differs in detail everywhere.
 
     References
     ----------
@@ -339,7 +342,7 @@ class SQUID(BaseDetector):
         self.random_state = random_state
 
     def _build(self, image_shape):
-        if self.k > self.n_slots:
+        if self.shrinkage == "gumbel" and self.k > self.n_slots:
             raise ValueError(
                 f"k must be at most n_slots, the features there are to choose from, got k={self.k} and "
                 f"n_slots={self.n_slots}"
@@ -350,7 +353,7 @@ class SQUID(BaseDetector):
         shrink = (
             partial(gumbel_shrinkage, k=self.k)
             if self.shrinkage == "gumbel"
-            else partial(hard_shrinkage, threshold=1 / self.n_slots)
+            else partial(hard_shrinkage, threshold=(1 - 1e-6) / self.n_slots)  # one slot is kept, too
         )
         n_locations = math.prod(1 if side == 1 else self.n_windows for side in image_shape[1:])
 

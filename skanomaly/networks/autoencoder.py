@@ -5,6 +5,7 @@ import math
 from torch import nn
 
 from .blocks import choose_strides, crop_to, last_size, pad_to, padded_size
+from .memory import MemoryMatrix
 
 #: Beyond these an exponential explodes.
 LOG_VARIANCES = -10.0, 10.0
@@ -114,6 +115,21 @@ class UncertainAutoEncoder(ConvAutoEncoder):
         """Means and log-variances (n, c, h, w), the latter within `LOG_VARIANCES`."""
         mean, log_variance = super().forward(x).chunk(2, dim=1)
         return mean, log_variance.clamp(*LOG_VARIANCES)
+
+
+class MemoryAutoEncoder(nn.Module):
+    """Parts `encoder`, `memory` and `decoder`."""
+
+    def __init__(self, image_shape, latent_size, *, n_slots, threshold, cosine, **size):
+        super().__init__()
+        self.encoder = ConvEncoder(image_shape, latent_size, **size)
+        self.memory = MemoryMatrix(n_slots, latent_size, threshold=threshold, cosine=cosine)
+        self.decoder = ConvDecoder(image_shape, latent_size, **size)
+
+    def forward(self, x):
+        """Reconstructions, and the weights of the items (n, ..., n_slots)."""
+        z, weights = self.memory(self.encoder(x))
+        return self.decoder(z), weights
 
 
 class VariationalAutoEncoder(nn.Module):

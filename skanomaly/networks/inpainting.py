@@ -150,7 +150,7 @@ def _neighbours(grid, padded):
 
 
 def _codes(n_locations):
-    """Each location's number in binary (L, bits), one bit more than the largest needs to be told apart."""
+    """Each location's number in binary (L, bits), with the bits that L itself needs."""
     bits = n_locations.bit_length()
     return torch.tensor(
         [[i >> bit & 1 for bit in range(bits)] for i in range(n_locations)], dtype=torch.float
@@ -225,6 +225,27 @@ class ImageDiscriminator(nn.Module):
         return self.value(self.features(x))[:, 0]
 
 
+def _shapes_of_levels(encoder, window):
+    """(c, h, w) of what an encoder gives for a window; refused where that is not levels."""
+    if not isinstance(encoder, nn.Module):
+        raise ValueError(f"encoder must make a torch module of a shape, and made a {type(encoder).__name__}")
+    levels = encoder.eval()(torch.zeros(1, *window))
+    encoder.train()
+    rule = (
+        "encoder must make a module that gives a list of two features (n, c, h, w) or more, the first of the "
+        f"size of the window, {window[1]} x {window[2]}, none larger than the one before"
+    )
+    if not isinstance(levels, (list, tuple)) or not all(isinstance(level, torch.Tensor) for level in levels):
+        raise ValueError(f"{rule}; it gave a {type(levels).__name__}")
+    shapes = [tuple(level.shape) for level in levels]
+    sizes = [math.prod(shape[2:]) for shape in shapes]
+    falling = all(a >= b for a, b in zip(sizes, sizes[1:]))
+    right = {len(shape) for shape in shapes} == {4} and shapes[0][2:] == window[1:] and falling
+    if len(shapes) < 2 or not right:
+        raise ValueError(f"{rule}; it gave features of the shapes {shapes}")
+    return [shape[1:] for shape in shapes]
+
+
 class InPaintingNetwork(nn.Module):
     """Parts `encoder`, `inpainting`, `student`, `teacher` and `discriminator`.
 
@@ -280,8 +301,7 @@ class InPaintingNetwork(nn.Module):
             else make_encoder(window)
         )
         with torch.no_grad():
-            shapes = [level.shape[1:] for level in self.encoder.eval()(torch.zeros(1, *window))]
-        self.encoder.train()
+            shapes = _shapes_of_levels(self.encoder, window)
         widths = [shape[0] for shape in shapes]
         self.inpainting = InPainting(
             tuple(shapes[-1]), grid=self.grid, make_memory=make_memory, padded=padded

@@ -14,7 +14,7 @@ def hard_shrinkage(weights, threshold):
 def gumbel_shrinkage(weights, k):
     """The k largest weights, which sum to 1 again; the gradient is that of all weights (Xiang et al. 2023).
 
-    There is no noise in it. Of equal weights those first are kept, so that there are always k.
+    There is no noise in it. Of equal weights some are kept, so that there are always k.
     """
     largest, where = weights.topk(k, dim=-1)
     kept = torch.zeros_like(weights).scatter(-1, where, largest)

@@ -4,8 +4,7 @@ from foreign import check_learns
 from numpy.testing import assert_allclose
 
 from skanomaly import AEU
-from skanomaly._losses import squared_error
-from skanomaly.detectors.aeu import likelihood_error
+from skanomaly._losses import likelihood_error, squared_error
 from skanomaly.networks.autoencoder import LOG_VARIANCES, UncertainAutoEncoder
 from skanomaly.testing import make_images, tiny
 

@@ -5,8 +5,8 @@ from foreign import check_learns
 from numpy.testing import assert_allclose
 
 from skanomaly import MemAE
-from skanomaly.detectors.memae import entropy
 from skanomaly.testing import make_images, tiny
+from skanomaly.training._memory import entropy
 
 
 def test_the_score_is_the_mean_squared_error_of_what_it_reconstructs():
@@ -52,6 +52,22 @@ def test_a_memory_of_one_item_reconstructs_one_image():
     X = make_images((6, 16, 16))
     y = tiny(MemAE, n_slots=1).fit(X).reconstruct(X)
     assert_allclose(y, np.broadcast_to(y[:1], y.shape), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "parameters", [{"similarity": "cosine"}, {"bottleneck": "spatial"}, {"shrinkage_threshold": 0.2}], ids=str
+)
+def test_options_are_heard(parameters):
+    X = make_images()
+    plain, other = (tiny(MemAE, **options).fit(X).reconstruct(X) for options in ({}, parameters))
+    assert not np.array_equal(plain, other)
+
+
+def test_held_out_images_count_as_training_ones():
+    detector = tiny(MemAE, entropy_weight=0.0, validation_fraction=0.5, lr=1e-12).fit(make_images())
+    other = tiny(MemAE, entropy_weight=100.0, validation_fraction=0.5, lr=1e-12).fit(make_images())
+    losses = [d.history_["reconstruction"][-1]["valid_loss"] for d in (detector, other)]
+    assert losses[1] > losses[0] + 10
 
 
 @pytest.mark.parametrize("parameters", [{"similarity": "cosine"}, {"bottleneck": "spatial"}])

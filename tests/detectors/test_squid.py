@@ -1,5 +1,9 @@
 """SQUID: who moves and when the memory is written, its losses and its score, and that it learns."""
 
+import copy
+import inspect
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +16,7 @@ from skanomaly import SQUID
 from skanomaly._random import seeded
 from skanomaly.datasets import load_chest_xray
 from skanomaly.detectors.squid import InPaintingTraining, SpaceAwareMemory
+from skanomaly.networks.inpainting import WindowEncoder
 from skanomaly.testing import make_images, tiny
 from skanomaly.transforms import Affine
 
@@ -93,6 +98,49 @@ def test_the_memory_is_written_after_the_step_with_what_was_asked_for():
     assert "inpainting.memory.pointer" in net.state_dict()
 
 
+def test_students_learn_from_teachers_at_every_level_and_teachers_from_students():
+    with seeded(0):
+        net = tiny(SQUID, n_windows=2, width=2)._build((1, 32, 32))
+    assert len(net.student.units) == 2
+    found = {}
+
+    class Spy(InPaintingTraining):
+        def move(self, optimizer, **loss):
+            (value,) = loss.values()
+            if optimizer == "optimizer":
+                units = [*net.student.units, *net.teacher.units]
+                weights = [unit.first[0].weight for unit in units]
+                found["gradients"] = torch.autograd.grad(value, weights, retain_graph=True)
+
+    only = dict.fromkeys(WEIGHTS, 0.0) | {"distillation": 1.0}
+    options = {"augmentation": None, "n_critic": 1, "weights": only, "detach_teacher": True}
+    same = copy.deepcopy(net).train()  # a step writes the memory
+    with seeded(0), torch.no_grad():
+        levels = same.encode(torch.rand(4, 1, 32, 32))
+        _, student = same.decode(same.student, same.paint(levels)[0])
+        _, teacher = same.decode(same.teacher, levels)
+    training = Spy(net, stage="test", batch_size=4, lr=1e-2, verbose=0, max_epochs=1, **options)
+    training.initialize()
+    training.history.new_epoch()
+    training.totals_, training.batch_size_, training.n_steps = {}, 4, 1
+    with seeded(0):
+        training.step(net.train(), torch.rand(4, 1, 32, 32))
+    assert all(gradient.abs().sum() > 0 for gradient in found["gradients"])
+    expected = sum(((s - t) ** 2).mean() for s, t in zip(student, teacher))
+    total, count = training.totals_["distillation_loss"]
+    assert_allclose(total / count, expected, rtol=1e-4)
+
+
+def test_the_weight_of_the_discriminator():
+    moved = []
+    for weight in (1.0, 3.0):
+        net = network()
+        before = net.discriminator.value.weight.clone()
+        step(net, weights=dict.fromkeys(WEIGHTS, 0.0) | {"discriminator": weight})
+        moved.append(net.discriminator.value.weight - before)
+    assert_allclose(moved[1].detach(), 3 * moved[0].detach(), rtol=1e-3, atol=1e-7)
+
+
 def test_the_losses():
     net = network()
     losses, _ = step(network(), weights={"student": 3.0, "distillation": 0.5})
@@ -145,7 +193,9 @@ def test_the_score_is_standardised_on_the_training_images():
     maps = np.abs(detector.reconstruct(X) - X) / 255
     assert_allclose(detector.anomaly_map(X), maps, atol=1e-5)
     assert_allclose(components["residual"], maps.mean((1, 2)), atol=1e-5)
-    assert (components["feature"] >= 0).all()
+    with torch.no_grad():
+        _, vectors, retrieved = net.paint(net.encode(torch.from_numpy(X[:, None] / 255).float()))
+    assert_allclose(components["feature"], ((vectors - retrieved) ** 2).mean((1, 2)), rtol=1e-4)
     for name in "discriminator", "residual", "feature":
         assert_allclose(
             detector.set_params(score_component=name).score_samples(X), -components[name], atol=1e-6
@@ -186,6 +236,120 @@ def test_options_learn(parameters):
     losses = detector.history_["inpainting"][:, "student_loss"]
     assert losses[-1] < 0.9 * losses[0]
     assert np.isfinite(detector.score_samples(X)).all()
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"n_slots": 6},
+        {"k": 1},
+        {"rho": 0.5},
+        {"memory": "matrix"},
+        {"space_aware": False},
+        {"shrinkage": "hard"},
+        {"similarity": "dot"},
+        {"neighbours": "padded"},
+        {"skips": ("concatenation",)},
+        {"stitch_level": 0},
+        {"n_memories": 1},
+        {"encoder": lambda window: WindowEncoder(window, width=3, strides=[(2, 2)])},
+        {"n_levels": 1},
+        {"augmentation": Affine()},
+        {"detach_teacher": False},
+        {"teacher_weight": 5.0},
+        {"student_weight": 5.0},
+        {"distillation_weight": 5.0},
+        {"adversarial_weight": 5.0},
+        {"n_critic": 2},
+    ],
+    ids=lambda parameters: next(iter(parameters)),
+)
+def test_options_are_heard(parameters):
+    X = make_images((12, 32, 32))
+    base = {"max_epochs": 2, "teacher_weight": 1.0, "distillation_weight": 1.0}
+    plain, other = (tiny(SQUID, **base | options).fit(X).reconstruct(X) for options in ({}, parameters))
+    assert not np.array_equal(plain, other)
+
+
+@pytest.mark.parametrize("k", [1, 3, 8])
+def test_k_features_are_combined(k):
+    with seeded(0):
+        memory = tiny(SQUID, n_windows=2, k=k)._build((1, 16, 16)).inpainting.memory
+        weights = memory.weights(torch.randn(5, *memory.items.shape[::2]))
+    assert ((weights > 0).sum(-1) == k).all()
+
+
+def test_one_slot_is_kept_by_hard_shrinkage():
+    with seeded(0):
+        memory = tiny(SQUID, n_windows=2, n_slots=1, shrinkage="hard")._build((1, 16, 16)).inpainting.memory
+        query = torch.randn(5, *memory.items.shape[::2])
+    assert_allclose(memory(query), memory.items.transpose(0, 1).expand(5, -1, -1), rtol=1e-5)
+
+
+def test_places_are_kept_one_by_one():
+    """The masked shortcut is drawn for each place of a feature, and only in training."""
+    with seeded(0):
+        net = tiny(SQUID, n_windows=2, rho=0.5)._build((1, 16, 16)).train()
+        levels = net.encode(images())
+        painted, _, _ = net.paint(levels)
+    kept = painted[-1] == levels[-1]
+    assert torch.equal(kept.all(1), kept.any(1) & kept.all(1))
+    of_windows = kept.all(1).flatten(1).float().mean(1)
+    assert ((of_windows > 0) & (of_windows < 1)).float().mean() > 0.8
+    again, _, _ = net.eval().paint(levels)
+    assert not (again[-1] == levels[-1]).all(1).float().mean() > 0.2
+
+
+def test_the_optimisers_are_those_of_the_public_code():
+    made = []
+
+    class Spy(torch.optim.Adam):
+        def __init__(self, parameters, **options):
+            super().__init__(parameters, **options)
+            made.append(self.defaults)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            InPaintingTraining.__init__, "__kwdefaults__", {"optimizer": partial(Spy, betas=(0.5, 0.999))}
+        )
+        tiny(SQUID).fit(make_images())
+    main, discriminator = made
+    assert (main["betas"], main["eps"], main["weight_decay"]) == ((0.5, 0.999), 1e-7, 1e-5)
+    assert (discriminator["betas"], discriminator["eps"], discriminator["weight_decay"]) == (
+        (0.5, 0.999),
+        1e-8,
+        0,
+    )
+    default = inspect.signature(InPaintingTraining.__init__).parameters["optimizer"].default
+    assert default.keywords == {"betas": (0.5, 0.999)}
+
+
+def bare(*levels):
+    """A factory of encoders that give features of these shapes, whatever the image."""
+
+    class Levels(torch.nn.Module):
+        def forward(self, x):
+            return [x.new_zeros(len(x), *shape) for shape in levels]
+
+    return lambda window: Levels()
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        (lambda window: None, "encoder must make a torch module of a shape, and made a NoneType"),
+        (lambda window: torch.nn.Identity(), "encoder must make .* it gave a Tensor"),
+        (
+            bare((2, 8, 8)),
+            r"a list of two features .* it gave .* the shapes \[\(1, 2, 8, 8\)\]",
+        ),
+        (bare((2, 4, 4), (4, 2, 2)), r"the first of the size of the window, 8 x 8.* it gave"),
+        (bare((2, 8, 8), (4, 9, 9)), "none larger than the one before; it gave"),
+    ],
+)
+def test_bad_encoders(encoder, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(SQUID, encoder=encoder).fit(make_images())
 
 
 def test_the_rate_falls_along_a_cosine():

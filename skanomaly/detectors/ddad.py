@@ -1,0 +1,408 @@
+"""DDAD: where ensembles disagree, and what images that nobody has labelled add to that."""
+
+from functools import partial
+from numbers import Integral
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sklearn.utils._param_validation import Interval, StrOptions
+from torch import nn
+from torch.nn import functional as F
+
+from .._detector import BaseDetector, Judgement
+from .._losses import likelihood_error, over_channels, squared_error
+from ..networks.autoencoder import ConvAutoEncoder, MemoryAutoEncoder, UncertainAutoEncoder
+from ..synthesis import foreign_patches
+from ..training import MemoryTraining, Reconstruction, Training
+from ..training._adversarial import Adam
+
+#: Batches of the refinement.
+REFINEMENT_BATCH = 8
+#: Adam's rate for the refinement.
+REFINEMENT_LR = 1e-4
+
+
+#: Which discrepancies each refinement sees.
+INPUTS = {"intra": ("intra",), "dual": ("inter", "intra")}
+
+
+class Backbone(NamedTuple):
+    """A network for one member, how it is trained, and what it predicts: (reconstruction, log-variance)."""
+
+    build: callable
+    training: callable
+    predict: callable
+
+
+def _image(member, x):
+    return member(x), None
+
+
+def _image_and_address(member, x):
+    return member(x)[0], None
+
+
+def _image_and_log_variance(member, x):
+    return member(x)
+
+
+BACKBONES = {
+    "ae": Backbone(ConvAutoEncoder, partial(Reconstruction, error=squared_error), _image),
+    "memae": Backbone(
+        partial(MemoryAutoEncoder, n_slots=25, threshold=0.0, cosine=False),
+        partial(MemoryTraining, entropy_weight=2e-4),
+        _image_and_address,
+    ),
+    "aeu": Backbone(
+        UncertainAutoEncoder, partial(Reconstruction, error=likelihood_error), _image_and_log_variance
+    ),
+}
+
+
+class RefinementNetwork(nn.Sequential):
+    """ASR-Net: maps (n, c, h, w) of discrepancies to logits (n, 2, h, w), of normal and anomalous."""
+
+    def __init__(self, n_maps, *, width):
+        layers = []
+        for n_in in (n_maps, width):
+            layers += [nn.Conv2d(n_in, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+        super().__init__(*layers, nn.Conv2d(width, 2, 3, padding=1))
+
+
+class DDADNetwork(nn.Module):
+    """Ensembles `ndm` (of normal images) and `udm` (of these and unlabelled ones), and `refinements`.
+
+    Parameters
+    ----------
+    make : callable () -> nn.Module
+        A member.
+    predict : callable (member, x) -> reconstructions, log-variances or None
+    n_members : int
+        Of each ensemble.
+    dual : bool
+        Whether there is a `udm`.
+    refinement_width : int or None
+        None for no `refinements`.
+    ddof : int
+        The deviation within an ensemble is over n_members - ddof.
+    """
+
+    def __init__(self, make, predict, *, n_members, dual, refinement_width, ddof):
+        super().__init__()
+        self.predict, self.ddof = predict, ddof
+        self.ndm = nn.ModuleList(make() for _ in range(n_members))
+        self.udm = nn.ModuleList(make() for _ in range(n_members)) if dual else None
+        names = () if refinement_width is None else ("intra", "dual") if dual else ("intra",)
+        self.refinements = nn.ModuleDict(
+            {name: RefinementNetwork(len(INPUTS[name]), width=refinement_width) for name in names}
+        )
+
+    def _predict(self, ensemble, x):
+        """Reconstructions (k, n, c, h, w), and log-variances or None."""
+        images, log_variances = zip(*(self.predict(member, x) for member in ensemble))
+        return torch.stack(images), None if log_variances[0] is None else torch.stack(log_variances)
+
+    def forward(self, x):
+        """Mean of the reconstructions of `ndm`."""
+        return self._predict(self.ndm, x)[0].mean(0)
+
+    def discrepancies(self, x):
+        """Maps (n, h, w): "rec", "intra" if there are members to differ, "inter" if there is a `udm`."""
+        images, log_variances = self._predict(self.ndm, x)
+        mean, deviation = images.mean(0), 1.0
+        if log_variances is not None:
+            deviation = log_variances.exp().mean(0).sqrt()
+        maps = {"rec": over_channels(((x - mean) / deviation).square())}
+        if len(self.ndm) > 1:
+            maps["intra"] = over_channels(images.std(0, correction=self.ddof) / deviation)
+        if self.udm is not None:
+            maps["inter"] = over_channels((self._predict(self.udm, x)[0].mean(0) - mean).abs() / deviation)
+        return maps
+
+    def refine(self, maps):
+        """Logits (n, 2, h, w) by refinement, from discrepancies."""
+        return {
+            name: refinement(torch.stack([maps[of] for of in INPUTS[name]], dim=1))
+            for name, refinement in self.refinements.items()
+        }
+
+
+def focal_loss(logits, masks, *, gamma=2.0):
+    """Mean of -(1 - p)^gamma log p, p the probability of a pixel's own class (Lin et al. 2017)."""
+    log_p = F.log_softmax(logits, dim=1).gather(1, masks[:, None].long())[:, 0]
+    return -((1 - log_p.exp()).pow(gamma) * log_p).mean()
+
+
+class Refinement(Training):
+    """Learn to see, in the discrepancies of normal images, where others were mixed into them.
+
+    All refinements learn from the same images, each by itself.
+
+    Parameters
+    ----------
+    network : DDADNetwork
+    """
+
+    moves = {"optimizer": ["refinements"]}
+    losses = ("refinement_loss",)
+
+    def __init__(self, network, *, optimizer=Adam, **options):
+        super().__init__(network, optimizer=optimizer, **options)
+
+    def step(self, network, x):
+        images, masks, _ = foreign_patches(x, probability=0.5)
+        with torch.no_grad():
+            maps = network.discrepancies(images)
+        logits = network.refine(maps).values()
+        self.move("optimizer", refinement_loss=sum(focal_loss(of, masks) for of in logits))
+
+
+class DDAD(BaseDetector):
+    """Dual-distribution discrepancy for anomaly detection (DDAD).
+
+    Two ensembles of autoencoders: the normative one (NDM) sees normal images alone, the unknown one (UDM)
+    unlabelled ones too, of which hospitals have plenty and some are anomalous. Where the members of the first
+    disagree (intra-discrepancy), or the ensembles do (inter-discrepancy), something is there that normal
+    images do not have. A small network, ASR-Net, refines both maps; it learns from normal images into which
+    pieces of others were mixed.
+
+    Without unlabelled images there is one ensemble, and its intra-discrepancy.
+
+    Parameters
+    ----------
+    backbone : {"ae", "memae", "aeu"} or callable, default="aeu"
+        What a member is: the network of AutoEncoder, MemAE or AEU; or a function from the shape (C, H, W) to
+        a torch module from images in [-1, 1] to reconstructions, which is trained by its squared error. With
+        "aeu" discrepancies count by the predicted deviation.
+    n_members : int, default=3
+        Members of each ensemble, K. One is enough for "rec" only.
+    refine : bool, default=True
+        Whether ASR-Net is trained.
+    score_component : {"dual", "intra", "inter", "rec"}, default=None
+        What score and map are of: both discrepancies, refined (R_dual); that within the normative ensemble
+        (R_intra, or A_intra without `refine`); that between ensembles (A_inter); the squared error of the
+        normative one (A_rec). None takes the first there is of R_dual, A_inter, R_intra and A_intra.
+    ddof : int, default=1
+        Deviations within an ensemble are over n_members - ddof; 1 in the public code, 0 in the paper.
+    latent_size : int, default=16
+        Numbers in a code; channels of it for the spatial bottleneck.
+    hidden_size : int, default=2048
+        Width of the dense layers on either side of the code.
+    width : int, default=16
+        Channels of the first level; 2 and 4 times as many follow.
+    n_levels : int, default=None
+        Times the image is halved. None brings the longer side to about 4 pixels (4 at 64 x 64).
+    bottleneck : {"dense", "spatial"}, default="dense"
+        A code for the image, or one at every place of the last level (1 x 1 convolutions).
+    max_epochs : int, default=100
+        Passes over its images for each member.
+    refinement_epochs : int, default=20
+        Passes over the normal images for ASR-Net.
+    refinement_width : int, default=128
+        Channels of ASR-Net.
+    {parameters}
+
+    Attributes
+    ----------
+    n_unlabelled_ : int
+        Unlabelled images it was trained on.
+    {attributes}
+
+    See Also
+    --------
+    AEU : The default backbone, alone.
+
+    Notes
+    -----
+    :Trained on: normal images (y = 1), and unlabelled ones (y = 0) if there are any
+    :Score: mean over pixels of the refined discrepancy, a probability
+    :Map: refined discrepancy of each pixel
+    :Departures: another image for ASR-Net's training is one of its batch
+
+    Here y means more than elsewhere: 1 is normal, 0 unlabelled. Thresholds are from the normal images.
+    Without y, or without any 0 in it, all images are normal.
+
+    `score_components` has whatever there is of "rec", "intra" and "inter" as they are, the paper's A, and
+    "refined_intra" and "refined_dual", its R.
+
+    References
+    ----------
+    .. [1] Cai, Y., Chen, H., Yang, X., Zhou, Y., Cheng, K.-T. (2023). "Dual-distribution discrepancy with
+       self-supervised refinement for anomaly detection in medical images". Medical Image Analysis.
+       `arXiv:2210.04227 <https://arxiv.org/abs/2210.04227>`_
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skanomaly import DDAD
+    >>> from skanomaly.datasets import load_chest_xray
+    >>> X = load_chest_xray().images[:64]
+    >>> y = np.repeat([1, 0], 32)
+    >>> small = {"hidden_size": 64, "max_epochs": 1, "refinement_epochs": 1, "refinement_width": 8}
+    >>> detector = DDAD(n_members=2, random_state=0, **small).fit(X, y)
+    >>> sorted(detector.score_components(X[:2]))
+    ['inter', 'intra', 'rec', 'refined_dual', 'refined_intra']
+    """
+
+    _image_range = (-1.0, 1.0)
+
+    _parameter_constraints = BaseDetector._parameter_constraints | {
+        "backbone": [StrOptions(set(BACKBONES)), callable],
+        "n_members": [Interval(Integral, 1, None, closed="left")],
+        "refine": ["boolean"],
+        "score_component": [StrOptions({"dual", "intra", "inter", "rec"}), None],
+        "ddof": [Interval(Integral, 0, None, closed="left")],
+        "latent_size": [Interval(Integral, 1, None, closed="left")],
+        "hidden_size": [Interval(Integral, 1, None, closed="left")],
+        "width": [Interval(Integral, 1, None, closed="left")],
+        "n_levels": [Interval(Integral, 1, None, closed="left"), None],
+        "bottleneck": [StrOptions({"dense", "spatial"})],
+        "refinement_epochs": [Interval(Integral, 1, None, closed="left")],
+        "refinement_width": [Interval(Integral, 1, None, closed="left")],
+    }
+
+    def __init__(
+        self,
+        *,
+        backbone="aeu",
+        n_members=3,
+        refine=True,
+        score_component=None,
+        ddof=1,
+        latent_size=16,
+        hidden_size=2048,
+        width=16,
+        n_levels=None,
+        bottleneck="dense",
+        max_epochs=100,
+        refinement_epochs=20,
+        refinement_width=128,
+        batch_size=64,
+        lr=0.0005,
+        validation_fraction=0.0,
+        checkpoint_dir=None,
+        callbacks=None,
+        device="auto",
+        contamination=0.1,
+        pixel_contamination=0.01,
+        intensity_range="auto",
+        channel_axis="auto",
+        image_shape=None,
+        verbose=0,
+        random_state=None,
+    ):
+        self.backbone = backbone
+        self.n_members = n_members
+        self.refine = refine
+        self.score_component = score_component
+        self.ddof = ddof
+        self.latent_size = latent_size
+        self.hidden_size = hidden_size
+        self.width = width
+        self.n_levels = n_levels
+        self.bottleneck = bottleneck
+        self.max_epochs = max_epochs
+        self.refinement_epochs = refinement_epochs
+        self.refinement_width = refinement_width
+        self.batch_size = batch_size
+        self.lr = lr
+        self.validation_fraction = validation_fraction
+        self.checkpoint_dir = checkpoint_dir
+        self.callbacks = callbacks
+        self.device = device
+        self.contamination = contamination
+        self.pixel_contamination = pixel_contamination
+        self.intensity_range = intensity_range
+        self.channel_axis = channel_axis
+        self.image_shape = image_shape
+        self.verbose = verbose
+        self.random_state = random_state
+
+    def _prepare(self, y):
+        self.n_unlabelled_ = 0 if y is None else int((y == 0).sum())
+        n_normal = 2 if y is None else len(y) - self.n_unlabelled_
+        if n_normal < 2:
+            raise ValueError(
+                f"DDAD learns from normal images and, beside them, unlabelled ones; y has {n_normal} normal "
+                f"(1) and {self.n_unlabelled_} unlabelled (0): give 2 normal ones at least, or no y"
+            )
+        self._component()
+
+    def _component(self):
+        """Name of the component that is the score."""
+        dual, asked = self.n_unlabelled_ > 0, self.score_component
+        if asked is None:
+            asked = ("dual" if self.refine else "inter") if dual else "intra"
+        if asked in ("dual", "inter") and not dual:
+            raise ValueError(f"score_component={asked!r} needs unlabelled images (y = 0), and y has none")
+        if asked == "dual" and not self.refine:
+            raise ValueError("score_component='dual' is a refined score; set refine=True")
+        n_needed = 1 if asked == "rec" and not self.refine else 1 + max(1, self.ddof)
+        if self.n_members < n_needed:
+            raise ValueError(
+                f"n_members must be at least {n_needed} for members to disagree, got {self.n_members}; one "
+                "is enough for score_component='rec' with refine=False"
+            )
+        return f"refined_{asked}" if self.refine and asked in INPUTS else asked
+
+    def _backbone(self):
+        if not callable(self.backbone):
+            return BACKBONES[self.backbone]
+
+        def build(image_shape, latent_size, **size):
+            return self.backbone(image_shape)
+
+        return BACKBONES["ae"]._replace(build=build)
+
+    def _build(self, image_shape):
+        backbone = self._backbone()
+        make = partial(
+            backbone.build,
+            image_shape,
+            self.latent_size,
+            hidden_size=self.hidden_size if self.bottleneck == "dense" else None,
+            width=self.width,
+            n_levels=self.n_levels,
+        )
+        return DDADNetwork(
+            make,
+            backbone.predict,
+            n_members=self.n_members,
+            dual=self.n_unlabelled_ > 0,
+            refinement_width=self.refinement_width if self.refine else None,
+            ddof=self.ddof,
+        )
+
+    def _normals(self, images):
+        if not self.n_unlabelled_:
+            return images
+        normals = images.subset(np.flatnonzero(images.y != 0))
+        if images.held_out is not None:
+            held_out = np.flatnonzero(images.held_out.y != 0)
+            normals.held_out = images.held_out.subset(held_out) if len(held_out) else None
+        return normals
+
+    def _train(self, network, images, y):
+        training = partial(self._backbone().training, optimizer=Adam)
+        normals, histories = self._normals(images), {}
+        for name, members, seen in (("ndm", network.ndm, normals), ("udm", network.udm or (), images)):
+            for k, member in enumerate(members):
+                histories |= self._run(f"{name}_{k}", training, member, seen)
+        if self.refine:
+            options = {"max_epochs": self.refinement_epochs, "lr": REFINEMENT_LR}
+            options |= {"batch_size": REFINEMENT_BATCH, "optimizer__weight_decay": 1e-4}
+            histories |= self._run("refinement", Refinement, network, normals, **options)
+        return histories
+
+    def _reconstruct(self, network, x):
+        return network(x)
+
+    def _judge(self, network, x):
+        maps = network.discrepancies(x)
+        if self.refine:
+            refined = network.refine(maps).items()
+            maps |= {f"refined_{name}": logits.softmax(1)[:, 1] for name, logits in refined}
+        components = {name: map.mean((1, 2)) for name, map in maps.items()}
+        asked = self._component()
+        return Judgement(components[asked], maps[asked], components)

@@ -1,0 +1,232 @@
+"""DDAD: discrepancies by hand, who sees which images, who moves, and that it learns."""
+
+import numpy as np
+import pytest
+import torch
+from foreign import paste_foreign_patches
+from numpy.testing import assert_allclose
+from sklearn.metrics import roc_auc_score
+from torch import nn
+from torch.nn import functional as F
+
+from skanomaly import DDAD
+from skanomaly._random import seeded
+from skanomaly.datasets import load_chest_xray
+from skanomaly.detectors.ddad import BACKBONES, DDADNetwork, Refinement, RefinementNetwork, focal_loss
+from skanomaly.testing import make_images, tiny
+
+Y = np.repeat([1, 0, -1], (6, 4, 2))
+
+
+class Shifted(nn.Module):
+    """The image plus a number."""
+
+    def __init__(self, by):
+        super().__init__()
+        self.by = nn.Parameter(torch.tensor(by))
+
+    def forward(self, x):
+        return x + self.by
+
+
+def network(shifts, *, dual=True, ddof=1, log_variances=None, refinement_width=None):
+    """Members that add these shifts: those of the NDM first."""
+    members = iter([Shifted(by) for by in shifts])
+    k = len(shifts) // (1 + dual)
+
+    def predict(member, x):
+        if log_variances is None:
+            return member(x), None
+        return member(x), torch.full_like(x, log_variances[member.by.item()])
+
+    options = {"n_members": k, "dual": dual, "refinement_width": refinement_width, "ddof": ddof}
+    return DDADNetwork(lambda: next(members), predict, **options)
+
+
+def test_discrepancies_by_hand():
+    x = torch.rand(2, 3, 4, 5)
+    maps = network([0.1, 0.3, 0.5, 0.9]).discrepancies(x)
+    assert_allclose(maps["rec"].detach(), 0.2**2, rtol=1e-4)
+    assert_allclose(maps["intra"].detach(), 0.2 / np.sqrt(2), rtol=1e-4, err_msg="K = 2: |a - b| / sqrt 2")
+    assert_allclose(maps["inter"].detach(), 0.5, rtol=1e-4)
+    assert maps["rec"].shape == (2, 4, 5)
+    population = network([0.1, 0.3, 0.5, 0.9], ddof=0).discrepancies(x)["intra"]
+    assert_allclose(population.detach(), 0.1, rtol=1e-4)
+    assert set(network([0.1, 0.3], dual=False).discrepancies(x)) == {"rec", "intra"}
+
+
+def test_discrepancies_count_by_the_deviation_of_the_normative_ensemble():
+    log_variances = {np.float32(by).item(): value for by, value in ((0.1, 0.0), (0.3, np.log(7.0)))}
+    log_variances |= {np.float32(by).item(): 50.0 for by in (0.5, 0.9)}
+    x = torch.rand(2, 1, 4, 5)
+    maps = network([0.1, 0.3, 0.5, 0.9], log_variances=log_variances).discrepancies(x)
+    deviation = np.sqrt((1 + 7) / 2)  # root of the mean variance
+    assert_allclose(maps["rec"].detach(), 0.2**2 / deviation**2, rtol=1e-4)
+    assert_allclose(maps["intra"].detach(), 0.2 / np.sqrt(2) / deviation, rtol=1e-4)
+    assert_allclose(maps["inter"].detach(), 0.5 / deviation, rtol=1e-4)
+
+
+def test_equals_do_not_disagree():
+    maps = network([0.2] * 6).discrepancies(torch.rand(2, 1, 4, 4))
+    assert_allclose(maps["intra"].detach(), 0, atol=1e-6)
+    assert_allclose(maps["inter"].detach(), 0, atol=1e-6)
+
+
+def test_bias_and_variance():
+    """The mean error of the members is that of their mean plus their variance, pixel by pixel."""
+    with seeded(0):
+        detector = tiny(DDAD, backbone="ae", n_members=4, ddof=0, refine=False).fit(make_images())
+        x = torch.rand(3, 1, 16, 16) * 2 - 1
+    net = detector.network_.eval()
+    with torch.no_grad():
+        maps = net.discrepancies(x)
+        errors = torch.stack([(member(x) - x).square()[:, 0] for member in net.ndm]).mean(0)
+    assert_allclose(errors, maps["rec"] + maps["intra"].square(), rtol=1e-4, atol=1e-6)
+
+
+def test_focal_loss():
+    logits, masks = torch.randn(3, 2, 5, 5).double(), torch.rand(3, 5, 5) > 0.5
+    assert_allclose(focal_loss(logits, masks, gamma=0.0), F.cross_entropy(logits, masks.long()), rtol=1e-12)
+    assert_allclose(focal_loss(torch.zeros(1, 2, 4, 4), masks[:1, :4, :4]), 0.25 * np.log(2), rtol=1e-6)
+    p = logits.softmax(1).gather(1, masks[:, None].long())
+    assert_allclose(focal_loss(logits, masks), (-((1 - p) ** 2) * p.log()).mean(), rtol=1e-10)
+
+
+@pytest.mark.parametrize(("backbone", "n"), [("ae", 4_487_248), ("memae", 4_487_648), ("aeu", 4_487_504)])
+def test_sizes_are_those_of_the_public_code(backbone, n):
+    member = BACKBONES[backbone].build((1, 64, 64), 16, hidden_size=2048, width=16)
+    assert sum(value.numel() for value in member.parameters()) == n
+    assert sum(value.numel() for value in RefinementNetwork(2, width=128).parameters()) == 152_834
+
+
+def test_who_sees_which_images(monkeypatch):
+    seen = {}
+
+    def run(self, stage, training, network, images, **options):
+        seen[stage] = np.arange(len(Y))[images.rows].tolist()
+        return original(self, stage, training, network, images, **options)
+
+    original = DDAD._run
+    monkeypatch.setattr(DDAD, "_run", run)
+    X = make_images((12, 16, 16))
+    detector = tiny(DDAD).fit(X, Y)
+    normal, known = list(range(6)), list(range(10))
+    assert seen == {
+        "ndm_0": normal,
+        "ndm_1": normal,
+        "udm_0": known,
+        "udm_1": known,
+        "refinement": normal,
+    }
+    assert detector.n_unlabelled_ == 4
+    scores = detector.score_samples(X[:6])
+    assert_allclose(detector.offset_, np.percentile(scores, 10), rtol=1e-6, err_msg="of the normal images")
+    alone = tiny(DDAD).fit(X[:6])
+    assert alone.n_unlabelled_ == 0
+    assert alone.network_.udm is None
+    assert set(alone.score_components(X)) == {"rec", "intra", "refined_intra"}
+    first, second = (tiny(DDAD).fit(X[:6], y).score_samples(X) for y in (None, np.ones(6)))
+    assert np.array_equal(first, second)
+    other = tiny(DDAD).fit(X[:6], np.arange(1, 7)).score_samples(X)
+    assert np.array_equal(first, other), "other codes are ignored"
+
+
+def test_members_differ():
+    net = tiny(DDAD, n_members=3).fit(make_images((12, 16, 16)), Y).network_
+    first = [member.encoder.down[0].weight for member in (*net.ndm, *net.udm)]
+    assert all(not torch.equal(a, b) for i, a in enumerate(first) for b in first[:i])
+
+
+def test_refinement_moves_itself_alone():
+    with seeded(0):
+        net = tiny(DDAD, refine=True)
+        net.n_unlabelled_ = 4
+        net = net._build((1, 16, 16))
+        x = torch.rand(8, 1, 16, 16)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    training = Refinement(net, stage="refinement", batch_size=8)
+    training.initialize()
+    training.totals_, training.batch_size_ = {}, 8
+    for part in (net.ndm, net.udm):
+        part.eval()
+    with seeded(0):
+        training.step(net, x)
+    after = net.state_dict()
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"refinements"}
+    for name in "intra", "dual":
+        weight = f"refinements.{name}.0.weight"
+        assert not torch.equal(before[weight], after[weight])
+
+
+def test_components():
+    X = make_images((12, 16, 16))
+    detector = tiny(DDAD).fit(X, Y)
+    components = detector.score_components(X)
+    for name in "refined_intra", "refined_dual":
+        assert (components[name] > 0).all()
+        assert (components[name] < 1).all()
+    names = {None: "refined_dual", "intra": "refined_intra", "inter": "inter", "rec": "rec"}
+    for asked, name in names.items():
+        detector.set_params(score_component=asked)
+        assert_allclose(-detector.score_samples(X), components[name], rtol=1e-6)
+        assert_allclose(detector.anomaly_map(X).mean((1, 2)), components[name], rtol=1e-5)
+    raw = tiny(DDAD, refine=False).fit(X, Y)
+    assert_allclose(-raw.score_samples(X), raw.score_components(X)["inter"], rtol=1e-6)
+    assert "refined_dual" not in raw.score_components(X)
+
+
+def test_a_backbone_of_ones_own():
+    def make(image_shape):
+        n = image_shape[0]
+        return nn.Sequential(nn.Conv2d(n, 4, 3, padding=1), nn.Conv2d(4, n, 3, padding=1))
+
+    X = make_images((24, 16, 16))
+    detector = tiny(DDAD, backbone=make, max_epochs=20, lr=0.01, score_component="rec", refine=False).fit(X)
+    losses = detector.history_["ndm_0"][:, "train_loss"]
+    assert losses[-1] < 0.5 * losses[0]
+    assert detector.reconstruct(X).shape == X.shape
+
+
+@pytest.mark.parametrize(
+    ("parameters", "y", "message"),
+    [
+        ({}, np.zeros(12), r"y has 0 normal \(1\) and 12 unlabelled \(0\): give 2 normal ones"),
+        ({}, np.r_[1, np.zeros(11)], r"y has 1 normal \(1\) and 11 unlabelled"),
+        ({}, np.ones(5), "inconsistent numbers of samples"),
+        ({"n_members": 1}, None, "n_members must be at least 2 for members to disagree, got 1"),
+        ({"n_members": 1, "refine": False, "score_component": "inter"}, Y, "n_members must be at least 2"),
+        ({"n_members": 2, "ddof": 2}, None, "n_members must be at least 3"),
+        ({"score_component": "dual"}, None, r"score_component='dual' needs unlabelled images \(y = 0\)"),
+        ({"score_component": "inter"}, np.ones(12), "score_component='inter' needs unlabelled images"),
+        ({"score_component": "dual", "refine": False}, Y, "'dual' is a refined score; set refine=True"),
+        ({"backbone": "vae"}, None, "'backbone' parameter of DDAD"),
+    ],
+)
+def test_bad_input(parameters, y, message):
+    detector = tiny(DDAD, **parameters)
+    with pytest.raises(ValueError, match=message):
+        detector.fit(make_images((12, 16, 16)), y)
+    assert not hasattr(detector, "n_unlabelled_"), "nothing half-fitted"
+
+
+def test_one_member_is_enough_for_the_residual():
+    X = make_images()
+    detector = tiny(DDAD, n_members=1, refine=False, score_component="rec", backbone="ae").fit(X)
+    assert set(detector.score_components(X)) == {"rec"}
+
+
+def test_learns_what_a_chest_looks_like():
+    """The residual of the ensemble; discrepancies of networks as small as these tell little."""
+    half = [load_chest_xray(subset=subset).images[:, ::2, ::2] for subset in ("train", "test")]
+    train, normal = half[0], half[1][load_chest_xray(subset="test").target == 1][:60]
+    foreign, masks = paste_foreign_patches(normal)
+    both, truth = np.concatenate([normal, foreign]), np.repeat([0, 1], len(normal))
+    small = {"hidden_size": 128, "width": 8, "n_members": 2, "refine": False, "score_component": "rec"}
+    trained = DDAD(max_epochs=15, lr=1e-3, random_state=0, **small).fit(train)
+    untrained = DDAD(max_epochs=1, lr=1e-12, random_state=0, **small).fit(train)
+    auroc, before = (roc_auc_score(truth, -detector.score_samples(both)) for detector in (trained, untrained))
+    assert auroc > 0.7
+    assert auroc > before + 0.1
+    maps = trained.anomaly_map(foreign)
+    assert maps[masks].mean() > 1.2 * maps[~masks].mean()
