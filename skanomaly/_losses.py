@@ -53,6 +53,15 @@ def over_channels(errors):
     return errors[:, 0] if errors.shape[1] == 1 else errors.mean(1)
 
 
+def gradient_map(loss, x):
+    """|d loss / d x|, (n, h, w), where loss(x) is a number for each image, (n,)."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        # A sum over images, so that none of them counts less in a large batch.
+        (gradient,) = torch.autograd.grad(loss(x).sum(), x)
+    return over_channels(gradient.abs())
+
+
 def feature_error(f, g):
     """Mean squared difference of flat features (n, n_features), (n,)."""
     return (f - g).square().mean(1)

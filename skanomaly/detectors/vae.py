@@ -1,26 +1,17 @@
 """VAE: reconstruct through codes near a normal distribution."""
 
+from functools import partial
 from numbers import Integral, Real
 
-import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from .._detector import BaseDetector, Judgement
-from .._losses import absolute_error, over_channels, squared_error
+from .._losses import absolute_error, gradient_map, squared_error
 from ..networks.autoencoder import VariationalAutoEncoder
 from ..networks.gaussian import kl_divergence
 from ..training import Variational
 
 ERRORS = {"l2": squared_error, "l1": absolute_error}
-
-
-def gradient_map(loss, network, x):
-    """|d loss / d x|, (n, h, w), where loss(network, x) is one number for each image."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_(True)
-        # A sum over images, so that none of them counts less in a large batch.
-        (gradient,) = torch.autograd.grad(loss(network, x).sum(), x)
-    return over_channels(gradient.abs())
 
 
 class VAE(BaseDetector):
@@ -186,8 +177,8 @@ class VAE(BaseDetector):
     def _judge(self, network, x):
         maps = {
             "residual": lambda: self._residual(network, x),
-            "elbo_gradient": lambda: gradient_map(self._negative_elbo, network, x),
-            "kl_gradient": lambda: gradient_map(self._divergence, network, x),
+            "elbo_gradient": lambda: gradient_map(partial(self._negative_elbo, network), x),
+            "kl_gradient": lambda: gradient_map(partial(self._divergence, network), x),
         }
         maps["combination"] = lambda: maps["residual"]() * maps["kl_gradient"]()
         components = {name: lambda map=map: map().mean((1, 2)) for name, map in maps.items()}

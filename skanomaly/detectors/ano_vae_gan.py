@@ -1,0 +1,197 @@
+"""AnoVAEGAN: a variational autoencoder whose decoder has an opponent."""
+
+from numbers import Integral, Real
+
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from .._detector import BaseDetector, Judgement
+from .._losses import absolute_error
+from ..networks.adversarial import ConvDiscriminator
+from ..networks.autoencoder import VariationalAutoEncoder
+from ..networks.gaussian import draw, kl_divergence
+from ..training import Training
+from ..training._adversarial import Adam, discriminator_loss, generator_loss
+
+
+class AnoVAEGANNetwork(VariationalAutoEncoder):
+    """Parts `encoder`, `decoder` and `discriminator`."""
+
+    def __init__(self, image_shape, latent_size, *, width, n_levels, **options):
+        super().__init__(image_shape, latent_size, width=width, n_levels=n_levels, **options)
+        self.discriminator = ConvDiscriminator(image_shape, width=width, n_levels=n_levels)
+
+
+class VariationalAdversarial(Training):
+    """Each batch moves the discriminator, then encoder and decoder by all three losses.
+
+    Parameters
+    ----------
+    network : AnoVAEGANNetwork
+    kl_weight, adversarial_weight : float
+        lambda_2 and lambda_3; 0 for the latter leaves the discriminator out.
+    """
+
+    moves = {"optimizer": ["encoder", "decoder"], "optimizer_discriminator": ["discriminator"]}
+    losses = "discriminator_loss", "reconstruction_loss", "kl_loss", "adversarial_loss", "train_loss"
+
+    def __init__(self, network, *, kl_weight, adversarial_weight, optimizer=Adam, **options):
+        self.kl_weight, self.adversarial_weight = kl_weight, adversarial_weight
+        if not adversarial_weight:
+            self.losses = "reconstruction_loss", "kl_loss", "train_loss"
+        super().__init__(network, optimizer=optimizer, **options)
+
+    def step(self, network, x):
+        posterior, discriminator = network.posterior(x), network.discriminator
+        y = network.decoder(draw(*posterior))
+        error, divergence = absolute_error(y, x).mean(), kl_divergence(*posterior).mean()
+        self.record(reconstruction_loss=error, kl_loss=divergence)
+        loss = error + self.kl_weight * divergence
+        if self.adversarial_weight:
+            opposed = discriminator_loss(discriminator(x), discriminator(y.detach()))
+            self.move("optimizer_discriminator", discriminator_loss=opposed)
+            adversarial = generator_loss(discriminator(y))
+            self.record(adversarial_loss=adversarial)
+            loss = loss + self.adversarial_weight * adversarial
+        self.move("optimizer", train_loss=loss)
+
+
+class AnoVAEGAN(BaseDetector):
+    """Variational autoencoder with adversarial training (AnoVAEGAN).
+
+    A discriminator that tells reconstructions from images teaches the decoder of a variational autoencoder to
+    make sharper ones. The score is the mean absolute error of the pixels, the map that of each.
+
+    Parameters
+    ----------
+    kl_weight : float, default=0.005
+        Weight of the divergence of the codes from N(0, I), a mean over the numbers of a code, beside the
+        mean absolute error.
+    adversarial_weight : float, default=0.005
+        Weight of the discriminator's judgement; 0 leaves a variational autoencoder.
+    latent_size : int, default=16
+        Numbers in a code; channels of it for the spatial bottleneck.
+    hidden_size : int, default=2048
+        Width of the dense layers on either side of the code.
+    width : int, default=16
+        Channels of the first level; 2 and 4 times as many follow.
+    n_levels : int, default=None
+        Times the image is halved. None brings the longer side to about 4 pixels (4 at 64 x 64).
+    bottleneck : {"dense", "spatial"}, default="dense"
+        A code for the image, or one at every place of the last level (1 x 1 convolutions).
+    max_epochs : int, default=100
+        Passes over the normal images.
+    {parameters}
+
+    Attributes
+    ----------
+    {attributes}
+
+    See Also
+    --------
+    VAE : Without the discriminator.
+    SSLAnoVAE : With a second encoder.
+
+    Notes
+    -----
+    :Trained on: normal images
+    :Score: mean absolute error of the pixels
+    :Map: absolute error of each pixel
+    :Departures: the paper's weights are not published: these are of the order of SSLAnoVAE's; network of
+        AutoEncoder; images are judged by the mean of their code
+
+    References
+    ----------
+    .. [1] Baur, C., Wiestler, B., Albarqouni, S., Navab, N. (2018). "Deep autoencoding models for
+       unsupervised anomaly segmentation in brain MR images". BrainLes. `arXiv:1804.04488
+       <https://arxiv.org/abs/1804.04488>`_
+
+    Examples
+    --------
+    >>> from skanomaly import AnoVAEGAN
+    >>> from skanomaly.datasets import load_chest_xray
+    >>> X = load_chest_xray().images[:64]
+    >>> detector = AnoVAEGAN(hidden_size=64, max_epochs=1, random_state=0).fit(X)
+    >>> detector.score_samples(X[:2]).shape, detector.anomaly_map(X[:2]).shape
+    ((2,), (2, 64, 64))
+    """
+
+    _image_range = (-1.0, 1.0)
+
+    _parameter_constraints = BaseDetector._parameter_constraints | {
+        "kl_weight": [Interval(Real, 0, None, closed="left")],
+        "adversarial_weight": [Interval(Real, 0, None, closed="left")],
+        "latent_size": [Interval(Integral, 1, None, closed="left")],
+        "hidden_size": [Interval(Integral, 1, None, closed="left")],
+        "width": [Interval(Integral, 1, None, closed="left")],
+        "n_levels": [Interval(Integral, 1, None, closed="left"), None],
+        "bottleneck": [StrOptions({"dense", "spatial"})],
+    }
+
+    def __init__(
+        self,
+        *,
+        kl_weight=0.005,
+        adversarial_weight=0.005,
+        latent_size=16,
+        hidden_size=2048,
+        width=16,
+        n_levels=None,
+        bottleneck="dense",
+        max_epochs=100,
+        batch_size=64,
+        lr=1e-3,
+        validation_fraction=0.0,
+        checkpoint_dir=None,
+        callbacks=None,
+        device="auto",
+        contamination=0.1,
+        pixel_contamination=0.01,
+        intensity_range="auto",
+        channel_axis="auto",
+        image_shape=None,
+        verbose=0,
+        random_state=None,
+    ):
+        self.kl_weight = kl_weight
+        self.adversarial_weight = adversarial_weight
+        self.latent_size = latent_size
+        self.hidden_size = hidden_size
+        self.width = width
+        self.n_levels = n_levels
+        self.bottleneck = bottleneck
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.validation_fraction = validation_fraction
+        self.checkpoint_dir = checkpoint_dir
+        self.callbacks = callbacks
+        self.device = device
+        self.contamination = contamination
+        self.pixel_contamination = pixel_contamination
+        self.intensity_range = intensity_range
+        self.channel_axis = channel_axis
+        self.image_shape = image_shape
+        self.verbose = verbose
+        self.random_state = random_state
+
+    def _build(self, image_shape):
+        return AnoVAEGANNetwork(
+            image_shape,
+            self.latent_size,
+            hidden_size=self.hidden_size if self.bottleneck == "dense" else None,
+            width=self.width,
+            n_levels=self.n_levels,
+        )
+
+    def _train(self, network, images, y):
+        weights = {"kl_weight": self.kl_weight, "adversarial_weight": self.adversarial_weight}
+        return self._run("reconstruction", VariationalAdversarial, network, images, **weights)
+
+    def _reconstruct(self, network, x):
+        return network(x)
+
+    def _judge(self, network, x):
+        maps = absolute_error(network(x), x)
+        score = maps.mean((1, 2))
+        components = {"residual": score, "kl": lambda: kl_divergence(*network.posterior(x))}
+        return Judgement(score, maps, components)

@@ -1,0 +1,213 @@
+"""ContextVAE: a variational autoencoder that also fills in what was erased."""
+
+from functools import partial
+from numbers import Integral, Real
+
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from .._detector import BaseDetector, Judgement
+from .._losses import absolute_error, gradient_map, squared_error
+from ..networks.autoencoder import VariationalAutoEncoder
+from ..networks.gaussian import draw, kl_divergence
+from ..training import Training
+from ..training._corruption import erase_squares
+
+
+def negative_elbo(network, x, *, kl_weight):
+    """Mean squared error from the mean code plus the weighted divergence of the code, (n,)."""
+    mean, log_variance = network.posterior(x)
+    error = squared_error(network.decoder(mean), x).mean((1, 2))
+    return error + kl_weight * kl_divergence(mean, log_variance)
+
+
+class ContextVariational(Training):
+    """A variational autoencoder of whole images, and a context autoencoder of erased ones, in one network.
+
+    Parameters
+    ----------
+    network : VariationalAutoEncoder
+    erase : callable (images) -> images
+    kl_weight, context_weight : float
+    """
+
+    moves = {"optimizer": ["encoder", "decoder"]}
+    losses = "reconstruction_loss", "kl_loss", "context_loss", "train_loss"
+    validates = True
+
+    def __init__(self, network, *, erase, kl_weight, context_weight, **options):
+        self.erase, self.kl_weight, self.context_weight = erase, kl_weight, context_weight
+        super().__init__(network, **options)
+
+    def step(self, network, x):
+        posterior = network.posterior(x)
+        error = squared_error(network.decoder(draw(*posterior)), x).mean()
+        divergence = kl_divergence(*posterior).mean()
+        # Of erased images, by the mean of their code; what is asked for is whole.
+        context = squared_error(network(self.erase(x)), x).mean()
+        self.record(reconstruction_loss=error, kl_loss=divergence, context_loss=context)
+        share = self.context_weight
+        loss = (1 - share) * (error + self.kl_weight * divergence) + share * context
+        self.move("optimizer", train_loss=loss)
+
+    def validate(self, network, x):
+        return negative_elbo(network, x, kl_weight=self.kl_weight).mean()
+
+
+class ContextVAE(BaseDetector):
+    """Context-encoding variational autoencoder (ceVAE).
+
+    A variational autoencoder that also learns, as ContextAE does, to fill in a square that was erased. The
+    score is the negative evidence lower bound (ELBO) of an image, the map the error of each pixel times the
+    derivative of the bound by it: what is wrong and what would have to change.
+
+    Parameters
+    ----------
+    kl_weight : float, default=0.005
+        Weight of the divergence of the codes from N(0, I), a mean over the numbers of a code, beside the
+        mean squared error.
+    context_weight : float, default=0.5
+        Share of the erased images in the loss, lambda; the whole ones have the rest.
+    erased_area : float, default=0.024
+        Share of an image that is set to its lowest intensity, a square at a random place of each image;
+        10 x 10 pixels of 64 x 64.
+    latent_size : int, default=16
+        Numbers in a code; channels of it for the spatial bottleneck.
+    hidden_size : int, default=2048
+        Width of the dense layers on either side of the code.
+    width : int, default=16
+        Channels of the first level; 2 and 4 times as many follow.
+    n_levels : int, default=None
+        Times the image is halved. None brings the longer side to about 4 pixels (4 at 64 x 64).
+    bottleneck : {"dense", "spatial"}, default="dense"
+        A code for the image, or one at every place of the last level (1 x 1 convolutions).
+    max_epochs : int, default=100
+        Passes over the normal images.
+    {parameters}
+
+    Attributes
+    ----------
+    {attributes}
+
+    See Also
+    --------
+    ContextAE : With codes that are points.
+    VAE : Sees images whole; other maps from derivatives.
+
+    Notes
+    -----
+    :Trained on: normal images
+    :Score: negative ELBO: mean squared error plus weighted divergence of the code
+    :Map: absolute error of each pixel times the absolute derivative of the negative ELBO by it
+    :Departures: every image has its own square, and whole images are asked for, where public code has one
+        square for a batch and asks for erased ones; images are judged by the mean of their code; network of
+        MedIAnomaly
+
+    `score_components` has the bound ("elbo"), its parts "residual" and "kl", and the mean of the map,
+    "product".
+
+    References
+    ----------
+    .. [1] Zimmerer, D., Kohl, S. A. A., Petersen, J., Isensee, F., Maier-Hein, K. H. (2018).
+       "Context-encoding variational autoencoder for unsupervised anomaly detection". `arXiv:1812.05941
+       <https://arxiv.org/abs/1812.05941>`_
+
+    Examples
+    --------
+    >>> from skanomaly import ContextVAE
+    >>> from skanomaly.datasets import load_chest_xray
+    >>> X = load_chest_xray().images[:64]
+    >>> detector = ContextVAE(hidden_size=64, max_epochs=1, random_state=0).fit(X)
+    >>> detector.score_samples(X[:2]).shape, detector.anomaly_map(X[:2]).shape
+    ((2,), (2, 64, 64))
+    """
+
+    _image_range = (-1.0, 1.0)
+
+    _parameter_constraints = BaseDetector._parameter_constraints | {
+        "kl_weight": [Interval(Real, 0, None, closed="left")],
+        "context_weight": [Interval(Real, 0, 1, closed="both")],
+        "erased_area": [Interval(Real, 0, 1, closed="neither")],
+        "latent_size": [Interval(Integral, 1, None, closed="left")],
+        "hidden_size": [Interval(Integral, 1, None, closed="left")],
+        "width": [Interval(Integral, 1, None, closed="left")],
+        "n_levels": [Interval(Integral, 1, None, closed="left"), None],
+        "bottleneck": [StrOptions({"dense", "spatial"})],
+    }
+
+    def __init__(
+        self,
+        *,
+        kl_weight=0.005,
+        context_weight=0.5,
+        erased_area=0.024,
+        latent_size=16,
+        hidden_size=2048,
+        width=16,
+        n_levels=None,
+        bottleneck="dense",
+        max_epochs=100,
+        batch_size=64,
+        lr=1e-3,
+        validation_fraction=0.0,
+        checkpoint_dir=None,
+        callbacks=None,
+        device="auto",
+        contamination=0.1,
+        pixel_contamination=0.01,
+        intensity_range="auto",
+        channel_axis="auto",
+        image_shape=None,
+        verbose=0,
+        random_state=None,
+    ):
+        self.kl_weight = kl_weight
+        self.context_weight = context_weight
+        self.erased_area = erased_area
+        self.latent_size = latent_size
+        self.hidden_size = hidden_size
+        self.width = width
+        self.n_levels = n_levels
+        self.bottleneck = bottleneck
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.validation_fraction = validation_fraction
+        self.checkpoint_dir = checkpoint_dir
+        self.callbacks = callbacks
+        self.device = device
+        self.contamination = contamination
+        self.pixel_contamination = pixel_contamination
+        self.intensity_range = intensity_range
+        self.channel_axis = channel_axis
+        self.image_shape = image_shape
+        self.verbose = verbose
+        self.random_state = random_state
+
+    def _build(self, image_shape):
+        return VariationalAutoEncoder(
+            image_shape,
+            self.latent_size,
+            hidden_size=self.hidden_size if self.bottleneck == "dense" else None,
+            width=self.width,
+            n_levels=self.n_levels,
+        )
+
+    def _train(self, network, images, y):
+        erase = partial(erase_squares, area=self.erased_area, value=self._image_range[0])
+        options = {"erase": erase, "kl_weight": self.kl_weight, "context_weight": self.context_weight}
+        return self._run("reconstruction", ContextVariational, network, images, **options)
+
+    def _reconstruct(self, network, x):
+        return network(x)
+
+    def _judge(self, network, x):
+        bound = partial(negative_elbo, network, kl_weight=self.kl_weight)
+        score, y = bound(x), network(x)
+        maps = absolute_error(y, x) * gradient_map(bound, x)
+        components = {
+            "elbo": score,
+            "residual": squared_error(y, x).mean((1, 2)),
+            "kl": kl_divergence(*network.posterior(x)),
+            "product": maps.mean((1, 2)),
+        }
+        return Judgement(score, maps, components)

@@ -1,0 +1,127 @@
+"""DenoisingAutoEncoder: coarse noise is taken for an anomaly, and removed."""
+
+from functools import partial
+from numbers import Integral, Real
+
+from sklearn.utils._param_validation import Interval
+
+from .._detector import BaseDetector, Judgement
+from .._losses import squared_error
+from ..networks.unet import UNet
+from ..training import Reconstruction
+from ..training._corruption import add_coarse_noise
+
+
+class DenoisingAutoEncoder(BaseDetector):
+    """Denoising autoencoder with coarse noise.
+
+    A U-Net learns to remove noise of the size of lesions, and removes what else is not normal. Its skips keep
+    everything fine, so that reconstructions are sharp. The score is the mean squared error of the pixels, the
+    map that of each.
+
+    Parameters
+    ----------
+    noise_deviation : float, default=0.2
+        Standard deviation of the noise, for images in [0, 1].
+    noise_size : int, default=16
+        Noise is drawn at so many places each way, enlarged, and rolled.
+    width : int, default=16
+        Channels of the first level; 2, 4, 8 and 8 times as many follow.
+    max_epochs : int, default=100
+        Passes over the normal images.
+    {parameters}
+
+    Attributes
+    ----------
+    {attributes}
+
+    See Also
+    --------
+    ContextAE : Fills in what was erased.
+
+    Notes
+    -----
+    :Trained on: normal images
+    :Score: mean squared error of the pixels
+    :Map: squared error of each pixel
+    :Departures: the U-Net is that of P-Net, with batch statistics, where the paper has normalised weights and
+        groups; noise is added everywhere, and has no mean
+
+
+    References
+    ----------
+    .. [1] Kascenas, A., Pugeault, N., O'Neil, A. Q. (2022). "Denoising autoencoders for unsupervised anomaly
+       detection in brain MRI". MIDL. `<https://proceedings.mlr.press/v172/kascenas22a.html>`_
+
+    Examples
+    --------
+    >>> from skanomaly import DenoisingAutoEncoder
+    >>> from skanomaly.datasets import load_chest_xray
+    >>> X = load_chest_xray().images[:64]
+    >>> detector = DenoisingAutoEncoder(width=2, max_epochs=1, random_state=0).fit(X)
+    >>> detector.score_samples(X[:2]).shape, detector.anomaly_map(X[:2]).shape
+    ((2,), (2, 64, 64))
+    """
+
+    _image_range = (0.0, 1.0)
+
+    _parameter_constraints = BaseDetector._parameter_constraints | {
+        "noise_deviation": [Interval(Real, 0, None, closed="neither")],
+        "noise_size": [Interval(Integral, 1, None, closed="left")],
+        "width": [Interval(Integral, 1, None, closed="left")],
+    }
+
+    def __init__(
+        self,
+        *,
+        noise_deviation=0.2,
+        noise_size=16,
+        width=16,
+        max_epochs=100,
+        batch_size=16,
+        lr=1e-3,
+        validation_fraction=0.0,
+        checkpoint_dir=None,
+        callbacks=None,
+        device="auto",
+        contamination=0.1,
+        pixel_contamination=0.01,
+        intensity_range="auto",
+        channel_axis="auto",
+        image_shape=None,
+        verbose=0,
+        random_state=None,
+    ):
+        self.noise_deviation = noise_deviation
+        self.noise_size = noise_size
+        self.width = width
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.validation_fraction = validation_fraction
+        self.checkpoint_dir = checkpoint_dir
+        self.callbacks = callbacks
+        self.device = device
+        self.contamination = contamination
+        self.pixel_contamination = pixel_contamination
+        self.intensity_range = intensity_range
+        self.channel_axis = channel_axis
+        self.image_shape = image_shape
+        self.verbose = verbose
+        self.random_state = random_state
+
+    def _build(self, image_shape):
+        return UNet(image_shape, image_shape[0], width=self.width)
+
+    def _train(self, network, images, y):
+        noise = partial(add_coarse_noise, deviation=self.noise_deviation, size=self.noise_size)
+        options = {"error": squared_error, "corrupt": noise}
+        return self._run("reconstruction", Reconstruction, network, images, **options)
+
+    def _reconstruct(self, network, x):
+        return network(x)
+
+    def _judge(self, network, x):
+        maps = squared_error(network(x), x)
+        score = maps.mean((1, 2))
+        return Judgement(score, maps, {"residual": score})

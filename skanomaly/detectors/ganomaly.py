@@ -1,0 +1,210 @@
+"""GANomaly: an image and its reconstruction should have one code."""
+
+from numbers import Integral, Real
+
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from .._detector import BaseDetector, Judgement
+from .._losses import absolute_error, feature_error
+from ..networks.adversarial import ConvDiscriminator
+from ..networks.autoencoder import ConvAutoEncoder, ConvEncoder
+from ..training import Training
+from ..training._adversarial import Adam, discriminator_loss
+
+
+class GANomalyNetwork(ConvAutoEncoder):
+    """Parts `encoder`, `decoder`, `second_encoder` (of reconstructions) and `discriminator`."""
+
+    def __init__(self, image_shape, latent_size, *, width, n_levels, **options):
+        size = {"width": width, "n_levels": n_levels}
+        super().__init__(image_shape, latent_size, **size, **options)
+        self.second_encoder = ConvEncoder(image_shape, latent_size, **size, **options)
+        self.discriminator = ConvDiscriminator(image_shape, **size)
+
+    def codes(self, x):
+        """Codes of images and of their reconstructions, and the latter."""
+        z = self.encoder(x)
+        y = self.decoder(z)
+        return z.flatten(1), self.second_encoder(y).flatten(1), y
+
+
+class EncoderDecoderEncoder(Training):
+    """Each batch moves the generator (all three of encoder, decoder, encoder), then the discriminator.
+
+    Parameters
+    ----------
+    network : GANomalyNetwork
+    weights : dict of str to float
+        "adversarial", "reconstruction" and "code".
+    """
+
+    moves = {
+        "optimizer": ["encoder", "decoder", "second_encoder"],
+        "optimizer_discriminator": ["discriminator"],
+    }
+    losses = "reconstruction_loss", "code_loss", "adversarial_loss", "train_loss", "discriminator_loss"
+
+    def __init__(self, network, *, weights, optimizer=Adam, **options):
+        self.weights = weights
+        super().__init__(network, optimizer=optimizer, **options)
+
+    def step(self, network, x):
+        discriminator = network.discriminator
+        z, again, y = network.codes(x)
+        terms = {
+            "reconstruction": absolute_error(y, x).mean(),
+            "code": feature_error(z, again).mean(),
+            "adversarial": feature_error(discriminator.features(x), discriminator.features(y)).mean(),
+        }
+        self.record(**{f"{name}_loss": term for name, term in terms.items()})
+        self.move("optimizer", train_loss=sum(self.weights[name] * term for name, term in terms.items()))
+        loss = 0.5 * discriminator_loss(discriminator(x), discriminator(y.detach()))
+        self.move("optimizer_discriminator", discriminator_loss=loss)
+
+
+class GANomaly(BaseDetector):
+    """GANomaly: encoder, decoder, encoder.
+
+    An image is encoded, decoded, and the reconstruction encoded again. Trained on normal images against a
+    discriminator, both codes are alike for what is normal: the score is the mean squared distance between
+    them. The map is the absolute error of each pixel.
+
+    Parameters
+    ----------
+    reconstruction_weight : float, default=50.0
+        Weight of the mean absolute error of the pixels.
+    code_weight : float, default=1.0
+        Weight of the mean squared distance of the codes.
+    adversarial_weight : float, default=1.0
+        Weight of the mean squared distance of the discriminator's features.
+    latent_size : int, default=16
+        Numbers in a code; channels of it for the spatial bottleneck.
+    hidden_size : int, default=2048
+        Width of the dense layers on either side of the code.
+    width : int, default=16
+        Channels of the first level; 2 and 4 times as many follow.
+    n_levels : int, default=None
+        Times the image is halved. None brings the longer side to about 4 pixels (4 at 64 x 64).
+    bottleneck : {"dense", "spatial"}, default="dense"
+        A code for the image, or one at every place of the last level (1 x 1 convolutions).
+    max_epochs : int, default=100
+        Passes over the normal images.
+    {parameters}
+
+    Attributes
+    ----------
+    {attributes}
+
+    See Also
+    --------
+    ConstrainedAE : One encoder for both codes, and the residual as the score.
+    AnoGAN : Searches for the code of an image.
+
+    Notes
+    -----
+    :Trained on: normal images
+    :Score: mean squared distance of the codes of image and reconstruction
+    :Map: absolute error of each pixel
+    :Departures: networks are those of AutoEncoder with a code of 16 numbers, as in MedIAnomaly; scores are
+        not scaled by those of other test images; statistics of training judge, where public code has those
+        of the batch; a discriminator that wins is not drawn anew
+
+    References
+    ----------
+    .. [1] Akcay, S., Atapour-Abarghouei, A., Breckon, T. P. (2018). "GANomaly: Semi-supervised anomaly
+       detection via adversarial training". ACCV. `arXiv:1805.06725 <https://arxiv.org/abs/1805.06725>`_
+
+    Examples
+    --------
+    >>> from skanomaly import GANomaly
+    >>> from skanomaly.datasets import load_chest_xray
+    >>> X = load_chest_xray().images[:64]
+    >>> detector = GANomaly(hidden_size=64, max_epochs=1, random_state=0).fit(X)
+    >>> detector.score_samples(X[:2]).shape, detector.anomaly_map(X[:2]).shape
+    ((2,), (2, 64, 64))
+    """
+
+    _image_range = (-1.0, 1.0)
+
+    _parameter_constraints = BaseDetector._parameter_constraints | {
+        "reconstruction_weight": [Interval(Real, 0, None, closed="left")],
+        "code_weight": [Interval(Real, 0, None, closed="left")],
+        "adversarial_weight": [Interval(Real, 0, None, closed="left")],
+        "latent_size": [Interval(Integral, 1, None, closed="left")],
+        "hidden_size": [Interval(Integral, 1, None, closed="left")],
+        "width": [Interval(Integral, 1, None, closed="left")],
+        "n_levels": [Interval(Integral, 1, None, closed="left"), None],
+        "bottleneck": [StrOptions({"dense", "spatial"})],
+    }
+
+    def __init__(
+        self,
+        *,
+        reconstruction_weight=50.0,
+        code_weight=1.0,
+        adversarial_weight=1.0,
+        latent_size=16,
+        hidden_size=2048,
+        width=16,
+        n_levels=None,
+        bottleneck="dense",
+        max_epochs=100,
+        batch_size=64,
+        lr=0.0002,
+        validation_fraction=0.0,
+        checkpoint_dir=None,
+        callbacks=None,
+        device="auto",
+        contamination=0.1,
+        pixel_contamination=0.01,
+        intensity_range="auto",
+        channel_axis="auto",
+        image_shape=None,
+        verbose=0,
+        random_state=None,
+    ):
+        self.reconstruction_weight = reconstruction_weight
+        self.code_weight = code_weight
+        self.adversarial_weight = adversarial_weight
+        self.latent_size = latent_size
+        self.hidden_size = hidden_size
+        self.width = width
+        self.n_levels = n_levels
+        self.bottleneck = bottleneck
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.validation_fraction = validation_fraction
+        self.checkpoint_dir = checkpoint_dir
+        self.callbacks = callbacks
+        self.device = device
+        self.contamination = contamination
+        self.pixel_contamination = pixel_contamination
+        self.intensity_range = intensity_range
+        self.channel_axis = channel_axis
+        self.image_shape = image_shape
+        self.verbose = verbose
+        self.random_state = random_state
+
+    def _build(self, image_shape):
+        return GANomalyNetwork(
+            image_shape,
+            self.latent_size,
+            hidden_size=self.hidden_size if self.bottleneck == "dense" else None,
+            width=self.width,
+            n_levels=self.n_levels,
+        )
+
+    def _train(self, network, images, y):
+        weights = {
+            name: getattr(self, f"{name}_weight") for name in ("reconstruction", "code", "adversarial")
+        }
+        return self._run("adversarial", EncoderDecoderEncoder, network, images, weights=weights)
+
+    def _reconstruct(self, network, x):
+        return network(x)
+
+    def _judge(self, network, x):
+        z, again, y = network.codes(x)
+        score, maps = feature_error(z, again), absolute_error(y, x)
+        return Judgement(score, maps, {"code": score, "residual": maps.mean((1, 2))})

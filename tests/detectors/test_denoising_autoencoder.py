@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+import torch
+from foreign import check_learns
+from numpy.testing import assert_allclose
+
+from skanomaly import DenoisingAutoEncoder
+from skanomaly._random import seeded
+from skanomaly.testing import make_images, tiny
+from skanomaly.training._corruption import add_coarse_noise
+
+
+def test_it_removes_coarse_noise():
+    X = make_images((64, 16, 16))
+    detector = tiny(DenoisingAutoEncoder, max_epochs=60, width=8, noise_size=4, lr=0.01).fit(X)
+    x = torch.from_numpy(X[:, None] / 255).float()
+    with seeded(0), torch.no_grad():
+        noisy = add_coarse_noise(x, deviation=0.2, size=4)
+        left = (detector.network_(noisy) - x).square().mean()
+    assert left < 0.5 * (noisy - x).square().mean()
+
+
+def test_the_score_is_the_mean_squared_error():
+    X = make_images((5, 20, 14))
+    detector = tiny(DenoisingAutoEncoder).fit(X)
+    error = ((detector.reconstruct(X) - X) / 255) ** 2
+    assert_allclose(detector.anomaly_map(X), error, rtol=1e-3, atol=1e-6)
+    assert_allclose(-detector.score_samples(X), error.mean((1, 2)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("parameters", [{"noise_deviation": 0.5}, {"noise_size": 2}], ids=str)
+def test_options_are_heard(parameters):
+    X = make_images()
+    plain, other = (tiny(DenoisingAutoEncoder, **o).fit(X).score_samples(X) for o in ({}, parameters))
+    assert not np.array_equal(plain, other)
+
+
+def test_bad_parameters():
+    with pytest.raises(
+        ValueError, match="'noise_deviation' parameter of DenoisingAutoEncoder must be a float"
+    ):
+        tiny(DenoisingAutoEncoder, noise_deviation=0.0).fit(make_images())
+
+
+def test_learns_what_a_chest_looks_like():
+    check_learns(lambda **options: DenoisingAutoEncoder(width=4, **options), max_epochs=6)
