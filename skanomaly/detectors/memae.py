@@ -23,9 +23,9 @@ class MemAE(BaseDetector):
         Items in the memory, M.
     shrinkage_threshold : float, default=0.0025
         Weights up to here become 0, lambda; 0 leaves them all. Where no weight is above it, the code is 0.
-    similarity : {"dot", "cosine"}, default="dot"
-        Of a code and an item: their product, as in the public code, or that of their directions, as in the
-        paper.
+    similarity : {"cosine", "dot"}, default="cosine"
+        Of a code and an item: that of their directions, as in the paper, or their product, as in the public
+        code.
     entropy_weight : float, default=2e-4
         Weight of the entropy of the addresses in the loss, alpha.
     latent_size : int, default=16
@@ -99,7 +99,7 @@ class MemAE(BaseDetector):
         *,
         n_slots=25,
         shrinkage_threshold=0.0025,
-        similarity="dot",
+        similarity="cosine",
         entropy_weight=2e-4,
         latent_size=16,
         hidden_size=2048,
