@@ -1,6 +1,7 @@
 """Detectors by name, found and not listed; variants as NAME:parameter=value,parameter=value."""
 
 import ast
+import re
 
 from skanomaly._detector import PROCESS_PARAMETERS, BaseDetector
 from skanomaly.testing import all_detectors
@@ -17,7 +18,7 @@ def make(variant, **parameters):
     known = dict(all_detectors())
     if name not in known:
         raise SystemExit(f"there is no detector {name!r}; there are {', '.join(known)}")
-    for setting in filter(None, settings.split(",")):
+    for setting in filter(None, re.split(r",(?![^()]*\))", settings)):  # not within parentheses
         parameter, _, value = setting.partition("=")
         try:
             parameters[parameter] = ast.literal_eval(value)

@@ -216,7 +216,7 @@ def time_detector(name, n_pairs, size, n_train):
         best = compare(package, raw, n_pairs)
         ratio, noise = best["raw"] / best["package"], best["raw"] / best["again"]
         print(
-            f"{name:12} {job:9} {n_images / best['package'][0]:8.0f} img/s   ratio to raw ({kind}): "
+            f"{name:12} {job:9} {n_images / best['package'][0]:8.4g} img/s   ratio to raw ({kind}): "
             f"wall {ratio[0]:.3f} (noise {noise[0]:.3f}), CPU {ratio[1]:.3f} (noise {noise[1]:.3f})",
             flush=True,
         )
