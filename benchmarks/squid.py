@@ -42,7 +42,7 @@ N_RECOGNISED = 200  # grids whose digits the support vector machine learns
 SMALL, FULL = (400, 25, 8), (1600, 200, 32)
 RIVALS = {
     "AutoEncoder": "AutoEncoder",
-    "MemAE": "MemAE",
+    "MemAE": "MemAE:similarity=dot",
     "FAnoGAN": "FAnoGAN:max_epochs=10,encoder_epochs=10",
 }
 CHEST = "cxr_pneumonia_128"
