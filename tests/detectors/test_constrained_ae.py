@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from foreign import check_learns
@@ -62,4 +64,4 @@ def test_bad_parameters():
 
 
 def test_learns_what_a_chest_looks_like():
-    check_learns(ConstrainedAE)
+    check_learns(partial(ConstrainedAE, hidden_size=256, width=8))

@@ -105,4 +105,4 @@ def test_bad_parameters(area):
 
 
 def test_learns_what_a_chest_looks_like():
-    check_learns(ContextAE)
+    check_learns(partial(ContextAE, hidden_size=256, width=8))
