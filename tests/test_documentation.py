@@ -144,3 +144,11 @@ def test_the_readme_walks_from_files_to_scores_and_masks(tmp_path, monkeypatch):
     assert table["label"].tolist() == loaded.predict(X).tolist()
     for file, mask in zip(namespace["new"], loaded.segment(X)):
         np.testing.assert_array_equal(np.asarray(Image.open(f"{file.stem}_mask.png")), mask)
+
+
+@pytest.mark.parametrize(("name", "detector"), testing.all_detectors())
+def test_the_paper_of_a_detector_has_a_link(name, detector):
+    """The page of methods links to it."""
+    first = re.split(r"\n\.\. \[2\]", inspect.getdoc(detector).split(".. [1] ")[1])[0]
+    assert re.search(r"<https?://[^>]+>", first)
+    assert re.search(r"\(\d{4}\)", first)
