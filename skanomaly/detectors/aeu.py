@@ -55,8 +55,8 @@ class AEU(BaseDetector):
     References
     ----------
     .. [1] Mao, Y., Xue, F.-F., Wang, R., Zhang, J., Zheng, W.-S., Liu, H. (2020). "Abnormality detection in
-       chest X-ray images using uncertainty prediction autoencoders". MICCAI. `doi:10.1007/978-3-030-59725-2_51
-       <https://doi.org/10.1007/978-3-030-59725-2_51>`_
+       chest X-ray images using uncertainty prediction autoencoders". MICCAI.
+       `doi:10.1007/978-3-030-59725-2_51 <https://doi.org/10.1007/978-3-030-59725-2_51>`_
     .. [2] Cai, Y., Zhang, W., Chen, H., Cheng, K.-T. (2025). "MedIAnomaly: A comparative study of anomaly
        detection in medical images". Medical Image Analysis. `arXiv:2404.04518
        <https://arxiv.org/abs/2404.04518>`_
