@@ -48,7 +48,7 @@ def _image_and_log_variance(member, x):
 
 
 BACKBONES = {
-    "ae": Backbone(ConvAutoEncoder, partial(Reconstruction, error=squared_error), _image),
+    "ae": Backbone(ConvAutoEncoder, partial(Reconstruction, error=squared_error, parts=None), _image),
     "memae": Backbone(
         partial(MemoryAutoEncoder, n_slots=25, threshold=0.0, cosine=False),
         partial(MemoryTraining, entropy_weight=2e-4),
@@ -351,7 +351,7 @@ class DDAD(BaseDetector):
             return BACKBONES[self.backbone]
 
         def build(image_shape, latent_size, **size):
-            return self.backbone(image_shape)
+            return nn.Sequential(self.backbone(image_shape))  # one part, whatever is in it
 
         return BACKBONES["ae"]._replace(build=build)
 

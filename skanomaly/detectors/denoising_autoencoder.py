@@ -115,7 +115,7 @@ class DenoisingAutoEncoder(BaseDetector):
 
     def _train(self, network, images, y):
         noise = partial(add_coarse_noise, deviation=self.noise_deviation, size=self.noise_size)
-        options = {"error": squared_error, "corrupt": noise}
+        options = {"error": squared_error, "corrupt": noise, "parts": None}
         return self._run("reconstruction", Reconstruction, network, images, **options)
 
     def _reconstruct(self, network, x):

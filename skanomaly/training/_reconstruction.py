@@ -8,18 +8,20 @@ class Reconstruction(Training):
 
     Parameters
     ----------
-    network : nn.Module, whose parts all move
+    network : nn.Module
     error : callable (reconstructions, images) -> map (n, h, w)
     corrupt : callable (images) -> images, default=None
         What is done to the network's input in training; never to what it is compared with.
+    parts : sequence of str, default=("encoder", "decoder")
+        Those that move; None for all there are.
     """
 
     losses = ("train_loss",)
     validates = True
 
-    def __init__(self, network, *, error, corrupt=None, **options):
+    def __init__(self, network, *, error, corrupt=None, parts=("encoder", "decoder"), **options):
         self.error, self.corrupt = error, corrupt
-        self.moves = {"optimizer": [name for name, _ in network.named_children()]}
+        self.moves = {"optimizer": parts or [name for name, _ in network.named_children()]}
         super().__init__(network, **options)
 
     def step(self, network, x):

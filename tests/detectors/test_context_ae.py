@@ -65,7 +65,7 @@ class Constant(nn.Module):
 def test_what_is_erased_is_asked_for():
     net, x = Constant(0.5), torch.ones(4, 1, 8, 8)
     erase = partial(erase_squares, area=0.25, value=-1.0)
-    training = Reconstruction(net, stage="s", error=squared_error, corrupt=erase)
+    training = Reconstruction(net, stage="s", error=squared_error, corrupt=erase, parts=None)
     training.initialize()
     training.totals_, training.batch_size_ = {}, 4
     training.step(net, x)
