@@ -88,4 +88,4 @@ def test_learns_what_a_chest_looks_like():
             judgement = super()._judge(network, x)
             return judgement._replace(score=judgement.components["residual"])
 
-    check_learns(partial(Residual, hidden_size=256, width=8))
+    check_learns(partial(Residual, hidden_size=256, width=8), map_ratio=1.2)
