@@ -13,11 +13,11 @@ def load(name, folder=FOLDER):
     """Images and labels (1 normal, -1 anomalous) of one file, by split.
 
     The file holds `images`, `labels` (0 normal, 1 anomalous) and `split` ("train", "val", "test"), and may
-    hold `group_ids` (patients) and `mask`.
+    hold `group_ids` (patients), `mask`, and `class_names` with the `class_index` of each image.
 
     Returns
     -------
-    dict of "train", "val" and "test" to Bunch with images, target, and groups and masks or None
+    dict of "train", "val" and "test" to Bunch with images, target, and groups, masks and kinds or None
     """
     with np.load(Path(folder) / f"{name}.npz") as arrays:
         arrays = dict(arrays)
@@ -29,6 +29,7 @@ def load(name, folder=FOLDER):
             target=np.where(arrays["labels"] == 1, -1, 1)[rows],
             groups=arrays["group_ids"][rows] if "group_ids" in arrays else None,
             masks=arrays["mask"][rows].astype(bool) if "mask" in arrays else None,
+            kinds=arrays["class_names"][arrays["class_index"][rows]] if "class_names" in arrays else None,
         )
 
     return {split: part(split) for split in ("train", "val", "test")}
