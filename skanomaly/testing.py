@@ -307,15 +307,21 @@ def check_thresholds(detector):
     assert np.mean(fitted.predict(X) == -1) == 0.2
     before = fitted.offset_, fitted.pixel_offset_
     if _has_map(fitted):
-        assert_allclose(np.mean(fitted.anomaly_map(X) > fitted.pixel_offset_), 0.05, atol=1e-3)
+        _assert_share_above(fitted.anomaly_map(X), fitted.pixel_offset_, 0.05, 1e-3)
         assert fitted.map_range_[0] < fitted.map_range_[1]
     new = make_images((79, 16, 16), seed=1)
     assert fitted.calibrate(new, false_alarm_rate=0.1, pixel_false_alarm_rate=0.02) is fitted
     assert np.sum(fitted.predict(new) == -1) == 7  # floor(80 * 0.1) - 1
     if _has_map(fitted):
-        assert_allclose(np.mean(fitted.anomaly_map(new) > fitted.pixel_offset_), 0.02, atol=2e-3)
+        _assert_share_above(fitted.anomaly_map(new), fitted.pixel_offset_, 0.02, 1e-3)
     assert before != (fitted.offset_, fitted.pixel_offset_)
     _assert_raises(ValueError, ["false_alarm_rate", "2"], fitted.calibrate, new, false_alarm_rate=2)
+
+
+def _assert_share_above(maps, threshold, share, tolerance):
+    """Pixels may be equal to the threshold, many where a network maps several intensities alike."""
+    assert np.mean(maps > threshold) <= share + tolerance
+    assert np.mean(maps >= threshold) >= share - tolerance
 
 
 def check_labels(detector):
@@ -334,18 +340,18 @@ def check_labels(detector):
 
 def check_intensities(detector):
     """The range comes from dtype or data; scores do not clip; units come back from `reconstruct`."""
-    X = make_images(dtype="uint16") * 8 + 1000
+    X = make_images(dtype="uint16") * 7 + 1000
     fitted = clone(detector).fit(X)
     assert fitted.intensity_range_ == (X.min(), X.max())
     assert clone(detector).fit(make_images()).intensity_range_ == (0, 255)
     given = _set(clone(detector), intensity_range=(0, 65535)).fit(X)
     assert given.intensity_range_ == (0, 65535)
-    # Twice the units, the same images.
-    scaled = clone(detector).fit(X.astype(np.int64) * 2)
+    # Twice the units, the same images, to the last bit.
     expected = fitted.score_samples(X)
-    # A standardised score may be 0: then its spread is what counts.
-    close = {"rtol": 5e-3, "atol": 1e-3 * expected.std()}
-    assert_allclose(scaled.score_samples(X.astype(np.int64) * 2), expected, **close)
+    assert_array_equal(clone(detector).fit(X * 2).score_samples(X * 2), expected)
+    # Wider integers are scaled in float64. A standardised score may be 0: then its spread is what counts.
+    wide = fitted.score_samples(X.astype(np.int64))
+    assert_allclose(wide, expected, rtol=1e-3, atol=1e-3 * expected.std())
     assert len(set(fitted.score_samples(np.stack([X[0], X[0] * 2])))) == 2
     if hasattr(fitted, "reconstruct"):
         middle = np.ptp(X) * 2
