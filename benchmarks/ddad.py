@@ -39,8 +39,8 @@ from skanomaly.plotting import ScoreHistogramDisplay
 
 SETS = "cxr_pneumonia", "cxr_nih", "brain_mri"
 STUDIED, SEEN, UNSEEN = "cxr_pneumonia", "bacterial pneumonia", "viral pneumonia"
-#: What a member is, and the detector that is one alone.
-BACKBONES = {"aeu": "AEU", "ae": "AutoEncoder", "memae": "MemAE"}
+#: What a member is, the detector that is one alone, and its score.
+BACKBONES = {"aeu": ("AEU", "weighted"), "ae": ("AutoEncoder", "residual"), "memae": ("MemAE", "residual")}
 #: Component -> its name in the paper. The last two need unlabelled images.
 SCORES = {
     "rec": "A_rec",
@@ -165,11 +165,11 @@ def headline(cells, sets, rows):
 def report(cells, size, refined):
     latest = list({cell["key"]: cell for cell in cells if "error" not in cell}.values())
     sets, studied = [f"{name}_{size}" for name in SETS], f"{STUDIED}_{size}"
-    alone = [(f"{name} alone", name, "residual") for name in BACKBONES.values()]
+    alone = [(f"{name} alone", name, score) for name, score in BACKBONES.values()]
     one_class, dual = (
         [
             (f"DDAD ({name}), {SCORES[score]}", f"DDAD ({name})", score)
-            for name in BACKBONES.values()
+            for name, _ in BACKBONES.values()
             for score in of
         ]
         for of in (ONE_CLASS, list(SCORES)[3:])
@@ -231,7 +231,7 @@ def main():
     for seed in range(arguments.seeds):
         for backbone in arguments.backbones if "headline" in arguments.parts else ():
             if seed == 0 or backbone == "aeu" or arguments.full:
-                name = BACKBONES[backbone]
+                name, _ = BACKBONES[backbone]
                 detectors = {name: name, f"DDAD ({name})": f"DDAD:backbone={backbone},{epochs}"}
                 cells += [
                     (f"{data}_{size}", label, variant, seed)

@@ -4,6 +4,7 @@
                                [--size 64] [--n-train 384]
     python benchmarks/speed.py --search
     python benchmarks/speed.py --views
+    python benchmarks/speed.py --members
 
 Each detector is timed against a raw loop that does the same arithmetic, with the same network, from the
 same uint8 array: written by hand where there is one here ("hand"), else the detector's own steps in a bare
@@ -27,6 +28,7 @@ from _detectors import make, names, with_epochs
 from skanomaly._images import Images, Layout
 from skanomaly._losses import gradient_penalty
 from skanomaly.datasets import load_chest_xray
+from skanomaly.networks.autoencoder import LOG_VARIANCES
 from skanomaly.transforms import PRESETS, changed, preset
 
 SCORING_ROWS = 32
@@ -43,22 +45,50 @@ def scaled(batch, image_range=(-1.0, 1.0)):
     return torch.from_numpy(batch).float().mul_((high - low) / 255).add_(low)[:, None]
 
 
-def raw_autoencoder(detector, network, X):
+def raw_training(loss_of, detector, network, X):
+    """One optimiser, one loss."""
     optimizer = torch.optim.Adam(network.parameters(), lr=detector.lr)
     network.train()
     for _ in range(detector.max_epochs):
         total = 0.0
         for x in batches(X, detector.batch_size):
             optimizer.zero_grad()
-            loss = (network(x) - x).square().mean()
+            loss = loss_of(detector, network, x)
             loss.backward()
             optimizer.step()
             total += loss.detach() * len(x)
         float(total)
 
 
+def raw_autoencoder_loss(detector, network, x):
+    return (network(x) - x).square().mean()
+
+
 def raw_autoencoder_scores(detector, network, x):
     return (network(x) - x).square().mean((1, 2, 3))
+
+
+def raw_vae_loss(detector, network, x):
+    mean, log_variance = network.encoder(x).chunk(2, dim=1)
+    log_variance = log_variance.clamp(*LOG_VARIANCES)
+    z = mean + torch.randn_like(mean) * torch.exp(0.5 * log_variance)
+    divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+    return (network.decoder(z) - x).square().mean() + detector.kl_weight * divergence
+
+
+def raw_vae_scores(detector, network, x):
+    mean, _ = network.encoder(x).chunk(2, dim=1)
+    return (network.decoder(mean) - x).square().mean((1, 2, 3))
+
+
+def raw_aeu_loss(detector, network, x):
+    mean, log_variance = network(x)
+    return ((x - mean).square() * torch.exp(-log_variance) + log_variance).mean()
+
+
+def raw_aeu_scores(detector, network, x):
+    mean, log_variance = network(x)
+    return ((x - mean).square() * torch.exp(-log_variance)).mean((1, 2, 3))
 
 
 def raw_fanogan(detector, network, X):
@@ -161,7 +191,9 @@ def bare_scores(detector, network, x):
 
 
 BY_HAND = {
-    "AutoEncoder": (raw_autoencoder, raw_autoencoder_scores),
+    "AutoEncoder": (partial(raw_training, raw_autoencoder_loss), raw_autoencoder_scores),
+    "VAE": (partial(raw_training, raw_vae_loss), raw_vae_scores),
+    "AEU": (partial(raw_training, raw_aeu_loss), raw_aeu_scores),
     "FAnoGAN": (raw_fanogan, raw_fanogan_scores),
 }
 
@@ -310,6 +342,20 @@ def measure_views(n_pairs):
         )
 
 
+def measure_members(n_pairs, *, n_members=6):
+    """DDAD's ensemble of autoencoders beside as many single fits."""
+    X = load_chest_xray(subset="train").images[:384]
+    single = with_epochs(make("AutoEncoder", lr=5e-4), 1)
+    ensemble = with_epochs(make("DDAD", backbone="ae", n_members=n_members, refine=False), 1)
+    single.fit(X)
+    best = compare(lambda: ensemble.fit(X), lambda: [single.fit(X) for _ in range(n_members)], n_pairs)
+    ratio, noise = best["raw"] / best["package"], best["raw"] / best["again"]
+    print(
+        f"DDAD with {n_members} members {best['package'][0]:.2f} s; ratio to {n_members} fits of one: "
+        f"wall {ratio[0]:.3f} (noise {noise[0]:.3f}), CPU {ratio[1]:.3f} (noise {noise[1]:.3f})"
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -319,6 +365,7 @@ def main():
     parser.add_argument("--memory", action="store_true", help="measure memory instead of speed")
     parser.add_argument("--search", action="store_true", help="measure latent searches instead of speed")
     parser.add_argument("--views", action="store_true", help="measure the views of SSLAnoVAE")
+    parser.add_argument("--members", action="store_true", help="measure DDAD's ensemble against single fits")
     parser.add_argument("--size", type=int, default=64, help="a multiple of 64; pixels are repeated")
     parser.add_argument("--n-train", type=int, default=384, help="images, a multiple of the batch size")
     parser.add_argument("--images", type=int, default=100_000, help="for --memory")
@@ -326,6 +373,8 @@ def main():
     torch.set_num_threads(2)
     if arguments.search:
         return measure_search(arguments.pairs)
+    if arguments.members:
+        return measure_members(arguments.pairs)
     if arguments.views:
         return measure_views(arguments.pairs)
     for name in arguments.detectors:

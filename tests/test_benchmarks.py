@@ -313,3 +313,76 @@ def test_the_figures_of_the_retina(monkeypatch, tmp_path, capsys):
     rows = retina.segmentation_rows(tmp_path, 1, {})
     assert len(rows) == 7
     assert all(0 <= float(row[1].split()[0]) <= 1 for row in rows)
+
+
+@pytest.fixture
+def ddad(accuracy, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "ddad", raising=False)
+    import ddad
+
+    rng = np.random.default_rng(0)
+    n = 30
+    split = np.repeat(["train", "val", "test"], n)
+    kinds = np.r_[np.zeros(n, int), rng.choice(3, 2 * n, p=[0.5, 0.25, 0.25])]
+    for name in ddad.SETS:
+        np.savez(
+            tmp_path / f"{name}_64.npz",
+            images=make_images((3 * n, 16, 16)),
+            labels=kinds > 0,
+            split=split,
+            class_names=np.array(["normal", ddad.SEEN, ddad.UNSEEN]),
+            class_index=kinds,
+        )
+    monkeypatch.setattr(ddad, "FOLDER", tmp_path)
+
+    def small(variant, *, of=ddad.make, **parameters):
+        detector = of(variant, **parameters)
+        size = {"hidden_size": 8, "width": 2, "refinement_width": 2, "n_members": 2}
+        return detector.set_params(**{name: size[name] for name in size.keys() & detector.get_params()})
+
+    monkeypatch.setattr(ddad, "make", small)
+    return ddad
+
+
+def test_the_study_of_ddad(ddad, tmp_path, monkeypatch, capsys):
+    options = ["--epochs", "1", "--seeds", "2", "--threads", "1", "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["ddad.py", *options])
+    ddad.main()
+    text = (tmp_path / "ddad_1_epochs.md").read_text()
+    alone, unlabelled, ratio, kinds = text.split(":\n\n")[1:]
+    for name, n_seeds in {"AEU": 2, "AutoEncoder": 1, "MemAE": 1}.items():
+        assert f"| {name} alone | {n_seeds} | 0." in alone
+        assert f"| DDAD ({name}), R_intra | {n_seeds} | 0." in alone
+        assert f"| DDAD ({name}), R_dual | {n_seeds} | 0." in unlabelled
+    assert [line.split(" | ")[0] for line in ratio.splitlines()[2:5]] == ["| 0 %", "| 50 %", "| 100 %"]
+    assert "| A_inter | normal and bacterial pneumonia | 1 | 0." in kinds
+    for picture in ("histograms", "maps"):
+        assert (tmp_path / f"ddad_1_epochs_cxr_nih_64_{picture}.png").exists()
+    n_lines = len((tmp_path / "ddad_1_epochs.jsonl").read_text().splitlines())
+    ddad.main()
+    assert len((tmp_path / "ddad_1_epochs.jsonl").read_text().splitlines()) == n_lines, "nothing is run twice"
+
+
+def test_what_is_not_labelled(ddad, tmp_path):
+    with np.load(tmp_path / "cxr_pneumonia_64.npz") as arrays:
+        kind_of = {image.tobytes(): int(kind) for image, kind in zip(arrays["images"], arrays["class_index"])}
+
+    def kinds(images):
+        return np.bincount([kind_of[image.tobytes()] for image in images], minlength=3).tolist()
+
+    val = kinds(ddad.load("cxr_pneumonia_64", tmp_path).unlabelled)
+    assert sum(val) == 30
+    n = val[0]
+    for name, share in (("0 %", 0), ("50 %", 0.5), ("100 %", 1)):
+        data = ddad.load(f"cxr_pneumonia_64, {name}", tmp_path)
+        found = kinds(data.unlabelled)
+        assert sum(found) == n
+        assert found[0] == n - int(n * share)
+        assert kinds(data.normal) == [30, 0, 0]
+    found = kinds(ddad.load(f"cxr_pneumonia_64, {ddad.SEEN}", tmp_path).unlabelled)
+    assert found == [n - min(n, val[1]), val[1], 0]
+    for k, kind in enumerate((ddad.SEEN, ddad.UNSEEN), start=1):
+        rows = data.tests[kind]
+        found = kinds(data.test.images[rows])
+        assert found[0] == found[k] > 0
+        assert sum(found) == 2 * found[k]

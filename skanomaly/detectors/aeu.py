@@ -145,7 +145,7 @@ class AEU(BaseDetector):
         score = maps.mean((1, 2))
         components = {
             "weighted": score,
-            "residual": squared_error(mean, x).mean((1, 2)),
-            "log_variance": log_variance.flatten(1).mean(1),
+            "residual": lambda: squared_error(mean, x).mean((1, 2)),
+            "log_variance": lambda: log_variance.flatten(1).mean(1),
         }
         return Judgement(score, maps, components)
