@@ -47,7 +47,6 @@ class DenoisingAutoEncoder(BaseDetector):
     :Departures: the U-Net is that of P-Net, with batch statistics, where the paper has normalised weights and
         groups; noise is added everywhere, and has no mean
 
-
     References
     ----------
     .. [1] Kascenas, A., Pugeault, N., O'Neil, A. Q. (2022). "Denoising autoencoders for unsupervised anomaly
