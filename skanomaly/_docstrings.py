@@ -8,8 +8,8 @@ COMMON_PARAMETERS = """
     lr : float
         Learning rate of the (first) training stage.
     validation_fraction : float, default=0.0
-        Part of the normal images held out of training, on which reconstruction and encoder stages
-        record ``valid_loss`` (skorch's ``EarlyStopping`` wants it).
+        Part of the training images, of unlabelled ones the same part, held out of training, on which
+        reconstruction and encoder stages record ``valid_loss`` (skorch's ``EarlyStopping`` wants it).
     checkpoint_dir : str or Path, default=None
         Folder in which `fit` keeps its state after each epoch. Called again with the same parameters
         and data, `fit` goes on from there, to the same bits; a folder of another fit is refused.

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from scipy import sparse
 from sklearn.utils import assert_all_finite, check_consistent_length, column_or_1d, gen_batches
+from sklearn.utils._missing import is_pandas_na, is_scalar_nan
 
 #: Sizes that are read as a channel axis when the user does not name one.
 CHANNELS = range(1, 5)
@@ -142,7 +143,7 @@ class Images:
     Attributes
     ----------
     held_out : Images or None
-        Normal images kept from training, for `valid_loss`.
+        Images kept from training, for `valid_loss`.
     """
 
     def __init__(self, X, layout, intensity_range, image_range=(0.0, 1.0), rows=None, y=None):
@@ -220,8 +221,12 @@ class Images:
                 f"validate and {len(self) - n_held_out} to train on; give more images or change it"
             )
         order = torch.randperm(len(self)).numpy()
-        train = self.subset(order[n_held_out:])
-        train.held_out = self.subset(order[:n_held_out])
+        unlabelled = np.zeros(len(self), bool) if self.y is None else (self.y == 0)[order]
+        held_out = np.zeros(len(self), bool)
+        for kind in (unlabelled, ~unlabelled):  # as large a part of either
+            held_out[np.flatnonzero(kind)[: round(fraction * kind.sum())]] = True
+        train = self.subset(order[~held_out])
+        train.held_out = self.subset(order[held_out])
         return train
 
 
@@ -290,6 +295,10 @@ def is_lazy(X):
     )
 
 
+def _is_missing(code):
+    return code is None or is_scalar_nan(code) or is_pandas_na(code)
+
+
 def usable_rows(X, y):
     """Bool array of the rows to train on, and their y."""
     used = np.ones(X.shape[0], dtype=bool)
@@ -297,6 +306,8 @@ def usable_rows(X, y):
         return used, None
     y = column_or_1d(y)
     check_consistent_length(np.empty(X.shape[0]), y)
+    if y.dtype.kind == "f" and np.isnan(y).any() or y.dtype == object and any(map(_is_missing, y)):
+        raise ValueError("y holds missing values; images without a label are marked with 0")
     used = y != -1
     if used.sum() < 2:
         raise ValueError(

@@ -42,7 +42,10 @@ def ssim_error(x, y):
 
 
 def likelihood_error(prediction, x):
-    """exp(-s) (x - m)^2 + s of means m and log-variances s, (n, h, w): smallest for s = log (x - m)^2."""
+    """exp(-s) (x - m)^2 + s of means m and log-variances s, (n, h, w).
+
+    At a fixed error it is smallest for s = log (x - m)^2.
+    """
     mean, log_variance = prediction
     return over_channels((x - mean).square() * torch.exp(-log_variance) + log_variance)
 

@@ -1,26 +1,32 @@
 """Anomalies made from normal images, with their masks."""
 
+import numpy as np
 import torch
 from sklearn.utils import Bunch, check_array
 
+from ._images import Layout
 from ._random import draw_seed, seeded
 
 __all__ = ["interpolate_foreign_patches"]
 
 
-def interpolate_foreign_patches(X, *, half_width=(0.05, 0.2), margin=0.1, probability=1.0, random_state=None):
+def interpolate_foreign_patches(
+    X, *, half_width=(0.05, 0.2), margin=0.1, probability=1.0, channel_axis="auto", random_state=None
+):
     """Images with a box in which each is mixed with another (foreign patch interpolation, FPI).
 
     Parameters
     ----------
-    X : array-like of shape (n, H, W) or (n, C, H, W)
+    X : array-like of shape (n, H, W), (n, H, W, C) or (n, C, H, W)
         Normal images, two at least.
     half_width : tuple (low, high), default=(0.05, 0.2)
         Range of half a box's sides, each drawn by itself, as a share of the image's.
     margin : float, default=0.1
-        Centres lie farther than this share of a side from the border.
+        Centres lie at least this share of a side from the border.
     probability : float, default=1.0
         Share of images that get a box; the others stay as they are.
+    channel_axis : "auto", int or None, default="auto"
+        As of a detector.
     random_state : int, RandomState or None, default=None
         Decides everything; the same int gives the same images.
 
@@ -46,13 +52,15 @@ def interpolate_foreign_patches(X, *, half_width=(0.05, 0.2), margin=0.1, probab
     """
     X = check_array(X, allow_nd=True, ensure_min_samples=2, dtype="numeric")
     if X.ndim not in (3, 4):
-        raise ValueError(f"X must be (n, H, W) or (n, C, H, W), got an array of shape {X.shape}")
-    x = torch.from_numpy(X.astype("float64"))
-    x = x[:, None] if X.ndim == 3 else x
+        raise ValueError(
+            f"X must be (n, H, W), (n, H, W, C) or (n, C, H, W), got an array of shape {X.shape}"
+        )
+    layout = Layout.of(X.shape, channel_axis)
+    x = torch.from_numpy(np.ascontiguousarray(layout.to_network(X), dtype="float64"))
     options = {"half_width": half_width, "margin": margin, "probability": probability}
     with seeded(draw_seed(random_state), "cpu"):
         images, masks, factors = foreign_patches(x, **options)
-    images = images.reshape(X.shape).numpy()
+    images = layout.from_network(images.numpy())
     images = images.round() if X.dtype.kind in "iu" else images
     return Bunch(images=images.astype(X.dtype), masks=masks.numpy(), factors=factors.numpy())
 
@@ -63,7 +71,7 @@ def foreign_patches(x, *, half_width=(0.05, 0.2), margin=0.1, probability=1.0):
     The other image of each is the next one of the batch. Drawn from torch's CPU generator.
     """
     n, _, *sides = x.shape
-    low, high = half_width
+    low, high = half_width if np.shape(half_width) == (2,) else (1, 0)
     if not 0 <= low <= high <= 1:
         raise ValueError(f"half_width must hold shares of a side, low before high, got {half_width!r}")
     if not 0 <= margin < 0.5:

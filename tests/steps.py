@@ -1,6 +1,9 @@
 """One step of a training, by itself."""
 
+import copy
+
 import torch
+from numpy.testing import assert_allclose
 
 from skanomaly._random import seeded
 
@@ -21,3 +24,18 @@ def run_step(training, network, x, **options):
         if not torch.equal(value, before[name])
     }
     return {name: float(total / count) for name, (total, count) in training.totals_.items()}, moved
+
+
+def assert_descends(training, network, x, loss, parts, **options):
+    """A step moves these parts down the gradient of `loss(network, x)`, which is computed by hand."""
+    by_hand = copy.deepcopy(network).train()
+    run_step(training, network, x, lr=0.1, **options)
+    with seeded(0):
+        value = loss(by_hand, x)
+    names = [name for name, _ in by_hand.named_parameters() if name.split(".")[0] in parts]
+    before = dict(by_hand.named_parameters())
+    gradients = torch.autograd.grad(value, [before[name] for name in names])
+    after = dict(network.named_parameters())
+    for name, gradient in zip(names, gradients):
+        expected = (before[name] - 0.1 * gradient).detach()
+        assert_allclose(after[name].detach(), expected, rtol=1e-4, atol=1e-6, err_msg=name)

@@ -33,6 +33,18 @@ def test_boxes_by_hand():
     assert len(rows.int().argmax(1).unique()) > 10, "each image its own"
 
 
+@pytest.mark.parametrize("margin", [0.0, 0.3, 0.45])
+def test_centres_keep_away_from_the_border(margin):
+    with seeded(0):
+        _, masks, _ = foreign_patches(torch.rand(500, 1, 100, 100), half_width=(0.02, 0.02), margin=margin)
+    for inside in (masks.any(1), masks.any(2)):
+        first, last = inside.int().argmax(1), 99 - inside.flip(1).int().argmax(1)
+        centre = ((first + last) / 2)[(first > 0) & (last < 99)]
+        assert centre.min() == max(2, 100 * margin)
+        assert centre.max() >= 100 * (1 - margin) - 3
+        assert centre.max() <= 100 * (1 - margin)
+
+
 def test_a_share_of_the_images():
     x = torch.rand(400, 1, 20, 20)
     with seeded(0):
@@ -43,10 +55,9 @@ def test_a_share_of_the_images():
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32", "float64"])
-@pytest.mark.parametrize("shape", [(6, 16, 20), (6, 3, 16, 20)])
+@pytest.mark.parametrize("shape", [(6, 16, 20), (6, 16, 20, 3)])
 def test_of_arrays(dtype, shape):
-    X = make_images((6, 16, 20, 3) if len(shape) == 4 else shape).astype(dtype)
-    X = X.transpose(0, 3, 1, 2) if len(shape) == 4 else X
+    X = make_images(shape).astype(dtype)
     made = interpolate_foreign_patches(X, random_state=3)
     again = interpolate_foreign_patches(X, random_state=3)
     assert made.images.dtype == dtype
@@ -54,9 +65,13 @@ def test_of_arrays(dtype, shape):
     assert np.array_equal(made.images, again.images)
     assert not np.array_equal(made.images, interpolate_foreign_patches(X, random_state=4).images)
     assert made.masks.shape == (6, 16, 20)
-    differs = (made.images != X).reshape(6, -1, 16, 20).any(1)
+    differs = (made.images != X).reshape(6, 16, 20, -1).any(-1)
     assert not (differs & ~made.masks).any()
     assert differs.any()
+    if len(shape) == 4:
+        first = interpolate_foreign_patches(X.transpose(0, 3, 1, 2), random_state=3)
+        assert np.array_equal(first.images.transpose(0, 2, 3, 1), made.images)
+        assert np.array_equal(first.masks, made.masks)
     alone = interpolate_foreign_patches(np.stack([X[0]] * 4), random_state=0)
     assert_allclose(alone.images, np.stack([X[0]] * 4), rtol=1e-6, err_msg="mixed with itself")
 
@@ -65,7 +80,9 @@ def test_of_arrays(dtype, shape):
     ("X", "options", "message"),
     [
         (np.zeros((1, 8, 8)), {}, "1 sample"),
-        (np.zeros((4, 8)), {}, r"X must be \(n, H, W\) or \(n, C, H, W\), got an array of shape \(4, 8\)"),
+        (np.zeros((4, 8)), {}, r"X must be \(n, H, W\), .*, got an array of shape \(4, 8\)"),
+        (np.zeros((4, 3, 8, 3)), {}, "set channel_axis=1 or channel_axis=-1"),
+        (np.zeros((4, 8, 8)), {"half_width": 0.1}, "half_width must hold shares of a side"),
         (np.full((4, 8, 8), np.nan), {}, "NaN"),
         (np.zeros((4, 8, 8)), {"half_width": (0.3, 0.2)}, "half_width must hold shares of a side"),
         (np.zeros((4, 8, 8)), {"margin": 0.5}, "margin must be at least 0 and below 0.5, got 0.5"),

@@ -170,7 +170,7 @@ def test_early_stopping_of_one_stage_by_name():
 
 def test_early_stopping_where_there_is_nothing_to_measure():
     X = make_images()
-    with pytest.raises(ValueError, match=r"adversarial stage 'gan' .*callbacks as a dict"):
+    with pytest.raises(ValueError, match=r"stage 'gan' has none; give callbacks as a dict"):
         tiny(FAnoGAN, callbacks=[EarlyStopping()], validation_fraction=0.3).fit(X)
     for stop in EarlyStopping, EarlyStopping(), ("stop", EarlyStopping()):
         with pytest.raises(ValueError, match=r"valid_loss, and validation_fraction=0"):

@@ -97,7 +97,7 @@ class AnoVAEGAN(BaseDetector):
     :Score: mean absolute error of the pixels
     :Map: absolute error of each pixel
     :Departures: the paper's weights are not published: these are of the order of SSLAnoVAE's; network of
-        AutoEncoder; images are judged by the mean of their code
+        AutoEncoder; images are judged by the mean of their code; log-variances stay within -10 and 10
 
     References
     ----------

@@ -22,8 +22,8 @@ class ContextAE(BaseDetector):
     Parameters
     ----------
     erased_area : float, default=0.024
-        Share of an image that is set to its lowest intensity, a square at a random place of each image;
-        10 x 10 pixels of 64 x 64.
+        Area of the square at a random place of each image that is set to the lowest intensity, as a share
+        of the image's; 10 x 10 pixels of 64 x 64. As much of it as fits into a narrow image.
     latent_size : int, default=16
         Numbers in a code; channels of it for the spatial bottleneck.
     hidden_size : int, default=2048
@@ -52,7 +52,7 @@ class ContextAE(BaseDetector):
     :Trained on: normal images
     :Score: mean squared error of the pixels
     :Map: squared error of each pixel
-    :Departures: every image has its own square, where public code has one for a batch
+    :Departures: every image has its own square, where Baur's code has one for a batch
 
     The network is that of AutoEncoder, the square that of MedIAnomaly [2]_.
 

@@ -11,13 +11,7 @@ from ..networks.autoencoder import VariationalAutoEncoder
 from ..networks.gaussian import draw, kl_divergence
 from ..training import Training
 from ..training._corruption import erase_squares
-
-
-def negative_elbo(network, x, *, kl_weight):
-    """Mean squared error from the mean code plus the weighted divergence of the code, (n,)."""
-    mean, log_variance = network.posterior(x)
-    error = squared_error(network.decoder(mean), x).mean((1, 2))
-    return error + kl_weight * kl_divergence(mean, log_variance)
+from ..training._variational import negative_elbo
 
 
 class ContextVariational(Training):
@@ -50,7 +44,7 @@ class ContextVariational(Training):
         self.move("optimizer", train_loss=loss)
 
     def validate(self, network, x):
-        return negative_elbo(network, x, kl_weight=self.kl_weight).mean()
+        return negative_elbo(network, x, error=squared_error, kl_weight=self.kl_weight).mean()
 
 
 class ContextVAE(BaseDetector):
@@ -68,8 +62,8 @@ class ContextVAE(BaseDetector):
     context_weight : float, default=0.5
         Share of the erased images in the loss, lambda; the whole ones have the rest.
     erased_area : float, default=0.024
-        Share of an image that is set to its lowest intensity, a square at a random place of each image;
-        10 x 10 pixels of 64 x 64.
+        Area of the square at a random place of each image that is set to the lowest intensity, as a share
+        of the image's; 10 x 10 pixels of 64 x 64. As much of it as fits into a narrow image.
     latent_size : int, default=16
         Numbers in a code; channels of it for the spatial bottleneck.
     hidden_size : int, default=2048
@@ -98,9 +92,9 @@ class ContextVAE(BaseDetector):
     :Trained on: normal images
     :Score: negative ELBO: mean squared error plus weighted divergence of the code
     :Map: absolute error of each pixel times the absolute derivative of the negative ELBO by it
-    :Departures: every image has its own square, and whole images are asked for, where public code has one
-        square for a batch and asks for erased ones; images are judged by the mean of their code; network of
-        MedIAnomaly
+    :Departures: every image has its own square, and whole images are asked for, where Baur's code has one
+        square for a batch and asks for erased ones; images are judged by the mean of their code; network and
+        learning rate of MedIAnomaly; log-variances stay within -10 and 10
 
     `score_components` has the bound ("elbo"), its parts "residual" and "kl", and the mean of the map,
     "product".
@@ -201,13 +195,13 @@ class ContextVAE(BaseDetector):
         return network(x)
 
     def _judge(self, network, x):
-        bound = partial(negative_elbo, network, kl_weight=self.kl_weight)
+        bound = partial(negative_elbo, network, error=squared_error, kl_weight=self.kl_weight)
         score, y = bound(x), network(x)
         maps = absolute_error(y, x) * gradient_map(bound, x)
         components = {
             "elbo": score,
-            "residual": squared_error(y, x).mean((1, 2)),
-            "kl": kl_divergence(*network.posterior(x)),
-            "product": maps.mean((1, 2)),
+            "residual": lambda: squared_error(y, x).mean((1, 2)),
+            "kl": lambda: kl_divergence(*network.posterior(x)),
+            "product": lambda: maps.mean((1, 2)),
         }
         return Judgement(score, maps, components)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from .._detector import BaseDetector, Judgement
 from .._losses import likelihood_error, over_channels, squared_error
+from .._random import seeded
 from ..networks.autoencoder import ConvAutoEncoder, MemoryAutoEncoder, UncertainAutoEncoder
 from ..synthesis import foreign_patches
 from ..training import MemoryTraining, Reconstruction, Training
@@ -114,7 +115,7 @@ class DDADNetwork(nn.Module):
         if log_variances is not None:
             deviation = log_variances.exp().mean(0).sqrt()
         maps = {"rec": over_channels(((x - mean) / deviation).square())}
-        if len(self.ndm) > 1:
+        if len(self.ndm) > max(1, self.ddof):
             maps["intra"] = over_channels(images.std(0, correction=self.ddof) / deviation)
         if self.udm is not None:
             maps["inter"] = over_channels((self._predict(self.udm, x)[0].mean(0) - mean).abs() / deviation)
@@ -146,16 +147,24 @@ class Refinement(Training):
 
     moves = {"optimizer": ["refinements"]}
     losses = ("refinement_loss",)
+    validates = True
 
     def __init__(self, network, *, optimizer=Adam, **options):
         super().__init__(network, optimizer=optimizer, **options)
 
-    def step(self, network, x):
+    def loss(self, network, x):
         images, masks, _ = foreign_patches(x, probability=0.5)
         with torch.no_grad():
             maps = network.discrepancies(images)
-        logits = network.refine(maps).values()
-        self.move("optimizer", refinement_loss=sum(focal_loss(of, masks) for of in logits))
+        return sum(focal_loss(logits, masks) for logits in network.refine(maps).values())
+
+    def step(self, network, x):
+        self.move("optimizer", refinement_loss=self.loss(network, x))
+
+    def validate(self, network, x):
+        """Always with the same patches."""
+        with seeded(0, x.device):
+            return self.loss(network, x)
 
 
 class DDAD(BaseDetector):
@@ -172,9 +181,10 @@ class DDAD(BaseDetector):
     Parameters
     ----------
     backbone : {"ae", "memae", "aeu"} or callable, default="aeu"
-        What a member is: the network of AutoEncoder, MemAE or AEU; or a function from the shape (C, H, W) to
-        a torch module from images in [-1, 1] to reconstructions, which is trained by its squared error. With
-        "aeu" discrepancies count by the predicted deviation.
+        What a member is: the network of AutoEncoder, of MemAE (with products for similarities and without a
+        threshold) or AEU; or a function from the shape (C, H, W) to a new torch module from images in [-1, 1]
+        to reconstructions, which is trained by its squared error, and for which the sizes below are not. With
+        "aeu" discrepancies are divided by the predicted deviation, and A_rec by its square.
     n_members : int, default=3
         Members of each ensemble, K. One is enough for "rec" only.
     refine : bool, default=True
@@ -218,10 +228,15 @@ class DDAD(BaseDetector):
     :Trained on: normal images (y = 1), and unlabelled ones (y = 0) if there are any
     :Score: mean over pixels of the refined discrepancy, a probability
     :Map: refined discrepancy of each pixel
-    :Departures: another image for ASR-Net's training is one of its batch
+    :Departures: another image for ASR-Net's training is one of its batch; boxes are no squares, each side is
+        drawn by itself; its labels are not smoothed (by 1e-5 in the public code, which trains for 250 and
+        100 epochs)
 
     Here y means more than elsewhere: 1 is normal, 0 unlabelled. Thresholds are from the normal images.
     Without y, or without any 0 in it, all images are normal.
+
+    Stages of training are "ndm_0", "ndm_1" and so on, "udm_0" and so on, and "refinement". The last has the
+    rate and the batches of the public code, 1e-4 and 8; `lr` and `batch_size` are for members.
 
     `score_components` has whatever there is of "rec", "intra" and "inter" as they are, the paper's A, and
     "refined_intra" and "refined_dual", its R.
@@ -327,7 +342,19 @@ class DDAD(BaseDetector):
                 f"DDAD learns from normal images and, beside them, unlabelled ones; y has {n_normal} normal "
                 f"(1) and {self.n_unlabelled_} unlabelled (0): give 2 normal ones at least, or no y"
             )
-        self._component()
+        n_held_out = round(self.validation_fraction * n_normal)
+        if y is not None and self.validation_fraction and not 0 < n_held_out <= n_normal - 2:
+            raise ValueError(
+                f"validation_fraction={self.validation_fraction} of {n_normal} normal images leaves "
+                f"{n_held_out} to validate and {n_normal - n_held_out} to train on; give more or change it"
+            )
+        asked = self._component()
+        n_needed = 1 if asked == "rec" and not self.refine else 1 + max(1, self.ddof)
+        if self.n_members < n_needed:
+            raise ValueError(
+                f"n_members must be at least {n_needed} for members to disagree, got {self.n_members}; one "
+                "is enough for score_component='rec' with refine=False"
+            )
 
     def _component(self):
         """Name of the component that is the score."""
@@ -338,12 +365,6 @@ class DDAD(BaseDetector):
             raise ValueError(f"score_component={asked!r} needs unlabelled images (y = 0), and y has none")
         if asked == "dual" and not self.refine:
             raise ValueError("score_component='dual' is a refined score; set refine=True")
-        n_needed = 1 if asked == "rec" and not self.refine else 1 + max(1, self.ddof)
-        if self.n_members < n_needed:
-            raise ValueError(
-                f"n_members must be at least {n_needed} for members to disagree, got {self.n_members}; one "
-                "is enough for score_component='rec' with refine=False"
-            )
         return f"refined_{asked}" if self.refine and asked in INPUTS else asked
 
     def _backbone(self):
@@ -351,9 +372,28 @@ class DDAD(BaseDetector):
             return BACKBONES[self.backbone]
 
         def build(image_shape, latent_size, **size):
-            return nn.Sequential(self.backbone(image_shape))  # one part, whatever is in it
+            return nn.Sequential(self._own_member(image_shape))  # one part, whatever is in it
 
         return BACKBONES["ae"]._replace(build=build)
+
+    def _own_member(self, image_shape):
+        member = None if isinstance(self.backbone, nn.Module) else self.backbone(image_shape)
+        if not isinstance(member, nn.Module):
+            raise TypeError(
+                "backbone must be a function that makes a new torch module for images of a shape (C, H, W), "
+                f"got {self.backbone!r}"
+            )
+        if not any(parameter.requires_grad for parameter in member.parameters()):
+            raise ValueError(f"backbone must make modules with parameters to train, made {member!r}")
+        images = torch.zeros(2, *image_shape)
+        with torch.no_grad():
+            found = getattr(member.eval()(images), "shape", None)
+        if found != images.shape:
+            raise ValueError(
+                "backbone must make modules that give images of the shape of theirs, "
+                f"{tuple(images.shape)}, this one gives {found and tuple(found)}"
+            )
+        return member.train()
 
     def _build(self, image_shape):
         backbone = self._backbone()
@@ -365,7 +405,7 @@ class DDAD(BaseDetector):
             width=self.width,
             n_levels=self.n_levels,
         )
-        return DDADNetwork(
+        network = DDADNetwork(
             make,
             backbone.predict,
             n_members=self.n_members,
@@ -373,14 +413,17 @@ class DDAD(BaseDetector):
             refinement_width=self.refinement_width if self.refine else None,
             ddof=self.ddof,
         )
+        first = [next(member.parameters()) for member in (*network.ndm, *(network.udm or ()))]
+        if len(set(map(id, first))) < len(first):
+            raise ValueError("backbone must make a new module each time, and gave one twice")
+        return network
 
     def _normals(self, images):
         if not self.n_unlabelled_:
             return images
         normals = images.subset(np.flatnonzero(images.y != 0))
         if images.held_out is not None:
-            held_out = np.flatnonzero(images.held_out.y != 0)
-            normals.held_out = images.held_out.subset(held_out) if len(held_out) else None
+            normals.held_out = self._normals(images.held_out)
         return normals
 
     def _train(self, network, images, y):
@@ -405,4 +448,6 @@ class DDAD(BaseDetector):
             maps |= {f"refined_{name}": logits.softmax(1)[:, 1] for name, logits in refined}
         components = {name: map.mean((1, 2)) for name, map in maps.items()}
         asked = self._component()
+        if asked not in maps:
+            raise ValueError(f"there is no {asked!r} in what was fitted, {sorted(maps)}; fit again for it")
         return Judgement(components[asked], maps[asked], components)

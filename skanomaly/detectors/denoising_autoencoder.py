@@ -45,7 +45,7 @@ class DenoisingAutoEncoder(BaseDetector):
     :Score: mean squared error of the pixels
     :Map: squared error of each pixel
     :Departures: the U-Net is that of P-Net, with batch statistics, where the paper has normalised weights and
-        groups; noise is added everywhere, and has no mean
+        groups; noise is added everywhere, also where an image is black
 
     References
     ----------

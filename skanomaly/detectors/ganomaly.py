@@ -107,7 +107,7 @@ class GANomaly(BaseDetector):
     :Map: absolute error of each pixel
     :Departures: networks are those of AutoEncoder with a code of 16 numbers, as in MedIAnomaly; scores are
         not scaled by those of other test images; statistics of training judge, where public code has those
-        of the batch; a discriminator that wins is not drawn anew
+        of the batch; a discriminator that wins is not drawn anew; encoders and decoder begin as torch has it
 
     References
     ----------

@@ -10,6 +10,7 @@ from .._losses import absolute_error, gradient_map, squared_error
 from ..networks.autoencoder import VariationalAutoEncoder
 from ..networks.gaussian import kl_divergence
 from ..training import Variational
+from ..training._variational import negative_elbo
 
 ERRORS = {"l2": squared_error, "l1": absolute_error}
 
@@ -19,8 +20,8 @@ class VAE(BaseDetector):
 
     An autoencoder whose codes are distributions, kept near N(0, I): what lies far from the codes of normal
     images cannot be reconstructed. By default the score is the mean error over pixels and the map the error
-    of each. How fast the evidence lower bound (ELBO) or the divergence of the code falls when a pixel
-    changes makes other maps, their means other scores.
+    of each. How much the evidence lower bound (ELBO) or the divergence of the code changes with a pixel
+    makes other maps, their means other scores.
 
     Parameters
     ----------
@@ -60,7 +61,8 @@ class VAE(BaseDetector):
     :Trained on: normal images
     :Score: mean error over pixels, or of another component
     :Map: error of each pixel, or of another component
-    :Departures: images are judged by the mean of their code, where the public code draws one
+    :Departures: images are judged by the mean of their code, where the public code draws one; log-variances
+        stay within -10 and 10
 
     The network is that of MedIAnomaly [2]_, as is the weight of the divergence. The other scores are those
     compared in [3]_.
@@ -164,24 +166,20 @@ class VAE(BaseDetector):
     def _reconstruct(self, network, x):
         return network(x)
 
-    def _residual(self, network, x):
-        return ERRORS[self.loss](network(x), x)
-
-    def _divergence(self, network, x):
-        return kl_divergence(*network.posterior(x))
-
-    def _negative_elbo(self, network, x):
-        error = self._residual(network, x).mean((1, 2))
-        return error + self.kl_weight * self._divergence(network, x)
-
     def _judge(self, network, x):
+        error = ERRORS[self.loss]
+        bound = partial(negative_elbo, network, error=error, kl_weight=self.kl_weight)
+
+        def divergence(x):
+            return kl_divergence(*network.posterior(x))
+
         maps = {
-            "residual": lambda: self._residual(network, x),
-            "elbo_gradient": lambda: gradient_map(partial(self._negative_elbo, network), x),
-            "kl_gradient": lambda: gradient_map(partial(self._divergence, network), x),
+            "residual": lambda: error(network(x), x),
+            "elbo_gradient": lambda: gradient_map(bound, x),
+            "kl_gradient": lambda: gradient_map(divergence, x),
         }
         maps["combination"] = lambda: maps["residual"]() * maps["kl_gradient"]()
         components = {name: lambda map=map: map().mean((1, 2)) for name, map in maps.items()}
-        components["kl"] = lambda: self._divergence(network, x)
+        components["kl"] = lambda: divergence(x)
         of = maps[self.score_component]()
         return Judgement(of.mean((1, 2)), of, components)

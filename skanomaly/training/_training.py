@@ -77,8 +77,8 @@ class Training(NeuralNet):
         """Train on images (and validate on `images.held_out`); returns the History."""
         if not self.validates and list(early_stopping_monitors(self.callbacks or [])):
             raise ValueError(
-                f"EarlyStopping needs a validation loss, and the adversarial stage {self.stage!r} has none; "
-                "give callbacks as a dict of the stages to stop, for example {'encoder': [EarlyStopping()]}"
+                f"EarlyStopping needs a validation loss, and stage {self.stage!r} has none; give callbacks "
+                "as a dict of the stages to stop, for example {'encoder': [EarlyStopping()]}"
             )
         self.initialize()
         saved = self.checkpoint and self.checkpoint.read(self.stage)

@@ -4,6 +4,12 @@ from ..networks.gaussian import draw, kl_divergence
 from ._training import Training
 
 
+def negative_elbo(network, x, *, error, kl_weight):
+    """Mean error from the mean code plus the weighted divergence of the code, (n,)."""
+    mean, log_variance = network.posterior(x)
+    return error(network.decoder(mean), x).mean((1, 2)) + kl_weight * kl_divergence(mean, log_variance)
+
+
 class Variational(Training):
     """Minimise the mean error plus the weighted divergence of the codes from N(0, I) (the negative ELBO).
 
@@ -32,6 +38,4 @@ class Variational(Training):
 
     def validate(self, network, x):
         """From the mean codes, so that it does not depend on a draw."""
-        mean, log_variance = network.posterior(x)
-        divergence = kl_divergence(mean, log_variance).mean()
-        return self.error(network.decoder(mean), x).mean() + self.kl_weight * divergence
+        return negative_elbo(network, x, error=self.error, kl_weight=self.kl_weight).mean()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from foreign import check_learns
 from numpy.testing import assert_allclose
-from steps import run_step
+from steps import assert_descends, run_step
 from torch.nn.functional import softplus
 
 from skanomaly import AnoVAEGAN
@@ -44,6 +44,36 @@ def test_the_losses_and_who_moves():
         assert_allclose(losses[name], value, rtol=1e-4, err_msg=name)
     total = losses["reconstruction_loss"] + 0.3 * losses["kl_loss"] + 0.7 * losses["adversarial_loss"]
     assert_allclose(losses["train_loss"], total, rtol=1e-5)
+
+
+def test_the_generator_is_moved_by_the_new_discriminator():
+    options = {"kl_weight": 0.3, "adversarial_weight": 5.0}
+    new = network()
+    run_step(VariationalAdversarial, new, images(), lr=0.1, **options)
+
+    def loss(net, x):
+        posterior = net.posterior(x)
+        y = net.decoder(draw(*posterior))
+        adversarial = softplus(-new.discriminator(y)).mean()
+        return (y - x).abs().mean() + 0.3 * kl_divergence(*posterior).mean() + 5 * adversarial
+
+    assert_descends(VariationalAdversarial, network(), images(), loss, {"encoder", "decoder"}, **options)
+
+
+def test_the_discriminator_learns():
+    def loss(net, x):
+        y = net.decoder(draw(*net.posterior(x)))
+        return softplus(-net.discriminator(x)).mean() + softplus(net.discriminator(y)).mean()
+
+    options = {"kl_weight": 0.3, "adversarial_weight": 5.0}
+    assert_descends(VariationalAdversarial, network(), images(), loss, {"discriminator"}, **options)
+
+
+def test_weights_are_heard():
+    detector = tiny(AnoVAEGAN, kl_weight=3.0, adversarial_weight=7.0).fit(make_images())
+    (epoch,) = detector.history_["reconstruction"]
+    expected = epoch["reconstruction_loss"] + 3 * epoch["kl_loss"] + 7 * epoch["adversarial_loss"]
+    assert_allclose(epoch["train_loss"], expected, rtol=1e-5)
 
 
 def test_without_its_weight_it_is_a_variational_autoencoder():

@@ -9,6 +9,7 @@ from torch import nn
 from skanomaly import AutoEncoder, ContextAE
 from skanomaly._losses import squared_error
 from skanomaly._random import seeded
+from skanomaly.detectors import context_ae
 from skanomaly.testing import make_images, tiny
 from skanomaly.training import Reconstruction
 from skanomaly.training._corruption import add_coarse_noise, erase_squares
@@ -46,6 +47,12 @@ def test_coarse_noise():
     near = (y[..., 1:] - y[..., :-1]).square().mean().sqrt()
     far = (y[..., 8:] - y[..., :-8]).square().mean().sqrt()
     assert near < 0.4 * far, "neighbours are alike"
+    bends = torch.zeros(30)
+    for seed in range(60):
+        with seeded(seed):
+            y = add_coarse_noise(x[:4], deviation=0.2, size=4)
+        bends += (y[..., 2:] - 2 * y[..., 1:-1] + y[..., :-2]).square().mean((0, 1, 2))
+    assert bends.min() > 0.05 * bends.max(), "rolled: it bends anywhere, not at fixed places"
     assert_allclose(add_coarse_noise(x + 3, deviation=0.0, size=8), 3, atol=1e-6)
 
 
@@ -74,6 +81,18 @@ def test_what_is_erased_is_asked_for():
     assert_allclose(total / count, 0.25, err_msg="the target is the clean image")
     training.validate(net, x)
     assert torch.equal(net.given[1], x), "held-out images stay whole"
+
+
+def test_the_area_is_heard(monkeypatch):
+    asked = []
+
+    def erase(x, *, area, value):
+        asked.append((area, value))
+        return x
+
+    monkeypatch.setattr(context_ae, "erase_squares", erase)
+    tiny(ContextAE, erased_area=0.3).fit(make_images())
+    assert set(asked) == {(0.3, -1.0)}
 
 
 def test_images_are_judged_whole():

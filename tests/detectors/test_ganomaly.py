@@ -4,7 +4,7 @@ import pytest
 import torch
 from foreign import check_learns
 from numpy.testing import assert_allclose
-from steps import run_step
+from steps import assert_descends, run_step
 from torch import nn
 from torch.nn.functional import softplus
 
@@ -48,6 +48,39 @@ def test_the_losses_and_who_moves():
     only = dict.fromkeys(WEIGHTS, 0.0)
     _, moved = run_step(EncoderDecoderEncoder, network(), images(), weights=only)
     assert moved == {"discriminator"}
+
+
+def test_steps_go_down_their_gradients():
+    def loss(net, x):
+        z = net.encoder(x)
+        y = net.decoder(z)
+        features = net.discriminator.features
+        code = (z - net.second_encoder(y)).square().mean()
+        adversarial = (features(x) - features(y)).square().mean()
+        return 50 * (y - x).abs().mean() + 3 * code + 2 * adversarial
+
+    generator = {"encoder", "decoder", "second_encoder"}
+    assert_descends(EncoderDecoderEncoder, network(), images(), loss, generator, weights=WEIGHTS)
+
+    def loss(net, x):
+        y = net.decoder(net.encoder(x))  # from before the generator's step
+        return (softplus(-net.discriminator(x)) + softplus(net.discriminator(y))).mean() / 2
+
+    assert_descends(EncoderDecoderEncoder, network(), images(), loss, {"discriminator"}, weights=WEIGHTS)
+
+
+def test_weights_are_heard():
+    weights = {f"{name}_weight": value for name, value in WEIGHTS.items()}
+    (epoch,) = tiny(GANomaly, **weights).fit(make_images()).history_["adversarial"]
+    total = sum(weight * epoch[f"{name}_loss"] for name, weight in WEIGHTS.items())
+    assert_allclose(epoch["train_loss"], total, rtol=1e-5)
+
+
+def test_the_optimisers_are_those_of_the_paper():
+    training = EncoderDecoderEncoder(network(), stage="s", weights=WEIGHTS, lr=2e-4)
+    training.initialize()
+    for optimizer in (training.optimizer_, training.optimizer_discriminator_):
+        assert optimizer.defaults["betas"] == (0.5, 0.999)
 
 
 def test_one_code_for_both_is_no_anomaly():

@@ -4,11 +4,12 @@ import pytest
 import torch
 from foreign import check_learns
 from numpy.testing import assert_allclose
+from torch import nn
 from torch.distributions import Normal
 from torch.distributions import kl_divergence as kl_of
 
 from skanomaly import VAE
-from skanomaly._losses import gradient_map, squared_error
+from skanomaly._losses import absolute_error, squared_error
 from skanomaly._random import seeded
 from skanomaly.networks.autoencoder import VariationalAutoEncoder
 from skanomaly.testing import make_images, tiny
@@ -89,23 +90,74 @@ def test_scores_by_hand():
         assert_allclose(-scores, detector.anomaly_map(X).mean((1, 2)), rtol=1e-5)
 
 
+def negative_elbo_by_hand(net, x, *, weight, power=2):
+    mean, log_variance = net.encoder(x).chunk(2, dim=1)
+    divergence = kl_of(Normal(mean, (log_variance / 2).exp()), Normal(0, 1)).mean(1)
+    return (net.decoder(mean) - x).abs().pow(power).mean((1, 2, 3)) + weight * divergence
+
+
+def test_validated_by_the_bound():
+    with seeded(0):
+        net = VariationalAutoEncoder((1, 16, 16), 2, hidden_size=16, width=2, n_levels=2).eval()
+        x = torch.rand(4, 1, 16, 16)
+    training = Variational(net, stage="s", error=absolute_error, kl_weight=0.5)
+    with torch.no_grad():
+        expected = negative_elbo_by_hand(net, x, weight=0.5, power=1).mean()
+        assert_allclose(training.validate(net, x), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["l2", "l1"])
 @pytest.mark.parametrize("name", GRADIENTS)
-def test_gradients_are_finite_differences(name):
-    detector = tiny(VAE, kl_weight=0.3).fit(make_images())
+def test_gradients_are_finite_differences(name, loss):
+    detector = tiny(VAE, kl_weight=0.3, loss=loss, score_component=name).fit(make_images())
     net = detector.network_.double().eval()
     with seeded(0):
         x = torch.rand(2, 1, 16, 16, dtype=torch.double) * 2 - 1
-    loss = partial(detector._negative_elbo if name == "elbo_gradient" else detector._divergence, net)
-    found = gradient_map(loss, x)
-    step = 1e-6
-    for image, row, column in [(0, 3, 5), (1, 8, 8), (1, 15, 0)]:
+    found, step, slopes = detector._judge(net, x).map, 1e-6, []
+
+    def value(x):
+        bound = partial(negative_elbo_by_hand, net, power=2 if loss == "l2" else 1)
+        if name == "elbo_gradient":
+            return bound(x, weight=0.3)
+        return bound(x, weight=1) - bound(x, weight=0)
+
+    for image, row, column in [(i, j, k) for i in (0, 1) for j in (1, 6, 11, 15) for k in (0, 7, 12)]:
         moved = torch.zeros_like(x)
         moved[image, 0, row, column] = step
         with torch.no_grad():
-            slope = (loss(x + moved) - loss(x - moved))[image] / (2 * step)
-        assert_allclose(found[image, row, column], slope.abs(), rtol=1e-4, atol=1e-9)
-    alone = gradient_map(loss, x[1:])
+            slopes.append((value(x + moved) - value(x - moved))[image] / (2 * step))
+        assert_allclose(found[image, row, column], slopes[-1].abs(), rtol=1e-4, atol=1e-8)
+    assert min(slopes) < 0 < max(slopes)
+    alone = detector._judge(net, x[1:]).map
     assert_allclose(found[1:], alone, rtol=1e-9, err_msg="no share of the batch")
+
+
+def test_absolute_errors(monkeypatch):
+    X, errors = make_images((5, 20, 14)), []
+    original = VAE._run
+
+    def run(self, *args, error, **options):
+        errors.append(error)
+        return original(self, *args, error=error, **options)
+
+    monkeypatch.setattr(VAE, "_run", run)
+    detector = tiny(VAE, loss="l1").fit(X)
+    assert errors == [absolute_error]
+    error = abs((detector.reconstruct(X) - X) / 255 * 2)
+    assert_allclose(detector.anomaly_map(X), error, rtol=1e-3, atol=1e-5)
+    assert_allclose(-detector.score_samples(X), error.mean((1, 2)), rtol=1e-4)
+
+
+def test_log_variances_stay_within_bounds():
+    class Extreme(nn.Module):
+        def forward(self, x):
+            return torch.tensor([[1.0, 2.0, 99.0, -99.0]]).expand(len(x), 4)
+
+    net = VariationalAutoEncoder((1, 16, 16), 2, hidden_size=16, width=2, n_levels=2)
+    net.encoder = Extreme()
+    mean, log_variance = net.posterior(torch.zeros(3, 1, 16, 16))
+    assert mean.tolist() == [[1.0, 2.0]] * 3
+    assert log_variance.tolist() == [[10.0, -10.0]] * 3
 
 
 @pytest.mark.parametrize("parameters", [{"loss": "l1"}, {"bottleneck": "spatial"}])
