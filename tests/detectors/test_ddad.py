@@ -1,18 +1,25 @@
 """DDAD: discrepancies by hand, who sees which images, who moves, and that it learns."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from foreign import paste_foreign_patches
 from numpy.testing import assert_allclose
 from sklearn.metrics import roc_auc_score
+from skorch.callbacks import EarlyStopping
+from steps import assert_descends, run_step
 from torch import nn
 from torch.nn import functional as F
 
 from skanomaly import DDAD
+from skanomaly._losses import likelihood_error, squared_error
 from skanomaly._random import seeded
 from skanomaly.datasets import load_chest_xray
 from skanomaly.detectors.ddad import BACKBONES, DDADNetwork, Refinement, RefinementNetwork, focal_loss
+from skanomaly.networks.autoencoder import UncertainAutoEncoder
+from skanomaly.synthesis import foreign_patches
 from skanomaly.testing import make_images, tiny
 
 Y = np.repeat([1, 0, -1], (6, 4, 2))
@@ -119,8 +126,9 @@ def test_who_sees_which_images(monkeypatch):
         "refinement": normal,
     }
     assert detector.n_unlabelled_ == 4
-    scores = detector.score_samples(X[:6])
-    assert_allclose(detector.offset_, np.percentile(scores, 10), rtol=1e-6, err_msg="of the normal images")
+    plain = tiny(DDAD, score_component="rec", refine=False).fit(X, Y)
+    scores = plain.score_samples(X[:6])
+    assert_allclose(plain.offset_, np.percentile(scores, 10), rtol=1e-6, err_msg="of the normal images")
     alone = tiny(DDAD).fit(X[:6])
     assert alone.n_unlabelled_ == 0
     assert alone.network_.udm is None
@@ -129,6 +137,35 @@ def test_who_sees_which_images(monkeypatch):
     assert np.array_equal(first, second)
     other = tiny(DDAD).fit(X[:6], np.arange(1, 7)).score_samples(X)
     assert np.array_equal(first, other), "other codes are ignored"
+
+
+def test_as_much_of_either_is_held_out(monkeypatch):
+    seen = {}
+
+    def run(self, stage, training, network, images, **options):
+        seen[stage] = [images.rows.tolist(), images.held_out.rows.tolist()]
+        return original(self, stage, training, network, images, **options)
+
+    original = DDAD._run
+    monkeypatch.setattr(DDAD, "_run", run)
+    y = np.repeat([1, 0, -1], (9, 6, 3))
+    detector = tiny(DDAD, validation_fraction=1 / 3, callbacks=[EarlyStopping()])
+    detector.fit(make_images((18, 16, 16)), y)
+    for stage in ("ndm_0", "ndm_1", "refinement"):
+        train, held_out = seen[stage]
+        assert sorted(train + held_out) == list(range(9)), stage
+        assert len(held_out) == 3
+    train, held_out = seen["udm_0"]
+    assert sorted(train + held_out) == list(range(15))
+    assert sorted(y[held_out]) == [0, 0, 1, 1, 1]
+    assert all("valid_loss" in history[-1] for history in detector.history_.values())
+
+
+def test_the_refinement_is_validated_with_the_same_patches():
+    detector = tiny(DDAD, max_epochs=1).fit(make_images((12, 16, 16)), Y)
+    training = Refinement(detector.network_, stage="s")
+    x = torch.rand(4, 1, 16, 16)
+    assert training.validate(detector.network_, x) == training.validate(detector.network_, x)
 
 
 def test_members_differ():
@@ -159,13 +196,134 @@ def test_refinement_moves_itself_alone():
         assert not torch.equal(before[weight], after[weight])
 
 
+def refining():
+    """Members of shifts in proportion to the image, with both refinements."""
+    with seeded(0):
+        net = network([0.1, 0.3, 0.5, 0.9], refinement_width=4)
+    net.predict = lambda member, x: (x * (1 + member.by), None)
+    return net
+
+
+def refinement_loss_by_hand(net, x):
+    mixed, masks, _ = foreign_patches(x, probability=0.5)
+    maps = {"intra": 0.2 * mixed.abs() / np.sqrt(2), "inter": 0.5 * mixed.abs()}
+    inputs = {"intra": maps["intra"], "dual": torch.cat([maps["inter"], maps["intra"]], dim=1)}
+    total = 0.0
+    for name, given in inputs.items():
+        p = net.refinements[name](given).softmax(1)
+        p = torch.where(masks, p[:, 1], p[:, 0])
+        total = total - ((1 - p) ** 2 * p.log()).mean()
+    return total
+
+
+def test_a_step_of_the_refinement_by_hand():
+    with seeded(1):
+        x = torch.rand(8, 1, 16, 16)
+    losses, moved = run_step(Refinement, refining(), x)
+    assert moved == {"refinements"}
+    with seeded(0), torch.no_grad():
+        assert_allclose(losses["refinement_loss"], refinement_loss_by_hand(refining().train(), x), rtol=1e-4)
+    assert_descends(Refinement, refining(), x, refinement_loss_by_hand, {"refinements"})
+
+
+def test_members_stay_as_they_are_while_refinements_learn(monkeypatch):
+    before = {}
+
+    def run(self, stage, training, network, images, **options):
+        if stage == "refinement":
+            before.update({name: value.clone() for name, value in network.state_dict().items()})
+        return original(self, stage, training, network, images, **options)
+
+    original = DDAD._run
+    monkeypatch.setattr(DDAD, "_run", run)
+    after = tiny(DDAD).fit(make_images((12, 16, 16)), Y).network_.state_dict()
+    for name, value in before.items():
+        assert torch.equal(value, after[name]) != name.startswith("refinements"), name
+
+
+def test_the_settings_of_the_public_code(monkeypatch):
+    runs = {}
+
+    def run(self, stage, training, network, images, **options):
+        runs[stage] = training, options
+        return original(self, stage, training, network, images, **options)
+
+    original = DDAD._run
+    monkeypatch.setattr(DDAD, "_run", run)
+    detector = tiny(DDAD, refinement_epochs=3).fit(make_images((12, 16, 16)), Y)
+    assert len(detector.history_["refinement"]) == 3
+    assert DDAD().lr == 5e-4
+    for stage, (training, options) in runs.items():
+        training = training(
+            detector.network_.ndm[0] if "dm" in stage else detector.network_, stage=stage, **options
+        )
+        training.initialize()
+        assert training.optimizer_.defaults["betas"] == (0.5, 0.999)
+    assert training.optimizer_.defaults["weight_decay"] == 1e-4
+    assert training.optimizer_.defaults["lr"] == 1e-4
+    assert training.batch_size == 8
+
+
+def test_backbones():
+    x = torch.rand(4, 1, 16, 16) * 2 - 1
+    for name, error in {"ae": squared_error, "aeu": likelihood_error}.items():
+        assert BACKBONES[name].training.keywords["error"] is error
+    memae = BACKBONES["memae"]
+    with seeded(0):
+        net = memae.build((1, 16, 16), 2, hidden_size=16, width=2, n_levels=2)
+    memory = net.memory
+    assert memory.items.shape[0] == 25
+    z = net.encoder(x)
+    code, weights = memory(z)
+    assert_allclose(
+        weights.detach(), (z @ memory.items.T).softmax(-1).detach(), rtol=1e-4, err_msg="no threshold"
+    )
+    losses, moved = run_step(memae.training, net, x)
+    spread = losses["train_loss"] - losses["reconstruction_loss"]
+    assert_allclose(spread, 2e-4 * losses["entropy"], rtol=1e-2)
+    assert moved == {"encoder", "memory", "decoder"}
+
+
+@pytest.mark.parametrize("backbone", ["ae", "memae", "aeu"])
+def test_the_mean_of_the_members(backbone):
+    X = make_images((12, 20, 14))
+    detector = tiny(DDAD, backbone=backbone, n_members=3).fit(X)
+    x, variance = torch.from_numpy(X[:, None] / 255).float() * 2 - 1, 1.0
+    with torch.no_grad():
+        found = [BACKBONES[backbone].predict(member, x) for member in detector.network_.ndm]
+    mean = torch.stack([image for image, _ in found]).mean(0)
+    assert_allclose(detector.reconstruct(X), (mean[:, 0] + 1) * 127.5, rtol=1e-3, atol=0.05)
+    if backbone == "aeu":
+        variance = torch.stack([log_variance for _, log_variance in found]).exp().mean(0)
+    expected = ((x - mean).square() / variance).mean((1, 2, 3))
+    assert_allclose(detector.score_components(X)["rec"], expected, rtol=1e-3)
+
+
+def test_sizes_are_heard():
+    make = partial(tiny, DDAD, backbone="ae", refine=False, max_epochs=1)
+    X = make_images()
+    plain, wide, spatial = (
+        make(**options).fit(X).network_.ndm[0]
+        for options in ({}, {"latent_size": 5}, {"bottleneck": "spatial"})
+    )
+    x = torch.zeros(1, 1, 16, 16)
+    assert plain.encoder(x).shape == (1, 2)
+    assert wide.encoder(x).shape == (1, 5)
+    assert spatial.encoder(x).ndim == 4
+
+
 def test_components():
     X = make_images((12, 16, 16))
     detector = tiny(DDAD).fit(X, Y)
     components = detector.score_components(X)
-    for name in "refined_intra", "refined_dual":
-        assert (components[name] > 0).all()
-        assert (components[name] < 1).all()
+    net, x = detector.network_, torch.from_numpy(X[:, None] / 255).float() * 2 - 1
+    with torch.no_grad():
+        maps = net.discrepancies(x)
+        given = {"intra": maps["intra"][:, None], "dual": torch.stack([maps["inter"], maps["intra"]], dim=1)}
+        for name, map in given.items():
+            logits = net.refinements[name](map)
+            p = logits[:, 1].exp() / logits.exp().sum(1)
+            assert_allclose(components[f"refined_{name}"], p.mean((1, 2)), rtol=1e-5)
     names = {None: "refined_dual", "intra": "refined_intra", "inter": "inter", "rec": "rec"}
     for asked, name in names.items():
         detector.set_params(score_component=asked)
@@ -174,6 +332,13 @@ def test_components():
     raw = tiny(DDAD, refine=False).fit(X, Y)
     assert_allclose(-raw.score_samples(X), raw.score_components(X)["inter"], rtol=1e-6)
     assert "refined_dual" not in raw.score_components(X)
+    for refine, name in {True: "refined_intra", False: "intra"}.items():
+        alone = tiny(DDAD, refine=refine).fit(X)
+        assert_allclose(-alone.score_samples(X), alone.score_components(X)[name], rtol=1e-6)
+    with pytest.raises(ValueError, match="there is no 'refined_dual' in what was fitted.*fit again"):
+        raw.set_params(refine=True, score_component="dual").score_samples(X)
+    few = tiny(DDAD, n_members=2, ddof=2, refine=False, score_component="rec").fit(X)
+    assert set(few.score_components(X)) == {"rec"}, "too few for a deviation"
 
 
 def test_a_backbone_of_ones_own():
@@ -186,6 +351,35 @@ def test_a_backbone_of_ones_own():
     losses = detector.history_["ndm_0"][:, "train_loss"]
     assert losses[-1] < 0.5 * losses[0]
     assert detector.reconstruct(X).shape == X.shape
+
+
+SAME = nn.Conv2d(1, 1, 3, padding=1)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "error", "message"),
+    [
+        (SAME, TypeError, "must be a function that makes a new torch module"),
+        (lambda shape: None, TypeError, "must be a function that makes a new torch module"),
+        (lambda shape: SAME, ValueError, "must make a new module each time"),
+        (lambda shape: nn.Identity(), ValueError, "modules with parameters to train, made Identity"),
+        (lambda shape: nn.Conv2d(1, 4, 3, padding=1), ValueError, r"\(2, 1, 16, 16\), .* \(2, 4, 16, 16\)"),
+        (
+            lambda shape: UncertainAutoEncoder(shape, 2, hidden_size=8, width=2, n_levels=1),
+            ValueError,
+            "None",
+        ),
+    ],
+)
+def test_bad_backbones(backbone, error, message):
+    with pytest.raises(error, match=message):
+        tiny(DDAD, backbone=backbone).fit(make_images((12, 16, 16)))
+
+
+@pytest.mark.parametrize("y", [np.r_[np.ones(6), np.full(6, np.nan)], [1] * 6 + [None] * 6])
+def test_missing_labels_are_not_normal(y):
+    with pytest.raises(ValueError, match="y holds missing values; images without a label are marked with 0"):
+        tiny(DDAD).fit(make_images((12, 16, 16)), y)
 
 
 @pytest.mark.parametrize(
@@ -201,6 +395,12 @@ def test_a_backbone_of_ones_own():
         ({"score_component": "inter"}, np.ones(12), "score_component='inter' needs unlabelled images"),
         ({"score_component": "dual", "refine": False}, Y, "'dual' is a refined score; set refine=True"),
         ({"backbone": "vae"}, None, "'backbone' parameter of DDAD"),
+        (
+            {"validation_fraction": 0.5},
+            np.repeat([1, 0], (3, 9)),
+            "of 3 normal images leaves 2 to validate and 1",
+        ),
+        ({"validation_fraction": 0.1}, np.repeat([1, 0], (4, 8)), "of 4 normal images leaves 0 to validate"),
     ],
 )
 def test_bad_input(parameters, y, message):
