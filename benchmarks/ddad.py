@@ -131,10 +131,11 @@ def draw_maps(detector, test, path, *, n=3):
     )
     for (label, line), line_axes in zip(lines.items(), axes):
         for k, (shown, axis) in enumerate(zip(line, line_axes)):
-            options = (
-                {"cmap": "gray"} if label == "image" else {"cmap": "magma", "vmin": 0, "vmax": line.max()}
-            )
-            axis.imshow(shown, **options)
+            if label == "image":
+                axis.imshow(shown, cmap="gray")
+                axis.set_title("normal" if k < n else "anomalous", fontsize=9)
+            else:
+                axis.imshow(shown, cmap="magma", vmin=0, vmax=np.quantile(line, 0.995))
             axis.set(xticks=[], yticks=[])
             if test.masks is not None and test.masks[rows[k]].any():
                 axis.contour(test.masks[rows[k]], levels=[0.5], colors="lime", linewidths=0.8)
@@ -189,7 +190,7 @@ def report(cells, size, refined):
             lines.append([ratio, n_seeds[0], *np.concatenate(found)])
     head = [f"{SCORES[score]} {figure}" for score in scores for figure in ("AUROC", "AP")]
     text += [
-        f"{studied}, DDAD (AEU), by the anomalous share of D_u:\n",
+        f"{studied}, {STUDY}, by the anomalous share of D_u:\n",
         table(["D_u", "seeds", *head], lines),
     ]
     lines = []
