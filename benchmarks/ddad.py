@@ -156,7 +156,7 @@ def headline(cells, sets, rows):
     for label, detector, component in rows:
         found, n_seeds = zip(*(figures(cells, data, detector, component) for data in sets))
         if any(n_seeds):
-            seeds = "/".join(map(str, dict.fromkeys(n_seeds)))
+            seeds = "/".join(map(str, n_seeds if len(set(n_seeds)) > 1 else n_seeds[:1]))
             lines.append([label, seeds, *np.concatenate(found)])
     return table(
         ["score", "seeds", *(f"{data} {figure}" for data in sets for figure in ("AUROC", "AP"))], lines
