@@ -349,7 +349,8 @@ def test_the_study_of_ddad(ddad, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["ddad.py", *options])
     ddad.main()
     text = (tmp_path / "ddad_1_epochs.md").read_text()
-    alone, unlabelled, ratio, kinds = text.split(":\n\n")[1:]
+    alone, unlabelled, ratio, kinds, tried = text.split(":\n\n")[1:]
+    assert "| narrow, spatial codes | 1 | 0." in tried
     for name, n_seeds in {"AEU": 2, "AutoEncoder": 1, "MemAE": 1}.items():
         assert f"| {name} alone | {n_seeds} | 0." in alone
         assert f"| DDAD ({name}), R_intra | {n_seeds} | 0." in alone
