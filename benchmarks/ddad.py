@@ -218,7 +218,8 @@ def report(cells, size, refined):
         if any(n_seeds):
             lines.append([label, n_seeds[0], *np.concatenate(found)])
     head = [f"{name} {figure}" for name in SCORES.values() for figure in ("AUROC", "AP")]
-    text += [f"{sets[1]}, {STUDY}, other refinements:\n", table(["refinement", "seeds", *head], lines)]
+    if lines:
+        text += [f"{sets[1]}, {STUDY}, other refinements:\n", table(["refinement", "seeds", *head], lines)]
     return "\n".join(text)
 
 
