@@ -222,9 +222,10 @@ class Images:
             )
         order = torch.randperm(len(self)).numpy()
         unlabelled = np.zeros(len(self), bool) if self.y is None else (self.y == 0)[order]
+        n_unlabelled = round(fraction * unlabelled.sum())  # as large a part of either
         held_out = np.zeros(len(self), bool)
-        for kind in (unlabelled, ~unlabelled):  # as large a part of either
-            held_out[np.flatnonzero(kind)[: round(fraction * kind.sum())]] = True
+        held_out[np.flatnonzero(unlabelled)[:n_unlabelled]] = True
+        held_out[np.flatnonzero(~unlabelled)[: n_held_out - n_unlabelled]] = True
         train = self.subset(order[~held_out])
         train.held_out = self.subset(order[held_out])
         return train

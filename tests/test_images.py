@@ -143,3 +143,18 @@ def test_seeded_leaves_the_caller_alone():
     assert draw_seed(None) != draw_seed(None)
     assert draw_seed(5) == draw_seed(5)
     assert_array_equal(np.random.get_state()[1], numpy_state)
+
+
+@given(n_normal=st.integers(2, 12), n_unlabelled=st.integers(0, 12), fraction=st.floats(0.1, 0.9))
+def test_as_many_are_held_out_as_asked_and_of_either_kind(n_normal, n_unlabelled, fraction):
+    y = np.repeat([1, 0], [n_normal, n_unlabelled])
+    n = len(y)
+    images = Images(np.zeros((n, 2, 2)), Layout((1, 2, 2)), (0.0, 1.0), rows=np.arange(n), y=y)
+    if not 0 < round(fraction * n) <= n - 2:
+        with pytest.raises(ValueError, match="validation_fraction"):
+            images.split(fraction)
+        return
+    train = images.split(fraction)
+    assert sorted([*train.rows, *train.held_out.rows]) == list(range(n))
+    assert len(train.held_out) == round(fraction * n)
+    assert (train.held_out.y == 0).sum() == round(fraction * n_unlabelled)

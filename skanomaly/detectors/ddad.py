@@ -342,7 +342,8 @@ class DDAD(BaseDetector):
                 f"DDAD learns from normal images and, beside them, unlabelled ones; y has {n_normal} normal "
                 f"(1) and {self.n_unlabelled_} unlabelled (0): give 2 normal ones at least, or no y"
             )
-        n_held_out = round(self.validation_fraction * n_normal)
+        n_held_out = round(self.validation_fraction * (n_normal + self.n_unlabelled_))
+        n_held_out -= round(self.validation_fraction * self.n_unlabelled_)
         if y is not None and self.validation_fraction and not 0 < n_held_out <= n_normal - 2:
             raise ValueError(
                 f"validation_fraction={self.validation_fraction} of {n_normal} normal images leaves "
