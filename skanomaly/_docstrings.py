@@ -2,6 +2,8 @@
 
 import inspect
 
+from ._size import SIZE_PARAMETERS
+
 COMMON_PARAMETERS = """
     batch_size : int
         Images per training step, at least 2. Scores do not depend on it.
@@ -63,10 +65,12 @@ COMMON_ATTRIBUTES = """
 
 
 def fill_docstring(doc):
-    """A class docstring with ``{parameters}`` and ``{attributes}`` replaced by the shared ones."""
+    """A class docstring with ``{size}``, ``{parameters}`` and ``{attributes}`` replaced by what is shared."""
     if doc is None:
         return None
     # Python 3.13 strips the indentation of docstrings itself; before, it is stripped here.
     doc = inspect.cleandoc(doc)
-    doc = doc.replace("{parameters}", inspect.cleandoc(COMMON_PARAMETERS))
-    return doc.replace("{attributes}", inspect.cleandoc(COMMON_ATTRIBUTES))
+    shared = {"size": SIZE_PARAMETERS, "parameters": COMMON_PARAMETERS, "attributes": COMMON_ATTRIBUTES}
+    for name, text in shared.items():
+        doc = doc.replace(f"{{{name}}}", inspect.cleandoc(text))
+    return doc

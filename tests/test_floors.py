@@ -10,7 +10,7 @@ import skanomaly
 
 ROOT = Path(skanomaly.__file__).parent
 FLOORS = [
-    {"_docstrings", "_version", "metrics", "datasets", "segmentation"},
+    {"_docstrings", "_size", "_version", "metrics", "datasets", "segmentation"},
     {
         "_images",
         "_random",

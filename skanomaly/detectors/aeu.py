@@ -1,12 +1,10 @@
 """AEU: an autoencoder that says how sure it is of each pixel."""
 
-from numbers import Integral
-
 import torch
-from sklearn.utils._param_validation import Interval, StrOptions
 
 from .._detector import BaseDetector, Judgement
 from .._losses import likelihood_error, over_channels, squared_error
+from .._size import SIZE_CONSTRAINTS, size_options
 from ..networks.autoencoder import UncertainAutoEncoder
 from ..training import Reconstruction
 
@@ -20,16 +18,7 @@ class AEU(BaseDetector):
 
     Parameters
     ----------
-    latent_size : int, default=16
-        Numbers in a code; channels of it for the spatial bottleneck.
-    hidden_size : int, default=2048
-        Width of the dense layers on either side of the code.
-    width : int, default=16
-        Channels of the first level; 2 and 4 times as many follow.
-    n_levels : int, default=None
-        Times the image is halved. None brings the longer side to about 4 pixels (4 at 64 x 64).
-    bottleneck : {"dense", "spatial"}, default="dense"
-        A code for the image, or one at every place of the last level (1 x 1 convolutions).
+    {size}
     max_epochs : int, default=100
         Passes over the normal images.
     {parameters}
@@ -73,13 +62,7 @@ class AEU(BaseDetector):
 
     _image_range = (-1.0, 1.0)
 
-    _parameter_constraints = BaseDetector._parameter_constraints | {
-        "latent_size": [Interval(Integral, 1, None, closed="left")],
-        "hidden_size": [Interval(Integral, 1, None, closed="left")],
-        "width": [Interval(Integral, 1, None, closed="left")],
-        "n_levels": [Interval(Integral, 1, None, closed="left"), None],
-        "bottleneck": [StrOptions({"dense", "spatial"})],
-    }
+    _parameter_constraints = BaseDetector._parameter_constraints | SIZE_CONSTRAINTS
 
     def __init__(
         self,
@@ -125,13 +108,7 @@ class AEU(BaseDetector):
         self.random_state = random_state
 
     def _build(self, image_shape):
-        return UncertainAutoEncoder(
-            image_shape,
-            self.latent_size,
-            hidden_size=self.hidden_size if self.bottleneck == "dense" else None,
-            width=self.width,
-            n_levels=self.n_levels,
-        )
+        return UncertainAutoEncoder(image_shape, **size_options(self))
 
     def _train(self, network, images, y):
         return self._run("reconstruction", Reconstruction, network, images, error=likelihood_error)

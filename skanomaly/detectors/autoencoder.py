@@ -1,11 +1,10 @@
 """AutoEncoder: what it cannot rebuild is not normal."""
 
-from numbers import Integral
-
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import StrOptions
 
 from .._detector import BaseDetector, Judgement
 from .._losses import absolute_error, squared_error, ssim_error
+from .._size import SIZE_CONSTRAINTS, size_options
 from ..networks.autoencoder import ConvAutoEncoder
 from ..training import Reconstruction
 
@@ -26,16 +25,7 @@ class AutoEncoder(BaseDetector):
 
     Parameters
     ----------
-    latent_size : int, default=16
-        Numbers in a code; channels of it for the spatial bottleneck.
-    hidden_size : int, default=2048
-        Width of the dense layers on either side of the code.
-    width : int, default=16
-        Channels of the first level; 2 and 4 times as many follow.
-    n_levels : int, default=None
-        Times the image is halved. None brings the longer side to about 4 pixels (4 at 64 x 64).
-    bottleneck : {"dense", "spatial"}, default="dense"
-        A code for the image, or one at every place of the last level (1 x 1 convolutions).
+    {size}
     loss : {"l2", "l1", "ssim"}, default="l2"
         Error of a pixel, in training and in the score: squared, absolute, or 1 - SSIM (Gaussian
         window of 11).
@@ -84,11 +74,7 @@ class AutoEncoder(BaseDetector):
     _image_range = (-1.0, 1.0)
 
     _parameter_constraints = BaseDetector._parameter_constraints | {
-        "latent_size": [Interval(Integral, 1, None, closed="left")],
-        "hidden_size": [Interval(Integral, 1, None, closed="left")],
-        "width": [Interval(Integral, 1, None, closed="left")],
-        "n_levels": [Interval(Integral, 1, None, closed="left"), None],
-        "bottleneck": [StrOptions({"dense", "spatial"})],
+        **SIZE_CONSTRAINTS,
         "loss": [StrOptions(set(ERRORS))],
     }
 
@@ -138,13 +124,7 @@ class AutoEncoder(BaseDetector):
         self.random_state = random_state
 
     def _build(self, image_shape):
-        return ConvAutoEncoder(
-            image_shape,
-            self.latent_size,
-            hidden_size=self.hidden_size if self.bottleneck == "dense" else None,
-            width=self.width,
-            n_levels=self.n_levels,
-        )
+        return ConvAutoEncoder(image_shape, **size_options(self))
 
     def _train(self, network, images, y):
         return self._run("reconstruction", Reconstruction, network, images, error=ERRORS[self.loss])

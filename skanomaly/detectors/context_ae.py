@@ -1,12 +1,13 @@
 """ContextAE: an autoencoder that fills in what was erased."""
 
 from functools import partial
-from numbers import Integral, Real
+from numbers import Real
 
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import Interval
 
 from .._detector import BaseDetector, Judgement
 from .._losses import squared_error
+from .._size import SIZE_CONSTRAINTS, size_options
 from ..networks.autoencoder import ConvAutoEncoder
 from ..training import Reconstruction
 from ..training._corruption import erase_squares
@@ -24,16 +25,7 @@ class ContextAE(BaseDetector):
     erased_area : float, default=0.024
         Area of the square at a random place of each image that is set to the lowest intensity, as a share
         of the image's; 10 x 10 pixels of 64 x 64. As much of it as fits into a narrow image.
-    latent_size : int, default=16
-        Numbers in a code; channels of it for the spatial bottleneck.
-    hidden_size : int, default=2048
-        Width of the dense layers on either side of the code.
-    width : int, default=16
-        Channels of the first level; 2 and 4 times as many follow.
-    n_levels : int, default=None
-        Times the image is halved. None brings the longer side to about 4 pixels (4 at 64 x 64).
-    bottleneck : {"dense", "spatial"}, default="dense"
-        A code for the image, or one at every place of the last level (1 x 1 convolutions).
+    {size}
     max_epochs : int, default=100
         Passes over the normal images.
     {parameters}
@@ -77,12 +69,8 @@ class ContextAE(BaseDetector):
     _image_range = (-1.0, 1.0)
 
     _parameter_constraints = BaseDetector._parameter_constraints | {
+        **SIZE_CONSTRAINTS,
         "erased_area": [Interval(Real, 0, 1, closed="neither")],
-        "latent_size": [Interval(Integral, 1, None, closed="left")],
-        "hidden_size": [Interval(Integral, 1, None, closed="left")],
-        "width": [Interval(Integral, 1, None, closed="left")],
-        "n_levels": [Interval(Integral, 1, None, closed="left"), None],
-        "bottleneck": [StrOptions({"dense", "spatial"})],
     }
 
     def __init__(
@@ -131,13 +119,7 @@ class ContextAE(BaseDetector):
         self.random_state = random_state
 
     def _build(self, image_shape):
-        return ConvAutoEncoder(
-            image_shape,
-            self.latent_size,
-            hidden_size=self.hidden_size if self.bottleneck == "dense" else None,
-            width=self.width,
-            n_levels=self.n_levels,
-        )
+        return ConvAutoEncoder(image_shape, **size_options(self))
 
     def _train(self, network, images, y):
         erase = partial(erase_squares, area=self.erased_area, value=self._image_range[0])

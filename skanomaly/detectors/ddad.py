@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from .._detector import BaseDetector, Judgement
 from .._losses import likelihood_error, over_channels, squared_error
 from .._random import seeded
+from .._size import SIZE_CONSTRAINTS, size_options
 from ..networks.autoencoder import ConvAutoEncoder, MemoryAutoEncoder, UncertainAutoEncoder
 from ..synthesis import foreign_patches
 from ..training import MemoryTraining, Reconstruction, Training
@@ -195,16 +196,7 @@ class DDAD(BaseDetector):
         normative one (A_rec). None takes the first there is of R_dual, A_inter, R_intra and A_intra.
     ddof : int, default=1
         Deviations within an ensemble are over n_members - ddof; 1 in the public code, 0 in the paper.
-    latent_size : int, default=16
-        Numbers in a code; channels of it for the spatial bottleneck.
-    hidden_size : int, default=2048
-        Width of the dense layers on either side of the code.
-    width : int, default=16
-        Channels of the first level; 2 and 4 times as many follow.
-    n_levels : int, default=None
-        Times the image is halved. None brings the longer side to about 4 pixels (4 at 64 x 64).
-    bottleneck : {"dense", "spatial"}, default="dense"
-        A code for the image, or one at every place of the last level (1 x 1 convolutions).
+    {size}
     max_epochs : int, default=100
         Passes over its images for each member.
     refinement_epochs : int, default=20
@@ -263,16 +255,12 @@ class DDAD(BaseDetector):
     _image_range = (-1.0, 1.0)
 
     _parameter_constraints = BaseDetector._parameter_constraints | {
+        **SIZE_CONSTRAINTS,
         "backbone": [StrOptions(set(BACKBONES)), callable],
         "n_members": [Interval(Integral, 1, None, closed="left")],
         "refine": ["boolean"],
         "score_component": [StrOptions({"dual", "intra", "inter", "rec"}), None],
         "ddof": [Interval(Integral, 0, None, closed="left")],
-        "latent_size": [Interval(Integral, 1, None, closed="left")],
-        "hidden_size": [Interval(Integral, 1, None, closed="left")],
-        "width": [Interval(Integral, 1, None, closed="left")],
-        "n_levels": [Interval(Integral, 1, None, closed="left"), None],
-        "bottleneck": [StrOptions({"dense", "spatial"})],
         "refinement_epochs": [Interval(Integral, 1, None, closed="left")],
         "refinement_width": [Interval(Integral, 1, None, closed="left")],
     }
@@ -398,14 +386,7 @@ class DDAD(BaseDetector):
 
     def _build(self, image_shape):
         backbone = self._backbone()
-        make = partial(
-            backbone.build,
-            image_shape,
-            self.latent_size,
-            hidden_size=self.hidden_size if self.bottleneck == "dense" else None,
-            width=self.width,
-            n_levels=self.n_levels,
-        )
+        make = partial(backbone.build, image_shape, **size_options(self))
         network = DDADNetwork(
             make,
             backbone.predict,

@@ -1,11 +1,12 @@
 """GANomaly: an image and its reconstruction should have one code."""
 
-from numbers import Integral, Real
+from numbers import Real
 
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import Interval
 
 from .._detector import BaseDetector, Judgement
 from .._losses import absolute_error, feature_error
+from .._size import SIZE_CONSTRAINTS, size_options
 from ..networks.adversarial import ConvDiscriminator
 from ..networks.autoencoder import ConvAutoEncoder, ConvEncoder
 from ..training import Training
@@ -77,16 +78,7 @@ class GANomaly(BaseDetector):
         Weight of the mean squared distance of the codes.
     adversarial_weight : float, default=1.0
         Weight of the mean squared distance of the discriminator's features.
-    latent_size : int, default=16
-        Numbers in a code; channels of it for the spatial bottleneck.
-    hidden_size : int, default=2048
-        Width of the dense layers on either side of the code.
-    width : int, default=16
-        Channels of the first level; 2 and 4 times as many follow.
-    n_levels : int, default=None
-        Times the image is halved. None brings the longer side to about 4 pixels (4 at 64 x 64).
-    bottleneck : {"dense", "spatial"}, default="dense"
-        A code for the image, or one at every place of the last level (1 x 1 convolutions).
+    {size}
     max_epochs : int, default=100
         Passes over the normal images.
     {parameters}
@@ -127,14 +119,10 @@ class GANomaly(BaseDetector):
     _image_range = (-1.0, 1.0)
 
     _parameter_constraints = BaseDetector._parameter_constraints | {
+        **SIZE_CONSTRAINTS,
         "reconstruction_weight": [Interval(Real, 0, None, closed="left")],
         "code_weight": [Interval(Real, 0, None, closed="left")],
         "adversarial_weight": [Interval(Real, 0, None, closed="left")],
-        "latent_size": [Interval(Integral, 1, None, closed="left")],
-        "hidden_size": [Interval(Integral, 1, None, closed="left")],
-        "width": [Interval(Integral, 1, None, closed="left")],
-        "n_levels": [Interval(Integral, 1, None, closed="left"), None],
-        "bottleneck": [StrOptions({"dense", "spatial"})],
     }
 
     def __init__(
@@ -187,13 +175,7 @@ class GANomaly(BaseDetector):
         self.random_state = random_state
 
     def _build(self, image_shape):
-        return GANomalyNetwork(
-            image_shape,
-            self.latent_size,
-            hidden_size=self.hidden_size if self.bottleneck == "dense" else None,
-            width=self.width,
-            n_levels=self.n_levels,
-        )
+        return GANomalyNetwork(image_shape, **size_options(self))
 
     def _train(self, network, images, y):
         weights = {

@@ -6,6 +6,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from .._detector import BaseDetector, Judgement
 from .._losses import squared_error
+from .._size import SIZE_CONSTRAINTS, size_options
 from ..networks.autoencoder import MemoryAutoEncoder
 from ..training import MemoryTraining
 
@@ -83,15 +84,11 @@ class MemAE(BaseDetector):
     _image_range = (-1.0, 1.0)
 
     _parameter_constraints = BaseDetector._parameter_constraints | {
+        **SIZE_CONSTRAINTS,
         "n_slots": [Interval(Integral, 1, None, closed="left")],
         "shrinkage_threshold": [Interval(Real, 0, 1, closed="left")],
         "similarity": [StrOptions({"dot", "cosine"})],
         "entropy_weight": [Interval(Real, 0, None, closed="left")],
-        "latent_size": [Interval(Integral, 1, None, closed="left")],
-        "hidden_size": [Interval(Integral, 1, None, closed="left")],
-        "width": [Interval(Integral, 1, None, closed="left")],
-        "n_levels": [Interval(Integral, 1, None, closed="left"), None],
-        "bottleneck": [StrOptions({"dense", "spatial"})],
     }
 
     def __init__(
@@ -148,13 +145,10 @@ class MemAE(BaseDetector):
     def _build(self, image_shape):
         return MemoryAutoEncoder(
             image_shape,
-            self.latent_size,
             n_slots=self.n_slots,
             threshold=self.shrinkage_threshold,
             cosine=self.similarity == "cosine",
-            hidden_size=self.hidden_size if self.bottleneck == "dense" else None,
-            width=self.width,
-            n_levels=self.n_levels,
+            **size_options(self),
         )
 
     def _train(self, network, images, y):

@@ -1,12 +1,13 @@
 """VAE: reconstruct through codes near a normal distribution."""
 
 from functools import partial
-from numbers import Integral, Real
+from numbers import Real
 
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from .._detector import BaseDetector, Judgement
 from .._losses import absolute_error, gradient_map, squared_error
+from .._size import SIZE_CONSTRAINTS, size_options
 from ..networks.autoencoder import VariationalAutoEncoder
 from ..networks.gaussian import kl_divergence
 from ..training import Variational
@@ -33,16 +34,7 @@ class VAE(BaseDetector):
     score_component : {"residual", "elbo_gradient", "kl_gradient", "combination"}, default="residual"
         What score and map are of: the error; the absolute derivative by each pixel of the negative ELBO, or
         of the divergence alone; the error times the latter.
-    latent_size : int, default=16
-        Numbers in a code; channels of it for the spatial bottleneck.
-    hidden_size : int, default=2048
-        Width of the dense layers on either side of the code.
-    width : int, default=16
-        Channels of the first level; 2 and 4 times as many follow.
-    n_levels : int, default=None
-        Times the image is halved. None brings the longer side to about 4 pixels (4 at 64 x 64).
-    bottleneck : {"dense", "spatial"}, default="dense"
-        A code for the image, or one at every place of the last level (1 x 1 convolutions).
+    {size}
     max_epochs : int, default=100
         Passes over the normal images.
     {parameters}
@@ -91,14 +83,10 @@ class VAE(BaseDetector):
     _image_range = (-1.0, 1.0)
 
     _parameter_constraints = BaseDetector._parameter_constraints | {
+        **SIZE_CONSTRAINTS,
         "kl_weight": [Interval(Real, 0, None, closed="left")],
         "loss": [StrOptions(set(ERRORS))],
         "score_component": [StrOptions({"residual", "elbo_gradient", "kl_gradient", "combination"})],
-        "latent_size": [Interval(Integral, 1, None, closed="left")],
-        "hidden_size": [Interval(Integral, 1, None, closed="left")],
-        "width": [Interval(Integral, 1, None, closed="left")],
-        "n_levels": [Interval(Integral, 1, None, closed="left"), None],
-        "bottleneck": [StrOptions({"dense", "spatial"})],
     }
 
     def __init__(
@@ -151,13 +139,7 @@ class VAE(BaseDetector):
         self.random_state = random_state
 
     def _build(self, image_shape):
-        return VariationalAutoEncoder(
-            image_shape,
-            self.latent_size,
-            hidden_size=self.hidden_size if self.bottleneck == "dense" else None,
-            width=self.width,
-            n_levels=self.n_levels,
-        )
+        return VariationalAutoEncoder(image_shape, **size_options(self))
 
     def _train(self, network, images, y):
         options = {"error": ERRORS[self.loss], "kl_weight": self.kl_weight}
