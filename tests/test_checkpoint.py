@@ -5,15 +5,17 @@ import os
 import random
 import signal
 import time
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_array_equal
 from skorch.callbacks import Callback, EarlyStopping, Freezer, LRScheduler
+from torch import nn
 from toys import LinearAutoEncoder
 
-from skanomaly import AutoEncoder, FAnoGAN, _storage
+from skanomaly import DDAD, AutoEncoder, FAnoGAN, _storage
 from skanomaly.testing import SliceOnly, make_images, tiny
 from skanomaly.training._checkpoint import describe
 
@@ -227,6 +229,17 @@ def test_what_a_killed_write_left_is_swept_away(tmp_path):
     (tmp_path / f"gan.safetensors.1-1{_storage.UNFINISHED}").write_bytes(b"half")
     gan(checkpoint_dir=tmp_path).fit(X)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["encoder.safetensors", "gan.safetensors"]
+
+
+def test_functions_are_told_apart_by_their_names(tmp_path):
+    assert describe(np.sum) == "numpy.sum" != describe(np.mean)
+    assert describe(partial(np.sum, axis=0)) == describe(partial(np.sum, axis=0))
+    assert describe(partial(np.sum, axis=0)) != describe(partial(np.sum, axis=1)) != describe(np.sum)
+    detector = DDAD(backbone=lambda shape: nn.Conv2d(1, 1, 3, padding=1), checkpoint_dir=tmp_path)
+    with pytest.raises(ValueError, match="checkpoint_dir.*test_functions_are.*<lambda> may.*top of a module"):
+        detector.fit(X)
+    assert not list(tmp_path.iterdir())
+    assert not hasattr(detector, "network_")
 
 
 def test_parameters_are_described_alike_in_every_process():

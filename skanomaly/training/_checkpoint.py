@@ -1,7 +1,9 @@
 """A fit in a folder: what each stage was after its last epoch, for a killed process to go on from."""
 
 import warnings
+from functools import partial
 from pathlib import Path
+from types import FunctionType
 
 import numpy as np
 import torch
@@ -92,8 +94,16 @@ def describe(value):
         value = value.item()
     if value is None or isinstance(value, (bool, int, float, str)):
         return repr(value)
+    if isinstance(value, partial):
+        return f"partial{describe([value.func, value.args, value.keywords])}"
     if hasattr(value, "__qualname__"):
-        return f"{value.__module__}.{value.__qualname__}"
+        name = f"{value.__module__}.{value.__qualname__}"
+        if isinstance(value, FunctionType) and "<" in name:
+            raise ValueError(
+                f"with checkpoint_dir, functions are told apart by their names, and {name} may be another "
+                "next time; define it at the top of a module, with functools.partial for its options"
+            )
+        return name
     name = f"{type(value).__module__}.{type(value).__qualname__}"
     parameters = value.get_params(deep=False) if hasattr(value, "get_params") else {}
     return f"{name}({', '.join(f'{key}={describe(part)}' for key, part in parameters.items())})"
