@@ -1,6 +1,6 @@
 """DDAD: where ensembles disagree, and what images that nobody has labelled add to that."""
 
-from functools import partial
+from functools import cache, partial
 from numbers import Integral
 from typing import NamedTuple
 
@@ -122,12 +122,9 @@ class DDADNetwork(nn.Module):
             maps["inter"] = over_channels((self._predict(self.udm, x)[0].mean(0) - mean).abs() / deviation)
         return maps
 
-    def refine(self, maps):
-        """Logits (n, 2, h, w) by refinement, from discrepancies."""
-        return {
-            name: refinement(torch.stack([maps[of] for of in INPUTS[name]], dim=1))
-            for name, refinement in self.refinements.items()
-        }
+    def refine(self, name, maps):
+        """Logits (n, 2, h, w) of one of the refinements, from discrepancies."""
+        return self.refinements[name](torch.stack([maps[of] for of in INPUTS[name]], dim=1))
 
 
 def focal_loss(logits, masks, *, gamma=2.0):
@@ -157,7 +154,7 @@ class Refinement(Training):
         images, masks, _ = foreign_patches(x, probability=0.5)
         with torch.no_grad():
             maps = network.discrepancies(images)
-        return sum(focal_loss(logits, masks) for logits in network.refine(maps).values())
+        return sum(focal_loss(network.refine(name, maps), masks) for name in network.refinements)
 
     def step(self, network, x):
         self.move("optimizer", refinement_loss=self.loss(network, x))
@@ -425,11 +422,18 @@ class DDAD(BaseDetector):
 
     def _judge(self, network, x):
         maps = network.discrepancies(x)
-        if self.refine:
-            refined = network.refine(maps).items()
-            maps |= {f"refined_{name}": logits.softmax(1)[:, 1] for name, logits in refined}
+
+        @cache
+        def refined(name):
+            return network.refine(name, maps).softmax(1)[:, 1]
+
         components = {name: map.mean((1, 2)) for name, map in maps.items()}
+        for name in network.refinements if self.refine else ():
+            components[f"refined_{name}"] = lambda name=name: refined(name).mean((1, 2))
         asked = self._component()
-        if asked not in maps:
-            raise ValueError(f"there is no {asked!r} in what was fitted, {sorted(maps)}; fit again for it")
-        return Judgement(components[asked], maps[asked], components)
+        if asked not in components:
+            raise ValueError(
+                f"there is no {asked!r} in what was fitted, {sorted(components)}; fit again for it"
+            )
+        shown = maps[asked] if asked in maps else refined(asked.removeprefix("refined_"))
+        return Judgement(shown.mean((1, 2)), shown, components)
