@@ -110,7 +110,7 @@ def run(cells, path, folder, *, load=load, evaluate=evaluate):
     """
     done = {cell["key"] for cell in read(path) if "error" not in cell}
     for name, variant, detector in cells:
-        file = folder / f"{name}.npz"
+        file = folder / f"{name.partition(', ')[0]}.npz"  # the rest says what is made of it
         digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.exists() else None
         key = json.dumps([name, digest, describe(detector), detector.random_state], sort_keys=True)
         if key in done:

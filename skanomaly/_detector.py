@@ -53,6 +53,9 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
     #: What the network expects the intensity range to be scaled to.
     _image_range = (0.0, 1.0)
 
+    #: Whether unlabelled images (y = 0) are told from normal ones; else they are taken for normal.
+    _tells_unlabelled = False
+
     #: Set during a `fit` with `checkpoint_dir`.
     _checkpoint = None
 
@@ -93,9 +96,9 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
     def _prepare(self, y):
         """Set, from the codes of the images, fitted attributes that `_build` depends on."""
 
-    def _normals(self, images):
-        """Those of the training images whose scores give the thresholds."""
-        return images
+    def _normals(self, images, y):
+        """Those of the training images that are normal; thresholds are from their scores."""
+        return images.subset(np.flatnonzero(y != 0)) if self._tells_unlabelled and y is not None else images
 
     def _judge(self, network, x):
         """Judgement of a batch of images (n, c, h, w), in eval mode without gradients."""
@@ -192,7 +195,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
             )
         self.network_ = network.eval()
         self.n_iter_ = sum(len(history) for history in self.history_.values())
-        scores, pixels = self._score_normals(self._normals(images))
+        scores, pixels = self._score_normals(self._normals(images, images.y))
         if not np.isfinite(scores).all():
             stage, history = list(self.history_.items())[-1]
             raise FloatingPointError(

@@ -160,7 +160,7 @@ class PatchDetector(BaseDetector):
 
     def _fit(self, X, y):
         images = ImageStack(self._check_X(X, fitting=True), self.channel_axis, self.image_shape)
-        used, _ = usable_rows(images, y)
+        used, codes = usable_rows(images, y)
         normal = images.subset(np.flatnonzero(used))
         self.patch_size_ = _find_patch_size(self.patch_size, normal.sizes)
         self.stride_ = _find_stride(self.stride, self.patch_size_)
@@ -178,7 +178,7 @@ class PatchDetector(BaseDetector):
         windows = normal.random_windows(self.patch_size_, self.n_patches, rng)
         y_windows = None if y is None else np.asarray(y)[used][windows.table[:, 0]]
         self.detector_ = detector.fit(windows, y_windows)
-        scores, pixels = self._score_normals(normal)
+        scores, pixels = self._score_normals(detector._normals(normal, codes))
         self.offset_ = float(np.percentile(scores, 100 * self.contamination))
         self._set_pixel_threshold(pixels, self.pixel_contamination)
 

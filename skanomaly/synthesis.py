@@ -83,7 +83,8 @@ def foreign_patches(x, *, half_width=(0.05, 0.2), margin=0.1, probability=1.0):
         half = torch.round(side * (low + (high - low) * torch.rand(n))).clamp(min=1)
         centre = torch.floor(side * (margin + (1 - 2 * margin) * torch.rand(n)))
         inside.append((torch.arange(side) - centre[:, None]).abs() <= half[:, None] - 0.5)
-    masks = inside[0][:, :, None] & inside[1][:, None, :] & (torch.rand(n) < probability)[:, None, None]
+    mixed = (torch.rand(n) < probability) & (n > 1)  # one image alone has no other
+    masks = inside[0][:, :, None] & inside[1][:, None, :] & mixed[:, None, None]
     factors = torch.rand(n)
     shares = (masks * factors[:, None, None])[:, None].to(x)
     return x + shares * (x.roll(-1, 0) - x), masks.to(x.device), factors

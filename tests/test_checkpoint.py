@@ -1,5 +1,6 @@
 """A killed fit goes on where it was, and ends with the same bits."""
 
+import copy
 import multiprocessing
 import os
 import random
@@ -18,6 +19,7 @@ from toys import LinearAutoEncoder
 from skanomaly import DDAD, AutoEncoder, FAnoGAN, _storage
 from skanomaly.testing import SliceOnly, make_images, tiny
 from skanomaly.training._checkpoint import describe
+from skanomaly.transforms import Compose, Flip, GaussianBlur
 
 X = make_images((40, 16, 16))
 
@@ -235,11 +237,65 @@ def test_functions_are_told_apart_by_their_names(tmp_path):
     assert describe(np.sum) == "numpy.sum" != describe(np.mean)
     assert describe(partial(np.sum, axis=0)) == describe(partial(np.sum, axis=0))
     assert describe(partial(np.sum, axis=0)) != describe(partial(np.sum, axis=1)) != describe(np.sum)
+    assert describe(partial(np.sum, X)) != describe(partial(np.sum, X + 1))
     detector = DDAD(backbone=lambda shape: nn.Conv2d(1, 1, 3, padding=1), checkpoint_dir=tmp_path)
     with pytest.raises(ValueError, match="checkpoint_dir.*test_functions_are.*<lambda> may.*top of a module"):
         detector.fit(X)
     assert not list(tmp_path.iterdir())
     assert not hasattr(detector, "network_")
+
+    def local(shape):
+        return nn.Conv2d(1, 1, 3, padding=1)
+
+    class Local:
+        def build(self, shape):
+            return nn.Conv2d(1, 1, 3, padding=1)
+
+    for nameless in (local, partial(local, 2), Local, Local(), Local().build, [{"a": local}]):
+        with pytest.raises(ValueError, match="told apart by their names, and .*locals.*top of a module"):
+            describe(nameless)
+
+
+class Maker:
+    """Makes members of one kind."""
+
+    def __init__(self, activation):
+        self.activation = activation
+
+    def __call__(self, shape):
+        return nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), self.activation(), nn.Conv2d(2, 1, 3, padding=1))
+
+    def build(self, shape):
+        return self(shape)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Maker(nn.ReLU), Maker(nn.Tanh)),
+        (Maker(nn.ReLU).build, Maker(nn.Tanh).build),
+        (Maker(nn.ReLU).build, Maker(nn.ReLU).__call__),
+        (Compose([Flip(1.0)]), Compose([GaussianBlur()])),
+        (Compose([Flip(1.0)]), Compose([Flip(0.5)])),
+        (nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)),
+        (nn.BatchNorm2d(1), nn.BatchNorm2d(1).eval()),
+        (torch.zeros(2, requires_grad=True), torch.ones(2)),
+        (torch.tensor(1.0), torch.tensor(2.0)),
+        ({"a", "b"}, {"a"}),
+        (torch.float32, torch.float64),
+    ],
+    ids=str,
+)
+def test_objects_are_told_apart_by_what_they_hold(one, other):
+    assert describe(one) == describe(copy.deepcopy(one)) != describe(other)
+    assert " at 0x" not in describe(one)
+
+
+def test_a_fit_with_another_object_is_refused(tmp_path):
+    options = {"refine": False, "score_component": "rec", "checkpoint_dir": tmp_path}
+    tiny(DDAD, backbone=Maker(nn.ReLU), **options).fit(X)
+    with pytest.raises(ValueError, match="holds another fit: backbone was .*Maker.*ReLU.* and is .*Tanh"):
+        tiny(DDAD, backbone=Maker(nn.Tanh), **options).fit(X)
 
 
 def test_parameters_are_described_alike_in_every_process():

@@ -1,6 +1,7 @@
 """Windows over large images: where they lie, what is stitched, and that it finds things."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import skimage.data
 from numpy.testing import assert_allclose, assert_array_equal
 from toys import LinearAutoEncoder, MaplessAutoEncoder
 
-from skanomaly import AutoEncoder, PatchDetector, _unwrap
+from skanomaly import DDAD, AutoEncoder, PatchDetector, _unwrap
 from skanomaly._detector import Judgement
 from skanomaly.patches import ImageStack, extract_patches
 from skanomaly.testing import SliceOnly, make_images, tiny
@@ -108,6 +109,17 @@ def test_defaults():
     assert fitted((3, 120)) == ((1, 64), (1, 32))
     assert fitted((3, 50, 90), patch_size=(10, 30), stride=7) == ((10, 30), (7, 7))
     assert PatchDetector().get_params()["detector"] is None
+
+
+def test_thresholds_are_from_normal_images():
+    """As those of the detector: DDAD tells unlabelled images from normal ones, others do not."""
+    X = make_images((20, 24, 24))
+    X[12:] = 255 - X[12:]
+    y = np.repeat([1, 0], (12, 8))
+    for make, n in ((partial(tiny, DDAD, score_component="rec"), 12), (partial(tiny, AutoEncoder), 20)):
+        detector = tiny(PatchDetector, detector=make(), patch_size=16, contamination=0.3).fit(X, y)
+        assert detector.offset_ == np.percentile(detector.score_samples(X)[:n], 30)
+        assert detector.offset_ != np.percentile(detector.score_samples(X)[: 32 - n], 30)
 
 
 def test_the_detector_learns_from_crops_of_normal_images(monkeypatch):

@@ -45,6 +45,26 @@ def test_centres_keep_away_from_the_border(margin):
         assert centre.max() <= 100 * (1 - margin)
 
 
+def test_one_image_alone_has_no_other():
+    x = torch.rand(1, 1, 20, 20)
+    y, masks, _ = foreign_patches(x)
+    assert torch.equal(x, y)
+    assert not masks.any()
+
+
+def test_every_box_has_a_pixel_at_least():
+    with seeded(0):
+        _, masks, _ = foreign_patches(torch.rand(50, 1, 1, 6))
+    assert masks.any((1, 2)).all()
+
+
+def test_integers_are_rounded():
+    X = np.tile([0, 10], 8)[:, None, None] * np.ones((16, 40, 40), "uint8")
+    made = interpolate_foreign_patches(X, random_state=0)
+    for image, mask, factor in list(zip(made.images, made.masks, made.factors))[::2]:
+        assert set(image[mask]) == {round(10 * factor)}
+
+
 def test_a_share_of_the_images():
     x = torch.rand(400, 1, 20, 20)
     with seeded(0):

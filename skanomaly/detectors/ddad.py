@@ -4,7 +4,6 @@ from functools import cache, partial
 from numbers import Integral
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import nn
@@ -250,6 +249,7 @@ class DDAD(BaseDetector):
     """
 
     _image_range = (-1.0, 1.0)
+    _tells_unlabelled = True
 
     _parameter_constraints = BaseDetector._parameter_constraints | {
         **SIZE_CONSTRAINTS,
@@ -322,6 +322,8 @@ class DDAD(BaseDetector):
     def _prepare(self, y):
         self.n_unlabelled_ = 0 if y is None else int((y == 0).sum())
         n_normal = 2 if y is None else len(y) - self.n_unlabelled_
+        if self.n_unlabelled_ and not (y == 1).any():
+            n_normal = 0  # only codes that mean nothing here
         if n_normal < 2:
             raise ValueError(
                 f"DDAD learns from normal images and, beside them, unlabelled ones; y has {n_normal} normal "
@@ -392,22 +394,21 @@ class DDAD(BaseDetector):
             refinement_width=self.refinement_width if self.refine else None,
             ddof=self.ddof,
         )
-        first = [next(member.parameters()) for member in (*network.ndm, *(network.udm or ()))]
-        if len(set(map(id, first))) < len(first):
-            raise ValueError("backbone must make a new module each time, and gave one twice")
+        trained = [
+            id(parameter)
+            for member in (*network.ndm, *(network.udm or ()))
+            for parameter in member.parameters()
+            if parameter.requires_grad
+        ]
+        if len(set(trained)) < len(trained):
+            raise ValueError("backbone must make new modules each time; two members share what is trained")
         return network
-
-    def _normals(self, images):
-        if not self.n_unlabelled_:
-            return images
-        normals = images.subset(np.flatnonzero(images.y != 0))
-        if images.held_out is not None:
-            normals.held_out = self._normals(images.held_out)
-        return normals
 
     def _train(self, network, images, y):
         training = partial(self._backbone().training, optimizer=Adam)
-        normals, histories = self._normals(images), {}
+        normals, histories = self._normals(images, y), {}
+        if images.held_out is not None:
+            normals.held_out = self._normals(images.held_out, images.held_out.y)
         for name, members, seen in (("ndm", network.ndm, normals), ("udm", network.udm or (), images)):
             for k, member in enumerate(members):
                 histories |= self._run(f"{name}_{k}", training, member, seen)

@@ -3,7 +3,7 @@
 import warnings
 from functools import partial
 from pathlib import Path
-from types import FunctionType
+from types import MethodType
 
 import numpy as np
 import torch
@@ -81,32 +81,44 @@ def _changes(then, now):
 
 def describe(value):
     """A parameter in words: equal ones where it would do the same, in this process or another."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().numpy()
     if isinstance(value, dict):
         return "{" + ", ".join(f"{describe(k)}: {describe(v)}" for k, v in value.items()) + "}"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(describe, value))}]"
+    if isinstance(value, (set, frozenset)):
+        return f"{{{', '.join(sorted(map(describe, value)))}}}"
     if isinstance(value, np.random.RandomState):
         return f"RandomState{describe(value.get_state()[1:3])}"
-    if isinstance(value, (np.ndarray, torch.Tensor)) and np.ndim(value):
-        array = np.asarray(value)
-        return f"array {array.shape} {array.dtype} with SHA-256 {fingerprint(array)}"
-    if isinstance(value, np.generic):
+    if isinstance(value, np.ndarray) and value.ndim:
+        return f"array {value.shape} {value.dtype} with SHA-256 {fingerprint(value)}"
+    if isinstance(value, (np.ndarray, np.generic)):
         value = value.item()
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return repr(value)
     if isinstance(value, partial):
         return f"partial{describe([value.func, value.args, value.keywords])}"
+    if isinstance(value, MethodType):
+        return f"{value.__name__} of {describe(value.__self__)}"
     if hasattr(value, "__qualname__"):
-        name = f"{value.__module__}.{value.__qualname__}"
-        if isinstance(value, FunctionType) and "<" in name:
-            raise ValueError(
-                f"with checkpoint_dir, functions are told apart by their names, and {name} may be another "
-                "next time; define it at the top of a module, with functools.partial for its options"
-            )
-        return name
-    name = f"{type(value).__module__}.{type(value).__qualname__}"
-    parameters = value.get_params(deep=False) if hasattr(value, "get_params") else {}
-    return f"{name}({', '.join(f'{key}={describe(part)}' for key, part in parameters.items())})"
+        return _name(value)
+    if hasattr(value, "get_params"):
+        parts = value.get_params(deep=False)
+    elif hasattr(value, "__dict__"):
+        parts = vars(value)
+    else:
+        return repr(value)
+    return f"{_name(type(value))}({', '.join(f'{key}={describe(part)}' for key, part in parts.items())})"
+
+
+def _name(thing):
+    """Of a class or function that can be told from others by it."""
+    name = f"{thing.__module__}.{thing.__qualname__}"
+    if "<" in name:
+        raise ValueError(
+            f"with checkpoint_dir, classes and functions are told apart by their names, and {name} may be "
+            "another next time; define it at the top of a module, with functools.partial for its options"
+        )
+    return name
 
 
 def state_of(training):

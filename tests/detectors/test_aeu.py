@@ -54,6 +54,15 @@ def test_the_score_counts_errors_by_their_variance():
     assert_allclose(components["log_variance"], log_variance.mean((1, 2, 3)), rtol=1e-4, atol=1e-5)
 
 
+def test_log_variances_of_all_channels():
+    X = make_images((5, 20, 14, 3))
+    detector = tiny(AEU).fit(X)
+    with torch.no_grad():
+        _, log_variance = detector.network_(torch.from_numpy(np.moveaxis(X, 3, 1) / 255).float() * 2 - 1)
+    expected = log_variance.mean((1, 2, 3))
+    assert_allclose(detector.score_components(X)["log_variance"], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_one_step_moves_encoder_and_decoder():
     X = make_images()
     one, two = (tiny(AEU, max_epochs=epochs).fit(X).network_ for epochs in (1, 2))

@@ -354,6 +354,69 @@ def test_a_backbone_of_ones_own():
 
 
 SAME = nn.Conv2d(1, 1, 3, padding=1)
+FROZEN = nn.Conv2d(1, 1, 3, padding=1).requires_grad_(False)
+
+
+def test_members_may_share_what_is_not_trained():
+    def make(image_shape):
+        return nn.Sequential(FROZEN, nn.Conv2d(1, 1, 3, padding=1))
+
+    before = FROZEN.weight.clone()
+    tiny(DDAD, backbone=make, refine=False).fit(make_images((12, 16, 16)), Y)
+    assert torch.equal(FROZEN.weight, before)
+
+
+def test_ensembles_must_not_share_what_is_trained():
+    made = []
+
+    def make(image_shape):
+        made.append(nn.Conv2d(1, 1, 3, padding=1))
+        return made[0] if len(made) == 4 else made[-1]
+
+    with pytest.raises(ValueError, match="two members share what is trained"):
+        tiny(DDAD, backbone=make, n_members=2).fit(make_images((12, 16, 16)), Y)
+
+
+def test_a_look_at_a_member_does_not_change_it():
+    def make(image_shape):
+        return nn.Sequential(nn.BatchNorm2d(1), nn.Conv2d(1, 1, 3, padding=1))
+
+    network = tiny(DDAD, backbone=make)._own_member((1, 8, 8))
+    assert network.training
+    assert network[0].num_batches_tracked == 0
+
+
+def test_only_what_is_asked_for_is_refined(monkeypatch):
+    X, seen = make_images((12, 16, 16)), []
+    detector = tiny(DDAD).fit(X, Y)
+
+    def forward(self, maps):
+        seen.append(maps.shape[1])
+        return original(self, maps)
+
+    original = RefinementNetwork.forward
+    monkeypatch.setattr(RefinementNetwork, "forward", forward)
+    for asked, n_maps in {"rec": set(), "inter": set(), "intra": {1}, "dual": {2}}.items():
+        seen.clear()
+        detector.set_params(score_component=asked).score_samples(X)
+        assert set(seen) == n_maps
+    seen.clear()
+    components = detector.score_components(X)
+    assert sorted(seen) == [1, 2], "each once"
+    raw = detector.set_params(score_component=None, refine=False)
+    assert set(raw.score_components(X)) == {"rec", "intra", "inter"}
+    assert_allclose(-raw.score_samples(X), components["inter"], rtol=1e-6)
+
+
+def test_thresholds_are_from_normal_images():
+    X = make_images((12, 16, 16))
+    y = np.r_[1, 1, 1, 2, 2, 2, 0, 0, 0, 0, -1, -1]  # codes that mean nothing are as 1
+    detector = tiny(DDAD, contamination=0.3).fit(X, y)
+    assert detector.offset_ == np.percentile(detector.score_samples(X)[:6], 30)
+
+
+def test_few_unlabelled_images_are_not_held_out():
+    tiny(DDAD, validation_fraction=0.1).fit(make_images((6, 16, 16)), [1, 1, 1, 1, 1, 0])
 
 
 @pytest.mark.parametrize(
@@ -361,7 +424,12 @@ SAME = nn.Conv2d(1, 1, 3, padding=1)
     [
         (SAME, TypeError, "must be a function that makes a new torch module"),
         (lambda shape: None, TypeError, "must be a function that makes a new torch module"),
-        (lambda shape: SAME, ValueError, "must make a new module each time"),
+        (lambda shape: SAME, ValueError, "must make new modules each time; two members share"),
+        (
+            lambda shape: nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), SAME),
+            ValueError,
+            "must make new modules each time; two members share",
+        ),
         (lambda shape: nn.Identity(), ValueError, "modules with parameters to train, made Identity"),
         (lambda shape: nn.Conv2d(1, 4, 3, padding=1), ValueError, r"\(2, 1, 16, 16\), .* \(2, 4, 16, 16\)"),
         (
@@ -388,8 +456,10 @@ def test_missing_labels_are_not_normal(y):
         ({}, np.zeros(12), r"y has 0 normal \(1\) and 12 unlabelled \(0\): give 2 normal ones"),
         ({}, np.r_[1, np.zeros(11)], r"y has 1 normal \(1\) and 11 unlabelled"),
         ({}, np.ones(5), "inconsistent numbers of samples"),
+        ({}, np.repeat([2, 0], 6), r"y has 0 normal \(1\) and 6 unlabelled"),
         ({"n_members": 1}, None, "n_members must be at least 2 for members to disagree, got 1"),
         ({"n_members": 1, "refine": False, "score_component": "inter"}, Y, "n_members must be at least 2"),
+        ({"n_members": 1, "score_component": "rec"}, None, "n_members must be at least 2"),
         ({"n_members": 2, "ddof": 2}, None, "n_members must be at least 3"),
         ({"score_component": "dual"}, None, r"score_component='dual' needs unlabelled images \(y = 0\)"),
         ({"score_component": "inter"}, np.ones(12), "score_component='inter' needs unlabelled images"),

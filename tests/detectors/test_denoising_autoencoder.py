@@ -22,6 +22,14 @@ def test_it_removes_coarse_noise():
     assert left < 0.5 * (noisy - x).square().mean()
 
 
+def test_noise_lies_anywhere_along_either_side():
+    """Enlarged, it has its extremes at fixed places; rolled, not."""
+    with seeded(0):
+        noise = [add_coarse_noise(torch.zeros(1, 1, 16, 24), deviation=1.0, size=2)[0, 0] for _ in range(60)]
+    for axis, side in enumerate((16, 24)):
+        assert len({int(image.amax(1 - axis).argmax()) for image in noise}) > side // 2
+
+
 def test_the_score_is_the_mean_squared_error():
     X = make_images((5, 20, 14))
     detector = tiny(DenoisingAutoEncoder).fit(X)
