@@ -226,6 +226,10 @@ class DDAD(BaseDetector):
     Stages of training are "ndm_0", "ndm_1" and so on, "udm_0" and so on, and "refinement". The last has the
     rate and the batches of the public code, 1e-4 and 8; `lr` and `batch_size` are for members.
 
+    R_dual is the score by default, as in the paper. From a few hundred normal images the refinement may learn
+    to point the wrong way: benchmarks/ddad.py has AUROCs of .31 for it where A_inter has .88. Compare it with
+    ``score_component="inter"`` on validation images, or leave it out by ``refine=False``.
+
     `score_components` has whatever there is of "rec", "intra" and "inter" as they are, the paper's A, and
     "refined_intra" and "refined_dual", its R.
 
