@@ -284,7 +284,6 @@ class Maker:
         ({"a", "b"}, {"a"}),
         (torch.float32, torch.float64),
     ],
-    ids=str,
 )
 def test_objects_are_told_apart_by_what_they_hold(one, other):
     assert describe(one) == describe(copy.deepcopy(one)) != describe(other)
