@@ -100,7 +100,13 @@ def describe(value):
     if isinstance(value, MethodType):
         return f"{value.__name__} of {describe(value.__self__)}"
     if hasattr(value, "__qualname__"):
-        return _name(value)
+        name = _name(value)
+        if "<" in name:
+            raise ValueError(
+                f"with checkpoint_dir, functions are told apart by their names, and {name} may be another "
+                "next time; define it at the top of a module, with functools.partial for its options"
+            )
+        return name
     if hasattr(value, "get_params"):
         parts = value.get_params(deep=False)
     elif hasattr(value, "__dict__"):
@@ -111,14 +117,7 @@ def describe(value):
 
 
 def _name(thing):
-    """Of a class or function that can be told from others by it."""
-    name = f"{thing.__module__}.{thing.__qualname__}"
-    if "<" in name:
-        raise ValueError(
-            f"with checkpoint_dir, classes and functions are told apart by their names, and {name} may be "
-            "another next time; define it at the top of a module, with functools.partial for its options"
-        )
-    return name
+    return f"{thing.__module__}.{thing.__qualname__}"
 
 
 def state_of(training):
