@@ -29,17 +29,7 @@ class MemAE(BaseDetector):
         code.
     entropy_weight : float, default=2e-4
         Weight of the entropy of the addresses in the loss, alpha.
-    latent_size : int, default=16
-        Numbers in a code; channels of it for the spatial bottleneck.
-    hidden_size : int, default=2048
-        Width of the dense layers on either side of the code.
-    width : int, default=16
-        Channels of the first level; 2 and 4 times as many follow.
-    n_levels : int, default=None
-        Times the image is halved. None brings the longer side to about 4 pixels (4 at 64 x 64).
-    bottleneck : {"dense", "spatial"}, default="dense"
-        A code for the image, or one at every place of the last level, each addressed by itself, as in the
-        paper.
+    {size}
     max_epochs : int, default=100
         Passes over the normal images.
     {parameters}
@@ -61,6 +51,8 @@ class MemAE(BaseDetector):
     :Departures: the network is that of AutoEncoder, with few items, as in DDAD and MedIAnomaly; the paper's
         own, for videos, has 2000. A threshold between 1 and 3 times 1 / n_slots is the paper's rule; that of
         the medical codes, the default here, hardly ever zeroes a weight
+
+    With ``bottleneck="spatial"`` every place is addressed by itself, as in the paper.
 
     References
     ----------
