@@ -38,12 +38,18 @@ VARIANTS = {
     "VAE": [{"score_component": "combination"}],
 }
 
+#: Components that have another name in the newer tree.
+RENAMED = {"ALI": {"residual": "residual_sum"}, "AnoGAN": {"residual": "residual_sum"}}
+
 
 def outputs(detector, X):
     """All that a fitted detector gives, as numpy."""
     found = {
         "scores": detector.score_samples(X),
-        "components": detector.score_components(X),
+        "components": {
+            RENAMED.get(type(detector).__name__, {}).get(name, name): values
+            for name, values in detector.score_components(X).items()
+        },
         "thresholds": (detector.offset_, detector.pixel_offset_, detector.map_range_),
         "range": detector.intensity_range_,
         "maps": detector.anomaly_map(X),

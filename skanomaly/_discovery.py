@@ -5,7 +5,7 @@ import inspect
 import pkgutil
 
 from . import detectors, patches
-from ._detector import BaseDetector
+from .base import BaseDetector
 
 
 def all_detectors():

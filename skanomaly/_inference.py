@@ -1,5 +1,6 @@
 """Eval mode, padded batches of one fixed size, device, no_grad, and back to numpy."""
 
+import numpy as np
 import torch
 from sklearn.utils import gen_batches
 
@@ -21,7 +22,7 @@ def run(function, network, images, device):
     """
     network.eval()
     for rows in gen_batches(len(images), BATCH):
-        # Entered anew for each batch: a generator would leave it on for its caller.
+        # no_grad inside the loop: around a yield it would stay on in the caller.
         with torch.no_grad():
             x = images[rows]
             n = len(x)
@@ -29,6 +30,14 @@ def run(function, network, images, device):
                 x = torch.cat([x, x[-1:].expand(BATCH - n, *x.shape[1:])])
             result = function(x.to(device))
         yield rows, _to_numpy(result, n)
+
+
+def collect(function, network, images, device):
+    """Results of `run` for all images at once: an array, or a tuple of them."""
+    parts = [part for _, part in run(function, network, images, device)]
+    if isinstance(parts[0], tuple):
+        return tuple(map(np.concatenate, zip(*parts)))
+    return np.concatenate(parts)
 
 
 def _to_numpy(result, n):

@@ -1,26 +1,73 @@
 """Any detector on images larger than it can take: trained on crops, slid over the image, stitched."""
 
 import math
+from dataclasses import replace
 from numbers import Integral, Real
 
 import numpy as np
 from sklearn.base import clone
 from sklearn.utils import Bunch
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted
 
-from ._detector import BaseDetector, Judgement
-from ._images import Layout, find_intensity_range, kind, usable_rows
+from ._format import InputFormat, check_kind, check_X, kind, note_features, usable_rows
 from ._random import draw_seed
+from ._windows import ImageStack, cover, profile, starts
+from .base import CompositeDetector, Judgement, tells_unlabelled
 from .detectors.autoencoder import AutoEncoder
 
 __all__ = ["PatchDetector", "extract_patches"]
 
-#: Of so many windows the places are kept at a time, or of one image where it has more.
+#: Windows are enumerated this many at a time, or one image at a time if it has more.
 N_WINDOWS = 4096
 
 
-class PatchDetector(BaseDetector):
+class StackFormat(InputFormat):
+    """Format of images that may differ in size; its image shape is that of the smallest."""
+
+    @classmethod
+    def learn(cls, X, y, detector, image_range):
+        images = cls._stack(X, detector, fitting=True)
+        used, codes = usable_rows(images, y)
+        intensity_range = images.find_intensity_range(cls._given_range(detector), used)
+        normal = images.subset(np.flatnonzero(used))
+        normal.y = codes
+        smallest = normal.sizes[normal.sizes.prod(1).argmin()]
+        layout = replace(images.layouts[0], image_shape=(images.channels, *map(int, smallest)))
+        return cls(layout, kind(images.dtype), intensity_range, image_range), normal
+
+    def open(self, X, detector):
+        images = self._stack(X, detector, fitting=False)
+        window = self.image_shape[0], *detector.patch_size_
+        for size in images.sizes.tolist():
+            if images.channels != window[0] or any(np.less(size, window[1:])):
+                raise ValueError(
+                    f"X must hold images of {window[0]} channels no smaller than a window, "
+                    f"(C, h, w) = {window}, got {(images.channels, *size)}"
+                )
+        check_kind(images.dtype, self.kind, self._given_range(detector))
+        return images
+
+    @staticmethod
+    def _given_range(detector):
+        return "auto" if detector.detector is None else detector.detector.intensity_range
+
+    @staticmethod
+    def _stack(X, detector, *, fitting):
+        if not _is_list_of_images(X):
+            X = check_X(X, detector, fitting=fitting)
+            return ImageStack(X, detector.channel_axis, detector.image_shape)
+        if len({image.dtype for image in X}) > 1:
+            raise ValueError(
+                f"images in a list must have one dtype, got {sorted({str(image.dtype) for image in X})}"
+            )
+        if X[0].dtype.kind not in "biuf":
+            raise TypeError(f"X must hold real numbers, got dtype {X[0].dtype}")
+        if fitting:
+            note_features(detector, min(len(image) for image in X))
+        return ImageStack(X, detector.channel_axis, detector.image_shape)
+
+
+class PatchDetector(CompositeDetector):
     """A detector for images larger than it can take.
 
     The detector learns from random crops of the normal images. To judge an image it slides over it: maps
@@ -111,16 +158,6 @@ class PatchDetector(BaseDetector):
         "n_patches": [Interval(Integral, 1, None, closed="left")],
         "pooling": [StrOptions({"max", "mean", "top"})],
         "top_fraction": [Interval(Real, 0, 1, closed="right")],
-        **{
-            name: BaseDetector._parameter_constraints[name]
-            for name in (
-                "contamination",
-                "pixel_contamination",
-                "channel_axis",
-                "image_shape",
-                "random_state",
-            )
-        },
     }
 
     def __init__(
@@ -150,65 +187,40 @@ class PatchDetector(BaseDetector):
         self.image_shape = image_shape
         self.random_state = random_state
 
-    # What the fitted detector knows.
+    _format_class = StackFormat
 
+    # Attributes of the fitted detector.
     network_ = property(lambda self: self.detector_.network_)
     history_ = property(lambda self: self.detector_.history_)
     n_iter_ = property(lambda self: self.detector_.n_iter_)
-    intensity_range_ = property(lambda self: self.detector_.intensity_range_)
     device_ = property(lambda self: self.detector_.device_)
 
-    def _fit(self, X, y):
-        images = ImageStack(self._check_X(X, fitting=True), self.channel_axis, self.image_shape)
-        used, codes = usable_rows(images, y)
-        normal = images.subset(np.flatnonzero(used))
-        self.patch_size_ = _find_patch_size(self.patch_size, normal.sizes)
+    def _learn(self, images):
+        self.patch_size_ = _find_patch_size(self.patch_size, images.sizes)
         self.stride_ = _find_stride(self.stride, self.patch_size_)
-        smallest = normal.sizes[normal.sizes.prod(1).argmin()]
-        self.image_shape_ = images.channels, *map(int, smallest)
-        self._layout, self._kind = images.layouts[0], kind(images.dtype)
         rng = np.random.default_rng(draw_seed(self.random_state))
         detector = AutoEncoder() if self.detector is None else clone(self.detector)
         detector.set_params(channel_axis=1, image_shape=None)
         if self.random_state is not None:
             detector.set_params(random_state=int(rng.integers(2**31)))
-        low, high = images.find_intensity_range(detector.intensity_range, used)
-        if low < high:  # of whole images, where crops might miss an end
+        low, high = self.intensity_range_
+        if low < high:  # the range of whole images: crops might miss an end of it
             detector.set_params(intensity_range=(low, high))
-        windows = normal.random_windows(self.patch_size_, self.n_patches, rng)
-        y_windows = None if y is None else np.asarray(y)[used][windows.table[:, 0]]
-        self.detector_ = detector.fit(windows, y_windows)
-        scores, pixels = self._score_normals(detector._normals(normal, codes))
-        self.offset_ = float(np.percentile(scores, 100 * self.contamination))
-        self._set_pixel_threshold(pixels, self.pixel_contamination)
+        windows = images.random_windows(self.patch_size_, self.n_patches, rng)
+        y = None if images.y is None else images.y[windows.table[:, 0]]
+        self.detector_ = detector.fit(windows, y)
 
-    def _build(self, image_shape):
-        return self.detector_._build(self.detector_.image_shape_)
+    @property
+    def _tells_unlabelled(self):
+        return tells_unlabelled(self.detector_)
 
-    def score_components(self, X):
-        """The components of the detector's scores, pooled over the windows of each image.
-
-        Parameters
-        ----------
-        X : array-like, or list of arrays of different sizes
-            Images no smaller than a window.
-
-        Returns
-        -------
-        components : dict of str to (n,) float64 ndarray
-            Higher is worse.
-        """
-        parts = []
-        for _, windows in self._grids(self._check_images(X)):
+    def _components(self, images):
+        for _, windows in self._grids(images):
             ends = np.flatnonzero(np.diff(windows.table[:, 0])) + 1
-            components = self.detector_.score_components(windows)
-            parts.append(
-                {
-                    name: [self._pool(part) for part in np.split(values, ends)]
-                    for name, values in components.items()
-                }
-            )
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            yield {
+                name: [self._pool(part) for part in np.split(values, ends)]
+                for name, values in self.detector_.score_components(windows).items()
+            }
 
     def _pool(self, scores):
         if self.pooling == "max":
@@ -217,8 +229,7 @@ class PatchDetector(BaseDetector):
             scores = np.sort(scores)[-max(1, math.ceil(self.top_fraction * len(scores))) :]
         return scores.mean()
 
-    def _infer(self, images, pick):
-        """As the base has it, an image at a time: (slice, what was picked of its Judgement)."""
+    def _judgements(self, images, pick):
         for chunk, windows in self._grids(images):
             for i, judgement in self._stitch(images.sizes[chunk], windows):
                 yield slice(chunk.start + i, chunk.start + i + 1), pick(judgement)
@@ -226,7 +237,7 @@ class PatchDetector(BaseDetector):
     def _grids(self, images):
         """Windows of some images at a time: those of all of them would fill the memory."""
         per_image = [
-            math.prod(len(_starts(*side)) for side in zip(size, self.patch_size_, self.stride_))
+            math.prod(len(starts(*side)) for side in zip(size, self.patch_size_, self.stride_))
             for size in images.sizes
         ]
         ends = np.flatnonzero(np.diff(np.cumsum(per_image) // N_WINDOWS, append=-1)) + 1
@@ -236,12 +247,12 @@ class PatchDetector(BaseDetector):
 
     def _stitch(self, sizes, windows):
         """Number and Judgement of each image, from those of its windows."""
-        weights = [_profile(side) for side in self.patch_size_]
+        weights = [profile(side) for side in self.patch_size_]
         current, total, scores = None, None, []
 
         def finished():
             tops, lefts = (np.unique(windows.table[windows.of(current), axis]) for axis in (1, 2))
-            covered = np.outer(*(_cover(*a) for a in zip(sizes[current], (tops, lefts), weights)))
+            covered = np.outer(*(cover(*a) for a in zip(sizes[current], (tops, lefts), weights)))
             maps = (total / covered).astype(np.float32)[None]
             return current, Judgement(np.array([self._pool(np.array(scores))]), maps)
 
@@ -257,45 +268,6 @@ class PatchDetector(BaseDetector):
                 total[top : top + weight.shape[0], left : left + weight.shape[1]] += weight * part
         yield finished()
 
-    def _map_shape(self, images):
-        same = (images.sizes == images.sizes[0]).all()
-        return (len(images), *map(int, images.sizes[0])) if same and not images.is_list else None
-
-    @staticmethod
-    def _collect(parts, shape, dtype, out):
-        if shape is not None:
-            return BaseDetector._collect(parts, shape, dtype, out)
-        if out is not None:
-            raise ValueError("out is for images in one array; those of a list come back as a list")
-        return [part[0] for _, part in parts]
-
-    def _check_images(self, X):
-        check_is_fitted(self)
-        images = ImageStack(self._check_X(X, fitting=False), self.channel_axis, self.image_shape)
-        for size in images.sizes.tolist():
-            if images.channels != self.image_shape_[0] or any(np.less(size, self.patch_size_)):
-                raise ValueError(
-                    f"X must hold images of {self.image_shape_[0]} channels no smaller than a window, "
-                    f"(C, h, w) = {(self.image_shape_[0], *self.patch_size_)}, got {(images.channels, *size)}"
-                )
-        given = "auto" if self.detector is None else self.detector.intensity_range
-        self._check_kind(images.dtype, given)
-        return images
-
-    def _check_X(self, X, *, fitting):
-        if not _is_list_of_images(X):
-            return super()._check_X(X, fitting=fitting)
-        if len({image.dtype for image in X}) > 1:
-            raise ValueError(
-                f"images in a list must have one dtype, got {sorted({str(image.dtype) for image in X})}"
-            )
-        if X[0].dtype.kind not in "biuf":
-            raise TypeError(f"X must hold real numbers, got dtype {X[0].dtype}")
-        if fitting:
-            self.n_features_in_ = min(len(image) for image in X)
-            vars(self).pop("feature_names_in_", None)
-        return X
-
 
 def _is_list_of_images(X):
     return (
@@ -303,125 +275,6 @@ def _is_list_of_images(X):
         and all(isinstance(image, np.ndarray) and image.ndim in (2, 3) for image in X)
         and len({image.shape for image in X}) > 1
     )
-
-
-class ImageStack:
-    """Images of one size or of several, read one at a time with channels first.
-
-    Parameters
-    ----------
-    X : array, lazy object, or list of arrays
-    channel_axis, image_shape
-        As of a detector.
-    rows : (n,) int array, default=None
-        Those of X that are meant.
-    """
-
-    def __init__(self, X, channel_axis, image_shape, rows=None):
-        self.X, self.is_list, self.dtype = X, isinstance(X, (list, tuple)), np.dtype(_dtype_of(X))
-        n = len(X) if self.is_list else X.shape[0]
-        self.rows = np.arange(n) if rows is None else rows
-        shapes = [(1, *image.shape) for image in X] if self.is_list else [X.shape]
-        self.layouts = [Layout.of(shape, channel_axis, image_shape) for shape in shapes]
-        channels = {layout.image_shape[0] for layout in self.layouts}
-        if len(channels) > 1:
-            raise ValueError(f"images in a list must have equally many channels, got {sorted(channels)}")
-        self.channels = channels.pop()
-        sizes = np.array([layout.image_shape[1:] for layout in self.layouts])
-        self.sizes = sizes[self.rows] if self.is_list else np.tile(sizes, (len(self.rows), 1))
-        self.options = channel_axis, image_shape
-        self._last = None, None
-
-    def __len__(self):
-        return len(self.rows)
-
-    @property
-    def layout(self):
-        """That of all images, where they are in one array."""
-        if self.is_list:
-            raise ValueError("images must be in one array to be drawn side by side, got a list")
-        return self.layouts[0]
-
-    @property
-    def shape(self):
-        return (len(self),)
-
-    def subset(self, index):
-        return ImageStack(self.X, *self.options, rows=self.rows[index])
-
-    def __getitem__(self, i):
-        """(C, H, W), a view where X is an array."""
-        if self._last[0] != i:
-            row = self.rows[i]
-            one = self.X[row][None] if self.is_list else np.asarray(self.X[row : row + 1])
-            self._last = i, self.layouts[row if self.is_list else 0].to_network(one)[0]
-        return self._last[1]
-
-    def find_intensity_range(self, intensity_range, used):
-        if not self.is_list:
-            return find_intensity_range(self.X, intensity_range, used)
-        ranges = [
-            find_intensity_range(image[None], intensity_range, used[i : i + 1])
-            for i, image in enumerate(self.X)
-        ]
-        lows, highs = zip(*ranges)
-        return min(lows), max(highs)
-
-    def grid(self, size, stride):
-        """Windows that cover every image, in order."""
-        tables = [
-            np.stack(
-                [a.ravel() for a in np.meshgrid(i, *map(_starts, sides, size, stride), indexing="ij")], axis=1
-            )
-            for i, sides in enumerate(self.sizes)
-        ]
-        return Windows(self, np.concatenate(tables), size)
-
-    def random_windows(self, size, n_patches, rng):
-        """`n_patches` windows anywhere in each image, in random order."""
-        image = np.repeat(np.arange(len(self)), n_patches)
-        corners = rng.integers(0, self.sizes[image] - size + 1)
-        return Windows(self, rng.permutation(np.column_stack([image, corners])), size)
-
-
-class Windows:
-    """A lazy X of the windows at (image, top, left), the rows of `table`."""
-
-    def __init__(self, images, table, size):
-        self.images, self.table, self.size = images, table, size
-        self.shape, self.dtype = (len(table), images.channels, *size), images.dtype
-
-    def __getitem__(self, rows):
-        height, width = self.size
-        return np.stack(
-            [self.images[i][:, top : top + height, left : left + width] for i, top, left in self.table[rows]]
-        )
-
-    def of(self, image):
-        """Rows of one image, in a table in order."""
-        return slice(*np.searchsorted(self.table[:, 0], [image, image + 1]))
-
-
-def _dtype_of(X):
-    return X[0].dtype if isinstance(X, (list, tuple)) else X.dtype
-
-
-def _starts(length, size, stride):
-    """Where windows begin on a side; the last ends at the border."""
-    return np.unique(np.r_[0 : length - size + 1 : stride, length - size])
-
-
-def _profile(size):
-    """Weights of a window along a side: most in the middle, least at its ends, never zero."""
-    return np.minimum(np.arange(size) + 1, np.arange(size)[::-1] + 1).astype(float)
-
-
-def _cover(length, starts, weights):
-    """Sum of the weights that fall on each place of a side."""
-    total = np.zeros(length)
-    for start in starts:
-        total[start : start + len(weights)] += weights
-    return total
 
 
 def _pair(value, name):

@@ -6,44 +6,17 @@ nothing is taken from a file that does not fit it to the last tensor.
 """
 
 import inspect
-import math
-import threading
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
-from skorch.history import History
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from . import _inference, _storage
-from ._detector import PROCESS_PARAMETERS, BaseDetector
+from . import _storage
 from ._discovery import all_detectors
-from ._images import Layout
-from ._random import seeded
+from ._format import Layout
+from .base import PROCESS_PARAMETERS, BaseDetector, restore, state_of
 
 __all__ = ["load", "save"]
-
-#: Attributes of a fitted detector that `load` asks for, and what they must be.
-FITTED = {
-    "offset_": lambda v: isinstance(v, float) and math.isfinite(v),
-    "pixel_offset_": lambda v: isinstance(v, float),
-    "map_range_": lambda v: _are(v, float, 2),
-    "intensity_range_": lambda v: _are(v, float, 2) and v[0] <= v[1],
-    "image_shape_": lambda v: _are(v, int, 3) and min(v) > 0,
-    "n_features_in_": lambda v: isinstance(v, int) and v > 0,
-    "n_iter_": lambda v: isinstance(v, int) and v > 0,
-    "history_": lambda v: isinstance(v, dict) and all(_is_history(stage) for stage in v.values()),
-    "_layout": lambda v: isinstance(v, Layout) and v.channel_axis in (None, 1, 2, 3) and type(v.rows) is bool,
-    "_kind": lambda v: v in ("uint8", "integer", "float"),
-}
-
-
-def _are(value, kind, length):
-    return isinstance(value, tuple) and len(value) == length and all(isinstance(part, kind) for part in value)
-
-
-def _is_history(value):
-    return isinstance(value, History) and all(isinstance(row, dict) for row in value)
 
 
 def save(detector, path, *, leave_out=()):
@@ -189,22 +162,16 @@ def _describe(detector, prefix, leave_out):
         "class": f"skanomaly.{cls.__name__}" if ours else cls.__name__,
         "parameters": parameters,
         "left_out": left_out,
+        "version": cls._file_version,
     }
     if not hasattr(detector, "network_"):
         return description
-    # A detector around another has no network but that one's.
-    state = dict(detector.network_.state_dict()) if "network_" in vars(detector) else None
-    if state is not None and (problem := _misfit(detector, state)):
-        raise ValueError(
-            f"the parameters of {cls.__name__} no longer describe its network ({problem}): they were changed "
-            "after fit; set them back, or fit again"
-        )
+    attributes, tensors = state_of(detector)
     fitted = {
         name: _describe_value(value, f"attribute {name}", _prefix_of(name, prefix), leave_out)
-        for name, value in vars(detector).items()
-        if name in FITTED or _is_fitted_name(name) and name not in ("network_", "device_")
+        for name, value in attributes.items()
     }
-    return description | {"fitted": fitted, "network": state}
+    return description | {"fitted": fitted, "network": tensors}
 
 
 def _describe_value(value, what, prefix, leave_out):
@@ -247,6 +214,12 @@ class _Loader:
                 f"the file holds a {name}, which is not in this skanomaly; give its class as types=[...]"
             )
         cls = self.known[name]
+        # Files of the first versions do not say theirs.
+        if (version := description.get("version", 1)) != cls._file_version:
+            raise ValueError(
+                f"the file holds a {name} of file version {version}, and the network here is of version "
+                f"{cls._file_version}; fit it again, or load it with the skanomaly that wrote it"
+            )
         names = set(inspect.signature(cls).parameters)
         saved, left_out = description["parameters"], set(description["left_out"])
         if unknown := set(saved) - names:
@@ -262,9 +235,11 @@ class _Loader:
             elif key in left_out:
                 raise _GivenError(f"parameter {full} was left out of the file; give it to load")
         detector = cls(**parameters)
-        detector._validate_params()
+        attributes = None
         if "fitted" in description:
-            self.fill(detector, description["fitted"], description["network"], prefix)
+            fitted = description["fitted"].items()
+            attributes = {key: self.value(value, _prefix_of(key, prefix)) for key, value in fitted}
+        restore(detector, attributes, description.get("network"))
         return detector
 
     def value(self, value, prefix):
@@ -275,76 +250,7 @@ class _Loader:
             return type(value)(self.value(part, prefix) for part in value)
         return value
 
-    def fill(self, detector, fitted, state, prefix):
-        if "history_" in fitted:
-            fitted = fitted | {"history_": {k: History(rows) for k, rows in fitted["history_"].items()}}
-        for name, value in fitted.items():
-            if name not in FITTED and not _is_fitted_name(name):
-                raise ValueError(f"{name!r} is not an attribute of a fitted detector")
-            setattr(detector, name, self.value(value, _prefix_of(name, prefix)))
-        for name, fits in FITTED.items():
-            if not fits(value := getattr(detector, name)):
-                raise ValueError(f"{name} cannot be {value!r}")
-        if detector._layout.image_shape != detector.image_shape_:
-            raise ValueError("two shapes of images do not agree")
-        if state is None:
-            return
-        if problem := _misfit(detector, state):
-            raise ValueError(f"the network in the file is not the one its parameters describe: {problem}")
-        with seeded(0):
-            network = detector._build(detector.image_shape_)
-        network.load_state_dict(state)
-        detector.device_ = _inference.resolve_device(detector.device)
-        detector.network_ = detector._place(network).eval()
-
-
-def _is_fitted_name(name):
-    return name.isidentifier() and name.endswith("_") and not name.startswith("_")
-
 
 def _prefix_of(attribute, prefix):
     """`detector_` is the fitted `detector`: the same parameters were left out of both."""
     return f"{prefix}{attribute.rstrip('_')}__"
-
-
-def _misfit(detector, state):
-    """How the network that the parameters describe differs from tensors, or "".
-
-    It is built without memory, on torch's meta device, and no further than to as many parameters as
-    there are tensors: whatever a file declares, it allocates nothing.
-    """
-    n_parameters, thread = 0, threading.get_ident()
-
-    def count(module, name, parameter):
-        nonlocal n_parameters
-        if threading.get_ident() != thread:  # the hook is torch's, and sees all threads
-            return
-        n_parameters += parameter is not None
-        if n_parameters > len(state):
-            raise ValueError(f"it has more than the {len(state)} tensors there are")
-
-    hook = register_module_parameter_registration_hook(count)
-    try:
-        with seeded(0), torch.device("meta"):
-            expected = detector._build(detector.image_shape_).state_dict()
-    except NotImplementedError as error:
-        raise ValueError(
-            f"{type(detector).__name__}._build cannot run on torch's meta device, on which networks are "
-            f"checked before they take memory: {_first_line(error)}"
-        ) from error
-    except (ValueError, RuntimeError, OverflowError, TypeError) as error:
-        return _first_line(error)
-    finally:
-        hook.remove()
-    expected = {key: (tuple(value.shape), value.dtype) for key, value in expected.items()}
-    found = {key: (tuple(value.shape), value.dtype) for key, value in state.items()}
-    differ = sorted(key for key in {**expected, **found} if expected.get(key) != found.get(key))
-    if not differ:
-        return ""
-    key = differ[0]
-    return f"{key} is {found.get(key, 'absent')} and should be {expected.get(key, 'absent')}"
-
-
-def _first_line(error):
-    """torch appends its own stack."""
-    return str(error).partition("\n")[0]

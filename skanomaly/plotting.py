@@ -4,6 +4,7 @@ import numpy as np
 
 from . import metrics
 from ._unwrap import anomaly_map, reconstruct, segment, unwrap
+from .base import open_images
 
 __all__ = ["AnomalyMapDisplay", "ScoreHistogramDisplay", "StageDisplay"]
 
@@ -95,7 +96,7 @@ class AnomalyMapDisplay:
             Drawn.
         """
         detector, seen = unwrap(estimator, X)
-        images = detector._check_images(seen)
+        images = open_images(detector, seen)
         layout = images.layout
         if titles is None:
             scores = -detector.decision_function(seen)
@@ -351,7 +352,7 @@ class StageDisplay:
             Drawn.
         """
         detector, seen = unwrap(stager.detector_, X)
-        images = detector._check_images(seen)
+        images = open_images(detector, seen)
         display = cls(
             _channels_last(images.X[0 : len(images)], images.layout),
             anomaly_map(stager.detector_, X),

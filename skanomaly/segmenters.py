@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from . import segmentation
 from ._unwrap import HoldsDetector, all_or_nothing, anomaly_map, normal_rows, reconstruct, unwrap
+from .base import open_images
 from .layers import GraphLayerExtractor
 
 __all__ = ["LayerwiseSegmenter", "ResidualSegmenter"]
@@ -264,7 +265,7 @@ class LayerwiseSegmenter(HoldsDetector, BaseEstimator):
             raise ValueError(
                 f"layers are those of grey scans, got images of {detector.image_shape_[0]} channels"
             )
-        images = detector._check_images(seen)
+        images = open_images(detector, seen)
         return images.layout.to_network(images.X[0 : len(images)])[:, 0]
 
     def layers(self, X):
@@ -281,10 +282,8 @@ class LayerwiseSegmenter(HoldsDetector, BaseEstimator):
             As the extractor gives.
         """
         check_is_fitted(self)
-        detector, _ = unwrap(self.detector_, X)
-        made = detector._images(None, detector._layout).layout.to_network(reconstruct(self.detector_, X))[
-            :, 0
-        ]
+        detector, seen = unwrap(self.detector_, X)
+        made = open_images(detector, seen).layout.to_network(reconstruct(self.detector_, X))[:, 0]
         return self.layer_extractor_.predict(self._scans(X)), self.layer_extractor_.predict(made)
 
     def predict(self, X):

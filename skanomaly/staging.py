@@ -19,6 +19,7 @@ from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 
 from ._unwrap import HoldsDetector, _call, all_or_nothing, anomaly_map, take_rows, unwrap
+from .base import open_images
 from .segmentation import pool_blocks
 
 __all__ = ["AnomalyStager", "CentroidScorer", "CentroidStager", "ResidualTransformer", "severity"]
@@ -108,7 +109,7 @@ class ResidualTransformer(HoldsDetector, ClassNamePrefixFeaturesOutMixin, Transf
                 raise ValueError("images must be of one size to be compared with each other, got a list")
             residuals = residuals[:, None]
         else:
-            images = detector._check_images(seen)
+            images = open_images(detector, seen)
             to_network = images.layout.to_network
             residuals = np.abs(to_network(images.X[0 : len(images)]) - to_network(detector.reconstruct(seen)))
         if self.pooling is not None:

@@ -39,3 +39,17 @@ def assert_descends(training, network, x, loss, parts, **options):
     for name, gradient in zip(names, gradients):
         expected = (before[name] - 0.1 * gradient).detach()
         assert_allclose(after[name].detach(), expected, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def watch_stages(monkeypatch, detector_class, look):
+    """Call look(stage, training, network, images, **options) before each stage of the class's fits."""
+    train = detector_class._train
+
+    def watched_train(self, run, network, images):
+        def watched_run(stage, training, network, images, **options):
+            look(stage, training, network, images, **options)
+            return run(stage, training, network, images, **options)
+
+        train(self, watched_run, network, images)
+
+    monkeypatch.setattr(detector_class, "_train", watched_train)

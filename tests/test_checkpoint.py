@@ -219,9 +219,9 @@ def test_two_stages_of_one_name(tmp_path):
     class Twice(LinearAutoEncoder):
         __doc__ = LinearAutoEncoder.__doc__
 
-        def _train(self, network, images, y):
-            super()._train(network, images, y)
-            return super()._train(network, images, y)
+        def _train(self, run, network, images):
+            super()._train(run, network, images)
+            super()._train(run, network, images)
 
     with pytest.raises(ValueError, match="two stages are named 'reconstruction'"):
         Twice(checkpoint_dir=tmp_path).fit(X)

@@ -10,20 +10,11 @@ import skanomaly
 
 ROOT = Path(skanomaly.__file__).parent
 FLOORS = [
-    {"_docstrings", "_size", "_version", "metrics", "datasets", "segmentation"},
-    {
-        "_images",
-        "_random",
-        "_inference",
-        "_losses",
-        "_search",
-        "_storage",
-        "networks",
-        "synthesis",
-        "transforms",
-    },
-    {"training"},
-    {"_detector"},
+    {"_atomic", "_parameters", "_version", "metrics", "datasets", "segmentation"},
+    {"_images", "_random", "_inference", "_losses", "_search", "_storage", "networks", "transforms"},
+    {"_format"},
+    {"_windows", "synthesis", "training"},
+    {"base"},
     {"detectors"},
     {
         "_discovery",

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from skanomaly._images import Images, Layout, find_intensity_range
+from skanomaly._format import Layout, find_intensity_range
+from skanomaly._images import Images
 from skanomaly._random import draw_seed, seeded
 from skanomaly.testing import SliceOnly, make_images
 

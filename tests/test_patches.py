@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from toys import LinearAutoEncoder, MaplessAutoEncoder
 
 from skanomaly import DDAD, AutoEncoder, PatchDetector, _unwrap
-from skanomaly._detector import Judgement
+from skanomaly.base import Judgement
 from skanomaly.patches import ImageStack, extract_patches
 from skanomaly.testing import SliceOnly, make_images, tiny
 

@@ -16,15 +16,15 @@ import pytest
 import torch
 from hypothesis import assume, given, note, settings
 from hypothesis import strategies as st
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.torch import save as save_tensors
 from sklearn.cluster import KMeans
 from skorch.callbacks import EarlyStopping
 from toys import LinearNetwork
 
 from skanomaly import AutoEncoder, FAnoGAN, _storage
-from skanomaly._detector import BaseDetector, Judgement
 from skanomaly._losses import absolute_error
+from skanomaly.base import Judgement, TrainedDetector
 from skanomaly.persistence import load, save
 from skanomaly.testing import make_images, tiny
 from skanomaly.training import Reconstruction
@@ -32,7 +32,7 @@ from skanomaly.training import Reconstruction
 X = make_images()
 
 
-class Holder(BaseDetector):
+class Holder(TrainedDetector):
     """A detector outside skanomaly, with a factory of networks and other detectors as parameters."""
 
     def __init__(
@@ -62,10 +62,10 @@ class Holder(BaseDetector):
     def _build(self, image_shape):
         return (self.factory or LinearNetwork)(image_shape, 2)
 
-    def _train(self, network, images, y):
+    def _train(self, run, network, images):
         if self.detector is not None:
             self.detector_ = copy.deepcopy(self.detector).fit(images.X)
-        return self._run("reconstruction", Reconstruction, network, images, error=absolute_error)
+        run("reconstruction", Reconstruction, network, images, error=absolute_error)
 
     def _judge(self, network, x):
         maps = absolute_error(network(x), x)
@@ -74,6 +74,26 @@ class Holder(BaseDetector):
 
 def other_network(image_shape, latent_size):
     return LinearNetwork(image_shape, latent_size + 1)
+
+
+def test_a_file_of_an_older_skanomaly_comes_back():
+    """MemAE as it was saved before formats and layouts were one thing."""
+    loaded = load(Path(__file__).parent / "files" / "memae.skanomaly")
+    assert (loaded.offset_, loaded.pixel_offset_) == (-0.1232657317072153, 0.6183059042692186)
+    scores = [-0.09959915280342102, -0.10049094259738922, -0.11336416751146317]
+    assert_allclose(loaded.score_samples(X[:3]), scores, rtol=1e-6)
+    assert (loaded.image_shape_, loaded.intensity_range_, loaded.n_iter_) == ((1, 16, 16), (0, 255), 1)
+    with pytest.raises(ValueError, match="uint8 intensities"):
+        loaded.predict(X.astype(float))
+
+
+def test_a_file_of_another_version_is_refused_by_name(tmp_path, monkeypatch):
+    save(tiny(AutoEncoder).fit(X), tmp_path / "a")
+    monkeypatch.setattr(AutoEncoder, "_file_version", 2)
+    with pytest.raises(ValueError, match=r"skanomaly.AutoEncoder of file version 1, .* of version 2; fit"):
+        load(tmp_path / "a")
+    save(tiny(AutoEncoder).fit(X), tmp_path / "a")
+    assert isinstance(load(tmp_path / "a"), AutoEncoder)
 
 
 @pytest.fixture(scope="module")

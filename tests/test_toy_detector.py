@@ -40,7 +40,7 @@ def test_a_detector_that_does_not_reconstruct_has_no_such_method():
 def test_a_new_file_is_found(tmp_path, monkeypatch):
     known = [name for name, _ in all_detectors()]
     (tmp_path / "fresh.py").write_text(
-        "from skanomaly._detector import BaseDetector\n\n\nclass Fresh(BaseDetector):\n    pass\n"
+        "from skanomaly.base import BaseDetector\n\n\nclass Fresh(BaseDetector):\n    pass\n"
     )
     monkeypatch.setattr(detectors, "__path__", [*detectors.__path__, str(tmp_path)])
     assert [name for name, _ in all_detectors()] == sorted([*known, "Fresh"])

@@ -24,7 +24,8 @@ from skorch.callbacks import (
 from torch import nn
 
 from skanomaly import AutoEncoder, FAnoGAN
-from skanomaly._images import Images, Layout
+from skanomaly._format import Layout
+from skanomaly._images import Images
 from skanomaly._losses import squared_error
 from skanomaly._random import seeded
 from skanomaly.model_selection import NormalOnlyKFold

@@ -1,9 +1,14 @@
-"""Toy detectors: the least that a detector is."""
+"""Toy detectors: the least that a detector of each kind is."""
 
+from numbers import Integral
+
+import torch
+from sklearn.utils._param_validation import Interval
 from torch import nn
 
-from skanomaly._detector import BaseDetector, Judgement
-from skanomaly._losses import absolute_error
+from skanomaly._inference import collect
+from skanomaly._losses import absolute_error, squared_error
+from skanomaly.base import BaseDetector, Judgement, TrainedDetector
 from skanomaly.training import Reconstruction
 
 
@@ -18,7 +23,7 @@ class LinearNetwork(nn.Module):
         return self.decoder(self.encoder(x))
 
 
-class LinearAutoEncoder(BaseDetector):
+class LinearAutoEncoder(TrainedDetector):
     """Nearly PCA.
 
     Parameters
@@ -79,8 +84,8 @@ class LinearAutoEncoder(BaseDetector):
     def _build(self, image_shape):
         return LinearNetwork(image_shape, self.latent_size)
 
-    def _train(self, network, images, y):
-        return self._run("reconstruction", Reconstruction, network, images, error=absolute_error)
+    def _train(self, run, network, images):
+        run("reconstruction", Reconstruction, network, images, error=absolute_error)
 
     def _judge(self, network, x):
         maps = absolute_error(network(x), x)
@@ -92,3 +97,67 @@ class MaplessAutoEncoder(LinearAutoEncoder):
 
     def _judge(self, network, x):
         return super()._judge(network, x)._replace(map=None)
+
+
+class NearestImages(BaseDetector):
+    """Distance to the nearest training images.
+
+    Parameters
+    ----------
+    n_neighbors : int, default=2
+        Nearest images that count.
+    {parameters}
+
+    Attributes
+    ----------
+    n_images_ : int
+        Images that are remembered.
+    {attributes}
+
+    Notes
+    -----
+    :Trained on: normal images
+    :Score: mean over the nearest images of the mean squared difference
+    :Map: squared difference from the mean of the nearest images
+    :Departures: no paper
+    """
+
+    _parameter_constraints = {"n_neighbors": [Interval(Integral, 1, None, closed="left")]}
+
+    def __init__(
+        self,
+        *,
+        n_neighbors=2,
+        device="auto",
+        contamination=0.1,
+        pixel_contamination=0.01,
+        intensity_range="auto",
+        channel_axis="auto",
+        image_shape=None,
+        random_state=None,
+    ):
+        self.n_neighbors = n_neighbors
+        self.device = device
+        self.contamination = contamination
+        self.pixel_contamination = pixel_contamination
+        self.intensity_range = intensity_range
+        self.channel_axis = channel_axis
+        self.image_shape = image_shape
+        self.random_state = random_state
+
+    def _prepare(self, images):
+        self.n_images_ = len(images)
+
+    def _build(self, image_shape):
+        network = nn.Module()
+        network.register_buffer("bank", torch.zeros(self.n_images_, *image_shape))
+        return network
+
+    def _measure(self, network, images):
+        network.bank.copy_(torch.from_numpy(collect(nn.Identity(), network, images, self.device_)))
+
+    def _judge(self, network, x):
+        distances = (x[:, None] - network.bank).square().flatten(2).mean(2)
+        nearest = distances.topk(min(self.n_neighbors, self.n_images_), largest=False)
+        maps = squared_error(x, network.bank[nearest.indices].mean(1))
+        return Judgement(nearest.values.mean(1), maps)

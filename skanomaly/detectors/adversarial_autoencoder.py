@@ -1,20 +1,16 @@
 """AdversarialAutoEncoder: an autoencoder with an opponent, of its codes or of its images."""
 
-from functools import partial
 from numbers import Integral, Real
 
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import nn
 
-from .._detector import BaseDetector, Judgement
 from .._losses import gradient_penalty, squared_error
+from ..base import Judgement, TrainedDetector
 from ..networks.adversarial import ConvDiscriminator
 from ..networks.autoencoder import ConvAutoEncoder
-from ..training import Training
-from ..training._adversarial import discriminator_loss, generator_loss
-
-Adam = partial(torch.optim.Adam, betas=(0.5, 0.9))
+from ..training import Training, discriminator_loss, generator_loss
 
 
 class AdversarialAutoEncoderNetwork(nn.Module):
@@ -64,6 +60,7 @@ class LatentAdversarial(Training):
         "optimizer_encoder": ["encoder"],
     }
     losses = "train_loss", "critic_loss", "encoder_loss"
+    betas = 0.5, 0.9
 
     def __init__(
         self,
@@ -73,12 +70,11 @@ class LatentAdversarial(Training):
         penalty_weight,
         constraint_weight,
         n_critic,
-        optimizer=Adam,
         **options,
     ):
         self.adversarial_weight, self.penalty_weight = adversarial_weight, penalty_weight
         self.constraint_weight, self.n_critic = constraint_weight, n_critic
-        super().__init__(network, optimizer=optimizer, **options)
+        super().__init__(network, **options)
 
     def step(self, network, x):
         critic = network.opponent
@@ -107,10 +103,11 @@ class ImageAdversarial(Training):
 
     moves = {"optimizer": ["encoder", "decoder"], "optimizer_opponent": ["opponent"]}
     losses = "discriminator_loss", "train_loss", "generator_loss"
+    betas = 0.5, 0.9
 
-    def __init__(self, network, *, adversarial_weight, constraint_weight, optimizer=Adam, **options):
+    def __init__(self, network, *, adversarial_weight, constraint_weight, **options):
         self.adversarial_weight, self.constraint_weight = adversarial_weight, constraint_weight
-        super().__init__(network, optimizer=optimizer, **options)
+        super().__init__(network, **options)
 
     def step(self, network, x):
         discriminator = network.opponent
@@ -124,7 +121,7 @@ class ImageAdversarial(Training):
         self.move("optimizer", train_loss=loss + self.adversarial_weight * adversarial)
 
 
-class AdversarialAutoEncoder(BaseDetector):
+class AdversarialAutoEncoder(TrainedDetector):
     """Autoencoder with an adversary: of its codes (AAE), or of its images (AdvAE).
 
     It learns to repeat normal images while an opponent learns to tell its codes from normally distributed
@@ -199,12 +196,8 @@ class AdversarialAutoEncoder(BaseDetector):
 
     _image_range = (-1.0, 1.0)
 
-    _parameter_constraints = BaseDetector._parameter_constraints | {
+    _parameter_constraints = {
         "adversary": [StrOptions({"latent", "image"})],
-        "latent_size": [Interval(Integral, 1, None, closed="left")],
-        "hidden_size": [Interval(Integral, 1, None, closed="left")],
-        "width": [Interval(Integral, 1, None, closed="left")],
-        "n_levels": [Interval(Integral, 1, None, closed="left"), None],
         "adversarial_weight": [Interval(Real, 0, None, closed="left")],
         "penalty_weight": [Interval(Real, 0, None, closed="left")],
         "n_critic": [Interval(Integral, 1, None, closed="left")],
@@ -275,20 +268,19 @@ class AdversarialAutoEncoder(BaseDetector):
             n_levels=self.n_levels,
         )
 
-    def _train(self, network, images, y):
+    def _train(self, run, network, images):
         options = {
             "adversarial_weight": self.adversarial_weight,
             "constraint_weight": self.constraint_weight if self.constrained else 0.0,
         }
-        if self.adversary == "image":
-            return self._run("adversarial", ImageAdversarial, network, images, **options)
-        options |= {"penalty_weight": self.penalty_weight, "n_critic": self.n_critic}
-        return self._run("adversarial", LatentAdversarial, network, images, **options)
+        training = ImageAdversarial
+        if self.adversary == "latent":
+            training = LatentAdversarial
+            options |= {"penalty_weight": self.penalty_weight, "n_critic": self.n_critic}
+        run("adversarial", training, network, images, **options)
 
     def _reconstruct(self, network, x):
         return network(x)
 
     def _judge(self, network, x):
-        maps = squared_error(network(x), x)
-        score = maps.mean((1, 2))
-        return Judgement(score, maps, {"residual": score})
+        return Judgement.of_map(squared_error(network(x), x))

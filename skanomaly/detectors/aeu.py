@@ -2,14 +2,14 @@
 
 import torch
 
-from .._detector import BaseDetector, Judgement
 from .._losses import likelihood_error, over_channels, squared_error
-from .._size import SIZE_CONSTRAINTS, size_options
+from .._parameters import network_size
+from ..base import Judgement, TrainedDetector
 from ..networks.autoencoder import UncertainAutoEncoder
 from ..training import Reconstruction
 
 
-class AEU(BaseDetector):
+class AEU(TrainedDetector):
     """Autoencoder with uncertainty prediction (AE-U).
 
     Some parts of normal images are hard to reconstruct, edges above all. So this autoencoder gives every
@@ -62,8 +62,6 @@ class AEU(BaseDetector):
 
     _image_range = (-1.0, 1.0)
 
-    _parameter_constraints = BaseDetector._parameter_constraints | SIZE_CONSTRAINTS
-
     def __init__(
         self,
         *,
@@ -108,16 +106,17 @@ class AEU(BaseDetector):
         self.random_state = random_state
 
     def _build(self, image_shape):
-        return UncertainAutoEncoder(image_shape, **size_options(self))
+        return UncertainAutoEncoder(image_shape, **network_size(self))
 
-    def _train(self, network, images, y):
-        return self._run("reconstruction", Reconstruction, network, images, error=likelihood_error)
+    def _train(self, run, network, images):
+        options = {"error": likelihood_error, "predict_images": UncertainAutoEncoder.predict}
+        run("reconstruction", Reconstruction, network, images, **options)
 
     def _reconstruct(self, network, x):
-        return network(x)[0]
+        return network(x)
 
     def _judge(self, network, x):
-        mean, log_variance = network(x)
+        mean, log_variance = network.predict(x)
         maps = over_channels((x - mean).square() * torch.exp(-log_variance))
         score = maps.mean((1, 2))
         components = {

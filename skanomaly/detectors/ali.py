@@ -1,20 +1,16 @@
 """ALI: a generator and an encoder learn each other's pairs of image and code."""
 
-from functools import partial
-from numbers import Integral, Real
+from numbers import Real
 
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import nn
 from torch.nn.functional import softplus
 
-from .._detector import BaseDetector, Judgement
 from .._losses import absolute_error
+from ..base import Judgement, TrainedDetector
 from ..networks.adversarial import ConvDiscriminator, ConvGenerator
-from ..training import Training
-from ..training._adversarial import discriminator_loss
-
-Adam = partial(torch.optim.Adam, betas=(0.5, 0.999))
+from ..training import Training, discriminator_loss
 
 
 class PairEncoder(ConvDiscriminator):
@@ -76,9 +72,7 @@ class PairAdversarial(Training):
 
     moves = {"optimizer": ["generator", "encoder"], "optimizer_discriminator": ["discriminator"]}
     losses = "discriminator_loss", "generator_loss"
-
-    def __init__(self, network, *, optimizer=Adam, **options):
-        super().__init__(network, optimizer=optimizer, **options)
+    betas = 0.5, 0.999
 
     def step(self, network, x):
         discriminator = network.discriminator
@@ -91,7 +85,7 @@ class PairAdversarial(Training):
         self.move("optimizer", generator_loss=loss)
 
 
-class ALI(BaseDetector):
+class ALI(TrainedDetector):
     """Adversarially learned inference (ALI, BiGAN).
 
     A generator makes images from codes and an encoder codes from images, while a discriminator sees pairs of
@@ -159,10 +153,7 @@ class ALI(BaseDetector):
 
     _image_range = (-1.0, 1.0)
 
-    _parameter_constraints = BaseDetector._parameter_constraints | {
-        "latent_size": [Interval(Integral, 1, None, closed="left")],
-        "width": [Interval(Integral, 1, None, closed="left")],
-        "n_levels": [Interval(Integral, 1, None, closed="left"), None],
+    _parameter_constraints = {
         "stochastic": ["boolean"],
         "discrimination": [StrOptions({"feature_matching", "cross_entropy"})],
         "discrimination_weight": [Interval(Real, 0, 1, closed="both")],
@@ -222,8 +213,8 @@ class ALI(BaseDetector):
             n_levels=self.n_levels,
         )
 
-    def _train(self, network, images, y):
-        return self._run("pairs", PairAdversarial, network, images)
+    def _train(self, run, network, images):
+        run("pairs", PairAdversarial, network, images)
 
     def _reconstruct(self, network, x):
         return network(x)
@@ -233,10 +224,10 @@ class ALI(BaseDetector):
         y = network.generator(z)
         features = discriminator.features(y, z)
         components = {
-            "residual": (x - y).abs().sum((1, 2, 3)),
+            "residual_sum": (x - y).abs().sum((1, 2, 3)),
             "feature_matching": (discriminator.features(x, z) - features).abs().sum(1),
             "cross_entropy": softplus(-discriminator.value(features)[:, 0]),
         }
         weight = self.discrimination_weight
-        score = (1 - weight) * components["residual"] + weight * components[self.discrimination]
+        score = (1 - weight) * components["residual_sum"] + weight * components[self.discrimination]
         return Judgement(score, absolute_error(y, x), components)

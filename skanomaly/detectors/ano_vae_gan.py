@@ -4,14 +4,13 @@ from numbers import Real
 
 from sklearn.utils._param_validation import Interval
 
-from .._detector import BaseDetector, Judgement
 from .._losses import absolute_error
-from .._size import SIZE_CONSTRAINTS, size_options
+from .._parameters import network_size
+from ..base import Judgement, TrainedDetector
 from ..networks.adversarial import ConvDiscriminator
 from ..networks.autoencoder import VariationalAutoEncoder
 from ..networks.gaussian import draw, kl_divergence
-from ..training import Training
-from ..training._adversarial import Adam, discriminator_loss, generator_loss
+from ..training import Training, discriminator_loss, generator_loss
 
 
 class AnoVAEGANNetwork(VariationalAutoEncoder):
@@ -34,12 +33,13 @@ class VariationalAdversarial(Training):
 
     moves = {"optimizer": ["encoder", "decoder"], "optimizer_discriminator": ["discriminator"]}
     losses = "discriminator_loss", "reconstruction_loss", "kl_loss", "adversarial_loss", "train_loss"
+    betas = 0.5, 0.999
 
-    def __init__(self, network, *, kl_weight, adversarial_weight, optimizer=Adam, **options):
+    def __init__(self, network, *, kl_weight, adversarial_weight, **options):
         self.kl_weight, self.adversarial_weight = kl_weight, adversarial_weight
         if not adversarial_weight:
             self.losses = "reconstruction_loss", "kl_loss", "train_loss"
-        super().__init__(network, optimizer=optimizer, **options)
+        super().__init__(network, **options)
 
     def step(self, network, x):
         posterior, discriminator = network.posterior(x), network.discriminator
@@ -56,7 +56,7 @@ class VariationalAdversarial(Training):
         self.move("optimizer", train_loss=loss)
 
 
-class AnoVAEGAN(BaseDetector):
+class AnoVAEGAN(TrainedDetector):
     """Variational autoencoder with adversarial training (AnoVAEGAN).
 
     A discriminator that tells reconstructions from images teaches the decoder of a variational autoencoder to
@@ -109,8 +109,7 @@ class AnoVAEGAN(BaseDetector):
 
     _image_range = (-1.0, 1.0)
 
-    _parameter_constraints = BaseDetector._parameter_constraints | {
-        **SIZE_CONSTRAINTS,
+    _parameter_constraints = {
         "kl_weight": [Interval(Real, 0, None, closed="left")],
         "adversarial_weight": [Interval(Real, 0, None, closed="left")],
     }
@@ -163,17 +162,15 @@ class AnoVAEGAN(BaseDetector):
         self.random_state = random_state
 
     def _build(self, image_shape):
-        return AnoVAEGANNetwork(image_shape, **size_options(self))
+        return AnoVAEGANNetwork(image_shape, **network_size(self))
 
-    def _train(self, network, images, y):
+    def _train(self, run, network, images):
         weights = {"kl_weight": self.kl_weight, "adversarial_weight": self.adversarial_weight}
-        return self._run("reconstruction", VariationalAdversarial, network, images, **weights)
+        run("reconstruction", VariationalAdversarial, network, images, **weights)
 
     def _reconstruct(self, network, x):
         return network(x)
 
     def _judge(self, network, x):
         maps = absolute_error(network(x), x)
-        score = maps.mean((1, 2))
-        components = {"residual": score, "kl": lambda: kl_divergence(*network.posterior(x))}
-        return Judgement(score, maps, components)
+        return Judgement.of_map(maps, kl=lambda: kl_divergence(*network.posterior(x)))

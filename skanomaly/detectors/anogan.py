@@ -7,9 +7,9 @@ from sklearn.utils._param_validation import Interval
 from torch import nn
 from torch.nn.functional import softplus
 
-from .._detector import BaseDetector, Judgement
 from .._losses import absolute_error
 from .._search import search_images
+from ..base import Judgement, TrainedDetector
 from ..networks.adversarial import ConvDiscriminator, ConvGenerator
 from ..training import Adversarial
 
@@ -29,7 +29,7 @@ class AnoGANNetwork(nn.Module):
         return torch.empty(n, self.starts.shape[1], device=self.starts.device).uniform_(-1, 1)
 
 
-class AnoGAN(BaseDetector):
+class AnoGAN(TrainedDetector):
     """Anomaly detection with a generative adversarial network and a search (AnoGAN).
 
     A DCGAN learns to make normal images from codes. For each image that is judged, gradient descent looks
@@ -81,7 +81,7 @@ class AnoGAN(BaseDetector):
     generator and discriminator for every image, in `fit` also for the training images, whose scores set the
     thresholds.
 
-    `score_components` gives "residual" (R), "discrimination" (D), "reference", the score with Yeh's loss
+    `score_components` gives "residual_sum" (R), "discrimination" (D), "reference", the score with Yeh's loss
     -log D(G(z)) in the place of the features, and "discriminator", -log D(x), which needs no search.
 
     References
@@ -105,10 +105,7 @@ class AnoGAN(BaseDetector):
 
     _image_range = (-1.0, 1.0)
 
-    _parameter_constraints = BaseDetector._parameter_constraints | {
-        "latent_size": [Interval(Integral, 1, None, closed="left")],
-        "width": [Interval(Integral, 1, None, closed="left")],
-        "n_levels": [Interval(Integral, 1, None, closed="left"), None],
+    _parameter_constraints = {
         "n_search": [Interval(Integral, 1, None, closed="left")],
         "n_restarts": [Interval(Integral, 1, None, closed="left")],
         "search_lr": [Interval(Real, 0, None, closed="neither")],
@@ -171,8 +168,8 @@ class AnoGAN(BaseDetector):
             n_restarts=self.n_restarts,
         )
 
-    def _train(self, network, images, y):
-        return self._run("gan", Adversarial, network, images)
+    def _train(self, run, network, images):
+        run("gan", Adversarial, network, images)
 
     def _search(self, network, x):
         """Images of the generator most like those of a batch, and the two sums that they leave."""
@@ -195,7 +192,7 @@ class AnoGAN(BaseDetector):
         y, residual, discrimination = self._search(network, x)
         weight = self.discrimination_weight
         components = {
-            "residual": residual,
+            "residual_sum": residual,
             "discrimination": discrimination,
             "reference": lambda: (1 - weight) * residual + weight * softplus(-network.discriminator(y)),
             "discriminator": lambda: softplus(-network.discriminator(x)),

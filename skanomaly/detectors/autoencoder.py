@@ -2,9 +2,9 @@
 
 from sklearn.utils._param_validation import StrOptions
 
-from .._detector import BaseDetector, Judgement
 from .._losses import absolute_error, squared_error, ssim_error
-from .._size import SIZE_CONSTRAINTS, size_options
+from .._parameters import network_size
+from ..base import Judgement, TrainedDetector
 from ..networks.autoencoder import ConvAutoEncoder
 from ..training import Reconstruction
 
@@ -16,7 +16,7 @@ def _scaled_ssim_error(x, y):
 ERRORS = {"l2": squared_error, "l1": absolute_error, "ssim": _scaled_ssim_error}
 
 
-class AutoEncoder(BaseDetector):
+class AutoEncoder(TrainedDetector):
     """Convolutional autoencoder with a narrow bottleneck.
 
     It learns to repeat normal images through a code of a few numbers. An image is anomalous as far
@@ -73,8 +73,7 @@ class AutoEncoder(BaseDetector):
 
     _image_range = (-1.0, 1.0)
 
-    _parameter_constraints = BaseDetector._parameter_constraints | {
-        **SIZE_CONSTRAINTS,
+    _parameter_constraints = {
         "loss": [StrOptions(set(ERRORS))],
     }
 
@@ -124,15 +123,13 @@ class AutoEncoder(BaseDetector):
         self.random_state = random_state
 
     def _build(self, image_shape):
-        return ConvAutoEncoder(image_shape, **size_options(self))
+        return ConvAutoEncoder(image_shape, **network_size(self))
 
-    def _train(self, network, images, y):
-        return self._run("reconstruction", Reconstruction, network, images, error=ERRORS[self.loss])
+    def _train(self, run, network, images):
+        run("reconstruction", Reconstruction, network, images, error=ERRORS[self.loss])
 
     def _reconstruct(self, network, x):
         return network(x)
 
     def _judge(self, network, x):
-        maps = ERRORS[self.loss](network(x), x)
-        score = maps.mean((1, 2))
-        return Judgement(score, maps, {"residual": score})
+        return Judgement.of_map(ERRORS[self.loss](network(x), x))

@@ -4,9 +4,9 @@ from numbers import Real
 
 from sklearn.utils._param_validation import Interval
 
-from .._detector import BaseDetector, Judgement
 from .._losses import squared_error
-from .._size import SIZE_CONSTRAINTS, size_options
+from .._parameters import network_size
+from ..base import Judgement, TrainedDetector
 from ..networks.autoencoder import ConvAutoEncoder
 from ..training import Training
 
@@ -43,7 +43,7 @@ class Constrained(Training):
         return error + self.constraint_weight * constraint
 
 
-class ConstrainedAE(BaseDetector):
+class ConstrainedAE(TrainedDetector):
     """Constrained autoencoder.
 
     An autoencoder that shall also give a reconstruction the code of its image, so that images that look alike
@@ -96,8 +96,7 @@ class ConstrainedAE(BaseDetector):
 
     _image_range = (-1.0, 1.0)
 
-    _parameter_constraints = BaseDetector._parameter_constraints | {
-        **SIZE_CONSTRAINTS,
+    _parameter_constraints = {
         "constraint_weight": [Interval(Real, 0, None, closed="left")],
     }
 
@@ -147,16 +146,14 @@ class ConstrainedAE(BaseDetector):
         self.random_state = random_state
 
     def _build(self, image_shape):
-        return ConvAutoEncoder(image_shape, **size_options(self))
+        return ConvAutoEncoder(image_shape, **network_size(self))
 
-    def _train(self, network, images, y):
+    def _train(self, run, network, images):
         weight = {"constraint_weight": self.constraint_weight}
-        return self._run("reconstruction", Constrained, network, images, **weight)
+        run("reconstruction", Constrained, network, images, **weight)
 
     def _reconstruct(self, network, x):
         return network(x)
 
     def _judge(self, network, x):
-        maps = squared_error(network(x), x)
-        score = maps.mean((1, 2))
-        return Judgement(score, maps, {"residual": score})
+        return Judgement.of_map(squared_error(network(x), x))

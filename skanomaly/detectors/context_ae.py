@@ -5,15 +5,15 @@ from numbers import Real
 
 from sklearn.utils._param_validation import Interval
 
-from .._detector import BaseDetector, Judgement
 from .._losses import squared_error
-from .._size import SIZE_CONSTRAINTS, size_options
+from .._parameters import network_size
+from ..base import Judgement, TrainedDetector
 from ..networks.autoencoder import ConvAutoEncoder
 from ..training import Reconstruction
 from ..training._corruption import erase_squares
 
 
-class ContextAE(BaseDetector):
+class ContextAE(TrainedDetector):
     """Context autoencoder.
 
     An autoencoder trained on images of which a square was erased, to reconstruct them whole: it has to learn
@@ -68,8 +68,7 @@ class ContextAE(BaseDetector):
 
     _image_range = (-1.0, 1.0)
 
-    _parameter_constraints = BaseDetector._parameter_constraints | {
-        **SIZE_CONSTRAINTS,
+    _parameter_constraints = {
         "erased_area": [Interval(Real, 0, 1, closed="neither")],
     }
 
@@ -119,17 +118,15 @@ class ContextAE(BaseDetector):
         self.random_state = random_state
 
     def _build(self, image_shape):
-        return ConvAutoEncoder(image_shape, **size_options(self))
+        return ConvAutoEncoder(image_shape, **network_size(self))
 
-    def _train(self, network, images, y):
+    def _train(self, run, network, images):
         erase = partial(erase_squares, area=self.erased_area, value=self._image_range[0])
         options = {"error": squared_error, "corrupt": erase}
-        return self._run("reconstruction", Reconstruction, network, images, **options)
+        run("reconstruction", Reconstruction, network, images, **options)
 
     def _reconstruct(self, network, x):
         return network(x)
 
     def _judge(self, network, x):
-        maps = squared_error(network(x), x)
-        score = maps.mean((1, 2))
-        return Judgement(score, maps, {"residual": score})
+        return Judgement.of_map(squared_error(network(x), x))

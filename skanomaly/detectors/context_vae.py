@@ -5,14 +5,13 @@ from numbers import Real
 
 from sklearn.utils._param_validation import Interval
 
-from .._detector import BaseDetector, Judgement
 from .._losses import absolute_error, gradient_map, squared_error
-from .._size import SIZE_CONSTRAINTS, size_options
+from .._parameters import network_size
+from ..base import Judgement, TrainedDetector
 from ..networks.autoencoder import VariationalAutoEncoder
 from ..networks.gaussian import draw, kl_divergence
-from ..training import Training
+from ..training import Training, negative_elbo
 from ..training._corruption import erase_squares
-from ..training._variational import negative_elbo
 
 
 class ContextVariational(Training):
@@ -48,7 +47,7 @@ class ContextVariational(Training):
         return negative_elbo(network, x, error=squared_error, kl_weight=self.kl_weight).mean()
 
 
-class ContextVAE(BaseDetector):
+class ContextVAE(TrainedDetector):
     """Context-encoding variational autoencoder (ceVAE).
 
     A variational autoencoder that also learns, as ContextAE does, to fill in a square that was erased. The
@@ -109,8 +108,7 @@ class ContextVAE(BaseDetector):
 
     _image_range = (-1.0, 1.0)
 
-    _parameter_constraints = BaseDetector._parameter_constraints | {
-        **SIZE_CONSTRAINTS,
+    _parameter_constraints = {
         "kl_weight": [Interval(Real, 0, None, closed="left")],
         "context_weight": [Interval(Real, 0, 1, closed="both")],
         "erased_area": [Interval(Real, 0, 1, closed="neither")],
@@ -166,12 +164,12 @@ class ContextVAE(BaseDetector):
         self.random_state = random_state
 
     def _build(self, image_shape):
-        return VariationalAutoEncoder(image_shape, **size_options(self))
+        return VariationalAutoEncoder(image_shape, **network_size(self))
 
-    def _train(self, network, images, y):
+    def _train(self, run, network, images):
         erase = partial(erase_squares, area=self.erased_area, value=self._image_range[0])
         options = {"erase": erase, "kl_weight": self.kl_weight, "context_weight": self.context_weight}
-        return self._run("reconstruction", ContextVariational, network, images, **options)
+        run("reconstruction", ContextVariational, network, images, **options)
 
     def _reconstruct(self, network, x):
         return network(x)

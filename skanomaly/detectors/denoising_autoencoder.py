@@ -5,14 +5,14 @@ from numbers import Integral, Real
 
 from sklearn.utils._param_validation import Interval
 
-from .._detector import BaseDetector, Judgement
 from .._losses import squared_error
+from ..base import Judgement, TrainedDetector
 from ..networks.unet import UNet
 from ..training import Reconstruction
 from ..training._corruption import add_coarse_noise
 
 
-class DenoisingAutoEncoder(BaseDetector):
+class DenoisingAutoEncoder(TrainedDetector):
     """Denoising autoencoder with coarse noise.
 
     A U-Net learns to remove noise of the size of lesions, and removes what else is not normal. Its skips keep
@@ -64,10 +64,9 @@ class DenoisingAutoEncoder(BaseDetector):
 
     _image_range = (0.0, 1.0)
 
-    _parameter_constraints = BaseDetector._parameter_constraints | {
+    _parameter_constraints = {
         "noise_deviation": [Interval(Real, 0, None, closed="neither")],
         "noise_size": [Interval(Integral, 1, None, closed="left")],
-        "width": [Interval(Integral, 1, None, closed="left")],
     }
 
     def __init__(
@@ -112,15 +111,13 @@ class DenoisingAutoEncoder(BaseDetector):
     def _build(self, image_shape):
         return UNet(image_shape, image_shape[0], width=self.width)
 
-    def _train(self, network, images, y):
+    def _train(self, run, network, images):
         noise = partial(add_coarse_noise, deviation=self.noise_deviation, size=self.noise_size)
         options = {"error": squared_error, "corrupt": noise, "parts": None}
-        return self._run("reconstruction", Reconstruction, network, images, **options)
+        run("reconstruction", Reconstruction, network, images, **options)
 
     def _reconstruct(self, network, x):
         return network(x)
 
     def _judge(self, network, x):
-        maps = squared_error(network(x), x)
-        score = maps.mean((1, 2))
-        return Judgement(score, maps, {"residual": score})
+        return Judgement.of_map(squared_error(network(x), x))

@@ -11,11 +11,11 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from .. import _inference
-from .._detector import BaseDetector, Judgement
+from .._inference import collect
 from .._losses import absolute_error, feature_error, squared_error
 from .._random import draw_seed, seeded
 from .._search import search_images
+from ..base import Judgement, TrainedDetector
 from ..networks.adversarial import ResidualCritic, ResidualEncoder, ResidualGenerator
 from ..training import Training, Wasserstein
 
@@ -40,7 +40,7 @@ class FAnoGANNetwork(nn.Module):
         z = torch.empty(n, self.latent_size, device=self.critic_mean.device)
         return z.normal_() if self.prior == "normal" else z.uniform_(-1, 1)
 
-    def reconstruct(self, x):
+    def forward(self, x):
         return self.generator(self.encoder(x))
 
     def feature_error(self, x, y):
@@ -72,14 +72,14 @@ class Inversion(Training):
         if self.kind == "ziz":
             z = network.draw_codes(len(x))
             return (network.encoder(network.generator(z)) - z).square().mean()
-        y = network.reconstruct(x)
+        y = network(x)
         loss = squared_error(y, x).mean()
         if self.kind == "izi_f":
             loss = loss + self.feature_weight * network.feature_error(y, x).mean()
         return loss
 
 
-class FAnoGAN(BaseDetector):
+class FAnoGAN(TrainedDetector):
     """Fast anomaly detection with a generative adversarial network (f-AnoGAN).
 
     A WGAN-GP learns to make normal images from codes; then, with generator and critic frozen, an
@@ -170,10 +170,7 @@ class FAnoGAN(BaseDetector):
 
     _image_range = (-1.0, 1.0)
 
-    _parameter_constraints = BaseDetector._parameter_constraints | {
-        "latent_size": [Interval(Integral, 1, None, closed="left")],
-        "width": [Interval(Integral, 1, None, closed="left")],
-        "n_levels": [Interval(Integral, 1, None, closed="left"), None],
+    _parameter_constraints = {
         "prior": [StrOptions({"normal", "uniform"})],
         "encoder_training": [StrOptions({"izi_f", "izi", "ziz"})],
         "encoder_output": [StrOptions({"tanh", "clip", "linear"})],
@@ -253,7 +250,7 @@ class FAnoGAN(BaseDetector):
             bound=self.encoder_bound,
         )
 
-    def _train(self, network, images, y):
+    def _train(self, run, network, images):
         bounded = self.encoder_output != "linear" and (self.prior == "normal" or self.encoder_bound < 1)
         if self.encoder_training == "ziz" and bounded:
             warnings.warn(
@@ -261,14 +258,7 @@ class FAnoGAN(BaseDetector):
                 "beyond encoder_bound; set encoder_output='linear' or prior='uniform'",
                 stacklevel=2,
             )
-        histories = self._train_gan(network, images) | self._train_encoder(network, images)
-        some = images.subset(torch.randperm(len(images))[:N_CRITIC_MEAN].numpy())
-        values = [value for _, value in _inference.run(network.critic, network, some, self.device_)]
-        network.critic_mean.fill_(float(np.concatenate(values).mean()))
-        return histories
-
-    def _train_gan(self, network, images):
-        return self._run(
+        run(
             "gan",
             Wasserstein,
             network,
@@ -276,9 +266,7 @@ class FAnoGAN(BaseDetector):
             n_critic=self.n_critic,
             penalty_weight=self.penalty_weight,
         )
-
-    def _train_encoder(self, network, images):
-        return self._run(
+        run(
             "encoder",
             Inversion,
             network,
@@ -290,11 +278,15 @@ class FAnoGAN(BaseDetector):
             max_epochs=self.encoder_epochs,
         )
 
+    def _measure(self, network, images):
+        some = images.subset(torch.randperm(len(images))[:N_CRITIC_MEAN].numpy())
+        network.critic_mean.fill_(float(collect(network.critic, network, some, self.device_).mean()))
+
     def _reconstruct(self, network, x):
-        return network.reconstruct(x)
+        return network(x)
 
     def _judge(self, network, x):
-        y = network.reconstruct(x)
+        y = network(x)
         features = network.critic.features(x)
         maps = squared_error(y, x)
         residual = maps.mean((1, 2))
@@ -321,9 +313,7 @@ class FAnoGAN(BaseDetector):
         codes : (n, latent_size) float32 ndarray
             What the encoder makes of the images.
         """
-        images = self._check_images(X)
-        parts = _inference.run(self.network_.encoder, self.network_, images, self.device_)
-        return np.concatenate([part for _, part in parts])
+        return collect(self.network_.encoder, self.network_, self._open(X), self.device_)
 
     def decode(self, codes):
         """The generator's images for codes.
@@ -343,9 +333,8 @@ class FAnoGAN(BaseDetector):
         latent_size = self.network_.latent_size
         if codes.ndim != 2 or codes.shape[1] != latent_size or not len(codes):
             raise ValueError(f"codes must have shape (n, latent_size={latent_size}), got {codes.shape}")
-        parts = _inference.run(self.network_.generator, self.network_, torch.from_numpy(codes), self.device_)
-        images = np.concatenate([part for _, part in parts])
-        return self._images(None, self._layout).from_network(images)
+        codes = torch.from_numpy(codes)
+        return self._format.restore(collect(self.network_.generator, self.network_, codes, self.device_))
 
     def iterative(
         self,
@@ -389,7 +378,7 @@ class FAnoGAN(BaseDetector):
         ValueError
             For fewer than one step or restart, and for a rate or weight out of range.
         """
-        images = self._check_images(X)
+        images = self._open(X)
         for name, value in (("n_search", n_search), ("n_restarts", n_restarts)):
             if not isinstance(value, Integral) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
@@ -414,8 +403,7 @@ class FAnoGAN(BaseDetector):
             )
             return codes, absolute_error(y, x), residual, discrimination
 
-        parts = [part for _, part in _inference.run(search, network, images, self.device_)]
-        codes, maps, residual, discrimination = map(np.concatenate, zip(*parts))
+        codes, maps, residual, discrimination = collect(search, network, images, self.device_)
         residual, discrimination = residual.astype(np.float64), discrimination.astype(np.float64)
         return Bunch(
             codes=codes,

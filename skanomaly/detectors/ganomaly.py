@@ -4,13 +4,12 @@ from numbers import Real
 
 from sklearn.utils._param_validation import Interval
 
-from .._detector import BaseDetector, Judgement
 from .._losses import absolute_error, feature_error
-from .._size import SIZE_CONSTRAINTS, size_options
+from .._parameters import network_size
+from ..base import Judgement, TrainedDetector
 from ..networks.adversarial import ConvDiscriminator
 from ..networks.autoencoder import ConvAutoEncoder, ConvEncoder
-from ..training import Training
-from ..training._adversarial import Adam, discriminator_loss
+from ..training import Training, discriminator_loss
 
 
 class GANomalyNetwork(ConvAutoEncoder):
@@ -44,10 +43,11 @@ class EncoderDecoderEncoder(Training):
         "optimizer_discriminator": ["discriminator"],
     }
     losses = "reconstruction_loss", "code_loss", "adversarial_loss", "train_loss", "discriminator_loss"
+    betas = 0.5, 0.999
 
-    def __init__(self, network, *, weights, optimizer=Adam, **options):
+    def __init__(self, network, *, weights, **options):
         self.weights = weights
-        super().__init__(network, optimizer=optimizer, **options)
+        super().__init__(network, **options)
 
     def step(self, network, x):
         discriminator = network.discriminator
@@ -63,7 +63,7 @@ class EncoderDecoderEncoder(Training):
         self.move("optimizer_discriminator", discriminator_loss=loss)
 
 
-class GANomaly(BaseDetector):
+class GANomaly(TrainedDetector):
     """GANomaly: encoder, decoder, encoder.
 
     An image is encoded, decoded, and the reconstruction encoded again. Trained on normal images against a
@@ -118,8 +118,7 @@ class GANomaly(BaseDetector):
 
     _image_range = (-1.0, 1.0)
 
-    _parameter_constraints = BaseDetector._parameter_constraints | {
-        **SIZE_CONSTRAINTS,
+    _parameter_constraints = {
         "reconstruction_weight": [Interval(Real, 0, None, closed="left")],
         "code_weight": [Interval(Real, 0, None, closed="left")],
         "adversarial_weight": [Interval(Real, 0, None, closed="left")],
@@ -175,13 +174,15 @@ class GANomaly(BaseDetector):
         self.random_state = random_state
 
     def _build(self, image_shape):
-        return GANomalyNetwork(image_shape, **size_options(self))
+        return GANomalyNetwork(image_shape, **network_size(self))
 
-    def _train(self, network, images, y):
+    def _train(self, run, network, images):
         weights = {
-            name: getattr(self, f"{name}_weight") for name in ("reconstruction", "code", "adversarial")
+            "reconstruction": self.reconstruction_weight,
+            "code": self.code_weight,
+            "adversarial": self.adversarial_weight,
         }
-        return self._run("adversarial", EncoderDecoderEncoder, network, images, weights=weights)
+        run("adversarial", EncoderDecoderEncoder, network, images, weights=weights)
 
     def _reconstruct(self, network, x):
         return network(x)

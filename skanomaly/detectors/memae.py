@@ -4,14 +4,14 @@ from numbers import Integral, Real
 
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from .._detector import BaseDetector, Judgement
 from .._losses import squared_error
-from .._size import SIZE_CONSTRAINTS, size_options
+from .._parameters import network_size
+from ..base import Judgement, TrainedDetector
 from ..networks.autoencoder import MemoryAutoEncoder
 from ..training import MemoryTraining
 
 
-class MemAE(BaseDetector):
+class MemAE(TrainedDetector):
     """Memory-augmented autoencoder.
 
     An autoencoder may repeat anomalies too well. Here the decoder never sees a code itself, only a
@@ -75,8 +75,7 @@ class MemAE(BaseDetector):
 
     _image_range = (-1.0, 1.0)
 
-    _parameter_constraints = BaseDetector._parameter_constraints | {
-        **SIZE_CONSTRAINTS,
+    _parameter_constraints = {
         "n_slots": [Interval(Integral, 1, None, closed="left")],
         "shrinkage_threshold": [Interval(Real, 0, 1, closed="left")],
         "similarity": [StrOptions({"dot", "cosine"})],
@@ -140,17 +139,15 @@ class MemAE(BaseDetector):
             n_slots=self.n_slots,
             threshold=self.shrinkage_threshold,
             cosine=self.similarity == "cosine",
-            **size_options(self),
+            **network_size(self),
         )
 
-    def _train(self, network, images, y):
+    def _train(self, run, network, images):
         weight = {"entropy_weight": self.entropy_weight}
-        return self._run("reconstruction", MemoryTraining, network, images, **weight)
+        run("reconstruction", MemoryTraining, network, images, **weight)
 
     def _reconstruct(self, network, x):
-        return network(x)[0]
+        return network(x)
 
     def _judge(self, network, x):
-        maps = squared_error(network(x)[0], x)
-        score = maps.mean((1, 2))
-        return Judgement(score, maps, {"residual": score})
+        return Judgement.of_map(squared_error(network(x), x))

@@ -9,13 +9,12 @@ import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch.nn.functional import mse_loss
 
-from .. import _inference
-from .._detector import BaseDetector, Judgement
+from .._inference import collect
 from .._losses import absolute_error
+from ..base import Judgement, TrainedDetector
 from ..networks.inpainting import InPaintingNetwork
 from ..networks.memory import MemoryQueue, gumbel_shrinkage, hard_shrinkage
-from ..training import Training
-from ..training._adversarial import Adam, discriminator_loss, generator_loss
+from ..training import Training, discriminator_loss, generator_loss
 from ..transforms import changed
 
 
@@ -71,16 +70,15 @@ class InPaintingTraining(Training):
         "adversarial_loss",
         "train_loss",
     )
+    betas = 0.5, 0.999
 
-    def __init__(
-        self, network, *, augmentation, n_critic, weights, detach_teacher, optimizer=Adam, **options
-    ):
+    def __init__(self, network, *, augmentation, n_critic, weights, detach_teacher, **options):
         self.augmentation, self.n_critic, self.weights = augmentation, n_critic, weights
         self.detach_teacher = detach_teacher
         opponents = "adversarial", "discriminator"  # computed only where they have a weight
         without = {f"{name}_loss" for name in opponents if not weights[name]}
         self.losses = tuple(name for name in self.losses if name not in without)
-        super().__init__(network, optimizer=optimizer, **options)
+        super().__init__(network, **options)
 
     def step(self, network, x):
         if self.augmentation is not None:
@@ -117,7 +115,7 @@ class InPaintingTraining(Training):
             group["lr"] = self.lr * share
 
 
-class SQUID(BaseDetector):
+class SQUID(TrainedDetector):
     """Space-aware memory queues for in-painting and detecting (SQUID).
 
     For images in which everything has its place, as in radiographs. An image is cut into windows; each is
@@ -233,7 +231,7 @@ class SQUID(BaseDetector):
     torch.Size([9, 20, 128])
     """
 
-    _parameter_constraints = BaseDetector._parameter_constraints | {
+    _parameter_constraints = {
         "n_windows": [Interval(Integral, 1, None, closed="left")],
         "n_slots": [Interval(Integral, 1, None, closed="left")],
         "k": [Interval(Integral, 1, None, closed="left")],
@@ -247,8 +245,6 @@ class SQUID(BaseDetector):
         "stitch_level": [Interval(Integral, 0, None, closed="left")],
         "n_memories": [Interval(Integral, 0, None, closed="left")],
         "encoder": [callable, None],
-        "width": [Interval(Integral, 1, None, closed="left")],
-        "n_levels": [Interval(Integral, 1, None, closed="left"), None],
         "augmentation": [callable, None],
         "detach_teacher": ["boolean"],
         "teacher_weight": [Interval(Real, 0, None, closed="left")],
@@ -383,25 +379,30 @@ class SQUID(BaseDetector):
             n_slots=self.n_slots,
         )
 
-    def _train(self, network, images, y):
-        names = "teacher", "student", "distillation", "adversarial", "discriminator"
-        histories = self._run(
+    def _train(self, run, network, images):
+        run(
             "inpainting",
             InPaintingTraining,
             network,
             images,
             augmentation=self.augmentation,
             n_critic=self.n_critic,
-            weights={name: getattr(self, f"{name}_weight") for name in names},
+            weights={
+                "teacher": self.teacher_weight,
+                "student": self.student_weight,
+                "distillation": self.distillation_weight,
+                "adversarial": self.adversarial_weight,
+                "discriminator": self.discriminator_weight,
+            },
             detach_teacher=self.detach_teacher,
             optimizer__eps=1e-7,
             optimizer__weight_decay=1e-5,
         )
-        parts = _inference.run(lambda x: network.discriminator(network(x)), network, images, self.device_)
-        logits = np.concatenate([part for _, part in parts]).astype(np.float64)
-        network.mean.fill_(logits.mean())
-        network.deviation.fill_(logits.std() or 1.0)
-        return histories
+
+    def _measure(self, network, images):
+        logits = collect(lambda x: network.discriminator(network(x)), network, images, self.device_)
+        network.mean.fill_(logits.astype(np.float64).mean())
+        network.deviation.fill_(logits.astype(np.float64).std() or 1.0)
 
     def _reconstruct(self, network, x):
         return network(x)

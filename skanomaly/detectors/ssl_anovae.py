@@ -9,19 +9,16 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from torch import nn
 from torch.nn import functional as F
 
-from .._detector import BaseDetector, Judgement
 from .._losses import absolute_error
+from ..base import Judgement, TrainedDetector
 from ..networks.adversarial import ConvDiscriminator
 from ..networks.autoencoder import LOG_VARIANCES, ConvDecoder, ConvEncoder
 from ..networks.gaussian import draw, kl_divergence
-from ..training import Training
-from ..training._adversarial import discriminator_loss, generator_loss
+from ..training import Training, discriminator_loss, generator_loss
 from ..transforms import PRESETS, changed, preset
 
 #: Hidden and output width of projector and predictor; 4096 and 256 in BYOL, for ImageNet.
 PROJECTION = 512, 128
-
-Adam = partial(torch.optim.Adam, betas=(0.5, 0.9))
 
 
 def _features(image_shape, hidden_size, **size):
@@ -108,10 +105,11 @@ class SelfSupervised(Training):
 
     moves = {"optimizer": ["ssl_encoder", "projector", "predictor"]}
     losses = ("ssl_loss",)
+    betas = 0.5, 0.9
 
-    def __init__(self, network, *, views, momentum, optimizer=Adam, **options):
+    def __init__(self, network, *, views, momentum, **options):
         self.views, self.momentum = views, momentum
-        super().__init__(network, optimizer=optimizer, **options)
+        super().__init__(network, **options)
 
     def step(self, network, x):
         network.target.train()  # its statistics are of the batch, as in BYOL
@@ -143,8 +141,9 @@ class EndToEnd(Training):
         "adversarial_loss",
         "train_loss",
     )
+    betas = 0.5, 0.9
 
-    def __init__(self, network, *, views, momentum, weights, prior_weights, optimizer=Adam, **options):
+    def __init__(self, network, *, views, momentum, weights, prior_weights, **options):
         self.views, self.momentum = views, momentum
         self.weights, self.prior_weights = weights, prior_weights
         online = ["image_encoder", "image_code", "decoder"]
@@ -152,7 +151,7 @@ class EndToEnd(Training):
         online += ["ssl_encoder", "projector", "predictor"] if views else []
         self.moves = {"optimizer": online, "optimizer_discriminator": ["discriminator"]}
         self.losses = self.losses if views else tuple(name for name in self.losses if name != "ssl_loss")
-        super().__init__(network, optimizer=optimizer, **options)
+        super().__init__(network, **options)
 
     def step(self, network, x):
         posteriors = network.posteriors(x)
@@ -174,7 +173,7 @@ class EndToEnd(Training):
             follow(network, self.momentum)
 
 
-class SSLAnoVAE(BaseDetector):
+class SSLAnoVAE(TrainedDetector):
     """Variational autoencoder with a self-supervised second encoder (SSL-AnoVAE).
 
     One encoder learns to describe normal images for their reconstruction; a second one learns at the same
@@ -267,12 +266,8 @@ class SSLAnoVAE(BaseDetector):
     ((2,), (2, 64, 64))
     """
 
-    _parameter_constraints = BaseDetector._parameter_constraints | {
+    _parameter_constraints = {
         "transforms": [StrOptions({"auto", *PRESETS}), callable, tuple, None],
-        "latent_size": [Interval(Integral, 1, None, closed="left")],
-        "hidden_size": [Interval(Integral, 1, None, closed="left")],
-        "width": [Interval(Integral, 1, None, closed="left")],
-        "n_levels": [Interval(Integral, 1, None, closed="left"), None],
         "fusion": [StrOptions({"concatenation", "sum", "features"})],
         "ssl_training": [StrOptions({"end_to_end", "pretrain"})],
         "predictor": ["boolean"],
@@ -380,21 +375,22 @@ class SSLAnoVAE(BaseDetector):
             )
         return transforms
 
-    def _train(self, network, images, y):
+    def _train(self, run, network, images):
         ssl = {"views": self._views(), "momentum": self.momentum}
         options = {
             "weights": {
-                name: getattr(self, f"{name}_weight")
-                for name in ("ssl", "reconstruction", "prior", "adversarial")
+                "ssl": self.ssl_weight,
+                "reconstruction": self.reconstruction_weight,
+                "prior": self.prior_weight,
+                "adversarial": self.adversarial_weight,
             },
             "prior_weights": (self.image_prior_weight, self.ssl_prior_weight),
         }
         if self.ssl_training == "end_to_end":
-            return self._run("end_to_end", EndToEnd, network, images, **ssl, **options)
-        before = self._run("ssl", SelfSupervised, network, images, max_epochs=self.ssl_epochs, **ssl)
-        return before | self._run(
-            "reconstruction", EndToEnd, network, images, **ssl | {"views": None}, **options
-        )
+            run("end_to_end", EndToEnd, network, images, **ssl, **options)
+        else:
+            run("ssl", SelfSupervised, network, images, max_epochs=self.ssl_epochs, **ssl)
+            run("reconstruction", EndToEnd, network, images, **ssl | {"views": None}, **options)
 
     def _reconstruct(self, network, x):
         return network(x)
@@ -402,8 +398,6 @@ class SSLAnoVAE(BaseDetector):
     def _judge(self, network, x):
         posteriors = network.posteriors(x)
         maps = absolute_error(network.decode([mean for mean, _ in posteriors]), x)
-        score = maps.mean((1, 2))
-        components = {"residual": score, "image_divergence": lambda: kl_divergence(*posteriors[0])}
-        if len(posteriors) == 2:
-            components["ssl_divergence"] = lambda: kl_divergence(*posteriors[1])
-        return Judgement(score, maps, components)
+        names = "image_divergence", "ssl_divergence"
+        divergences = {name: partial(kl_divergence, *p) for name, p in zip(names, posteriors)}
+        return Judgement.of_map(maps, **divergences)

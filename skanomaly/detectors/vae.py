@@ -5,18 +5,17 @@ from numbers import Real
 
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from .._detector import BaseDetector, Judgement
 from .._losses import absolute_error, gradient_map, squared_error
-from .._size import SIZE_CONSTRAINTS, size_options
+from .._parameters import network_size
+from ..base import Judgement, TrainedDetector
 from ..networks.autoencoder import VariationalAutoEncoder
 from ..networks.gaussian import kl_divergence
-from ..training import Variational
-from ..training._variational import negative_elbo
+from ..training import Variational, negative_elbo
 
 ERRORS = {"l2": squared_error, "l1": absolute_error}
 
 
-class VAE(BaseDetector):
+class VAE(TrainedDetector):
     """Variational autoencoder.
 
     An autoencoder whose codes are distributions, kept near N(0, I): what lies far from the codes of normal
@@ -82,8 +81,7 @@ class VAE(BaseDetector):
 
     _image_range = (-1.0, 1.0)
 
-    _parameter_constraints = BaseDetector._parameter_constraints | {
-        **SIZE_CONSTRAINTS,
+    _parameter_constraints = {
         "kl_weight": [Interval(Real, 0, None, closed="left")],
         "loss": [StrOptions(set(ERRORS))],
         "score_component": [StrOptions({"residual", "elbo_gradient", "kl_gradient", "combination"})],
@@ -139,11 +137,11 @@ class VAE(BaseDetector):
         self.random_state = random_state
 
     def _build(self, image_shape):
-        return VariationalAutoEncoder(image_shape, **size_options(self))
+        return VariationalAutoEncoder(image_shape, **network_size(self))
 
-    def _train(self, network, images, y):
+    def _train(self, run, network, images):
         options = {"error": ERRORS[self.loss], "kl_weight": self.kl_weight}
-        return self._run("reconstruction", Variational, network, images, **options)
+        run("reconstruction", Variational, network, images, **options)
 
     def _reconstruct(self, network, x):
         return network(x)

@@ -111,10 +111,14 @@ class UncertainAutoEncoder(ConvAutoEncoder):
         n_channels, *sides = image_shape
         self.decoder = ConvDecoder((2 * n_channels, *sides), latent_size, **options)
 
-    def forward(self, x):
+    def predict(self, x):
         """Means and log-variances (n, c, h, w), the latter within `LOG_VARIANCES`."""
-        mean, log_variance = super().forward(x).chunk(2, dim=1)
+        mean, log_variance = self.decoder(self.encoder(x)).chunk(2, dim=1)
         return mean, log_variance.clamp(*LOG_VARIANCES)
+
+    def forward(self, x):
+        """Means alone."""
+        return self.predict(x)[0]
 
 
 class MemoryAutoEncoder(nn.Module):
@@ -126,10 +130,14 @@ class MemoryAutoEncoder(nn.Module):
         self.memory = MemoryMatrix(n_slots, latent_size, threshold=threshold, cosine=cosine)
         self.decoder = ConvDecoder(image_shape, latent_size, **size)
 
-    def forward(self, x):
+    def recall(self, x):
         """Reconstructions, and the weights of the items (n, ..., n_slots)."""
         z, weights = self.memory(self.encoder(x))
         return self.decoder(z), weights
+
+    def forward(self, x):
+        """Reconstructions alone."""
+        return self.recall(x)[0]
 
 
 class VariationalAutoEncoder(nn.Module):

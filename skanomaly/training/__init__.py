@@ -1,10 +1,20 @@
-"""Stages of training that several methods share."""
+"""Stages of training that several methods share, and their losses."""
 
-from ._adversarial import Adversarial
+from ._adversarial import Adversarial, discriminator_loss, generator_loss
 from ._memory import MemoryTraining
 from ._reconstruction import Reconstruction
 from ._training import Training
-from ._variational import Variational
+from ._variational import Variational, negative_elbo
 from ._wasserstein import Wasserstein
 
-__all__ = ["Adversarial", "MemoryTraining", "Reconstruction", "Training", "Variational", "Wasserstein"]
+__all__ = [
+    "Adversarial",
+    "MemoryTraining",
+    "Reconstruction",
+    "Training",
+    "Variational",
+    "Wasserstein",
+    "discriminator_loss",
+    "generator_loss",
+    "negative_elbo",
+]

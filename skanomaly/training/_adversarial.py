@@ -1,13 +1,8 @@
 """Generative adversarial network with a discriminator that ends in a probability (DCGAN)."""
 
-from functools import partial
-
-import torch
 from torch.nn.functional import softplus
 
 from ._training import Training
-
-Adam = partial(torch.optim.Adam, betas=(0.5, 0.999))
 
 
 def discriminator_loss(real, fake):
@@ -30,9 +25,7 @@ class Adversarial(Training):
 
     moves = {"optimizer": ["generator"], "optimizer_discriminator": ["discriminator"]}
     losses = "discriminator_loss", "generator_loss"
-
-    def __init__(self, network, *, optimizer=Adam, **options):
-        super().__init__(network, optimizer=optimizer, **options)
+    betas = 0.5, 0.999
 
     def step(self, network, x):
         discriminator = network.discriminator

@@ -29,11 +29,11 @@ class MemoryTraining(Training):
         super().__init__(network, **options)
 
     def step(self, network, x):
-        y, weights = network(x)
+        y, weights = network.recall(x)
         error, spread = squared_error(y, x).mean(), entropy(weights)
         self.record(reconstruction_loss=error, entropy=spread)
         self.move("optimizer", train_loss=error + self.entropy_weight * spread)
 
     def validate(self, network, x):
-        y, weights = network(x)
+        y, weights = network.recall(x)
         return squared_error(y, x).mean() + self.entropy_weight * entropy(weights)

@@ -1,6 +1,38 @@
-"""scikit-learn's callbacks (experimental in 1.9) told of every epoch: the only file that knows them."""
+"""scikit-learn's callbacks (experimental, from 1.9 on) told of every epoch: the only file that knows them."""
+
+from contextlib import contextmanager, nullcontext
 
 from skorch.callbacks import Callback
+
+try:
+    from sklearn.callback import CallbackSupportMixin
+except ImportError:
+
+    class CallbackSupport:
+        """No callbacks: scikit-learn before 1.9 has none to tell."""
+
+        def _fit_task(self, X, y):
+            return nullcontext()
+
+        def _stage_callbacks(self, stage):
+            return []
+
+else:
+
+    class CallbackSupport(CallbackSupportMixin):
+        """Tells scikit-learn's callbacks of a fit and its stages; `_fit_context` takes them down again."""
+
+        @contextmanager
+        def _fit_task(self, X, y):
+            """Context of a whole fit; only one that succeeds is reported as ended."""
+            context = self._init_callback_context(max_subtasks=None)
+            context.call_on_fit_task_begin(estimator=self, X=X, y=y)
+            yield
+            context.call_on_fit_task_end(estimator=self, X=X, y=y)
+
+        def _stage_callbacks(self, stage):
+            """skorch callbacks that report one stage of the fit in progress."""
+            return [EpochContext(self, self._callback_fit_ctx, stage)]
 
 
 class EpochContext(Callback):

@@ -1,5 +1,7 @@
 """Reconstruction: a network learns to repeat its input."""
 
+from torch import nn
+
 from ._training import Training
 
 
@@ -9,7 +11,9 @@ class Reconstruction(Training):
     Parameters
     ----------
     network : nn.Module
-    error : callable (reconstructions, images) -> map (n, h, w)
+    error : callable (predictions, images) -> map (n, h, w)
+    predict_images : callable (network, images) -> predictions, default=nn.Module.__call__
+        The network's reconstructions, or those with more beside them.
     corrupt : callable (images) -> images, default=None
         What is done to the network's input in training; never to what it is compared with.
     parts : sequence of str, default=("encoder", "decoder")
@@ -19,14 +23,23 @@ class Reconstruction(Training):
     losses = ("train_loss",)
     validates = True
 
-    def __init__(self, network, *, error, corrupt=None, parts=("encoder", "decoder"), **options):
-        self.error, self.corrupt = error, corrupt
+    def __init__(
+        self,
+        network,
+        *,
+        error,
+        predict_images=nn.Module.__call__,
+        corrupt=None,
+        parts=("encoder", "decoder"),
+        **options,
+    ):
+        self.error, self.predict_images, self.corrupt = error, predict_images, corrupt
         self.moves = {"optimizer": parts or [name for name, _ in network.named_children()]}
         super().__init__(network, **options)
 
     def step(self, network, x):
         given = x if self.corrupt is None else self.corrupt(x)
-        self.move("optimizer", train_loss=self.error(network(given), x).mean())
+        self.move("optimizer", train_loss=self.error(self.predict_images(network, given), x).mean())
 
     def validate(self, network, x):
-        return self.error(network(x), x).mean()
+        return self.error(self.predict_images(network, x), x).mean()

@@ -3,6 +3,7 @@
 import copy
 import math
 import warnings
+from functools import partial
 
 import torch
 from skorch import NeuralNet
@@ -27,7 +28,8 @@ class Training(NeuralNet):
     checkpoint : Checkpoint, default=None
         Where the stage is kept after each epoch, and taken up again. Everything that changes while
         training must be in the network (as parameter or buffer), in an optimiser, or be `n_steps`.
-    optimizer : callable (parameters, lr) -> torch Optimizer
+    optimizer : callable (parameters, lr) -> torch Optimizer, default=None
+        None is Adam with the class's `betas`.
     lr, max_epochs, batch_size, callbacks, device, verbose
         As in skorch. `optimizer_<part>__lr` sets another optimiser's own rate.
     """
@@ -35,15 +37,18 @@ class Training(NeuralNet):
     #: optimiser -> names of the parts it moves. The main one is `optimizer` (schedulers find it),
     #: others are `optimizer_<part>`.
     moves = {}
+    #: Decay rates of Adam's two moments.
+    betas = 0.9, 0.999
     #: Names of the values that `step` records, in the order of the table.
     losses = ()
     #: Whether the stage has a validation loss that can stop it early.
     validates = False
 
-    def __init__(self, network, *, stage, checkpoint=None, optimizer=torch.optim.Adam, **options):
+    def __init__(self, network, *, stage, checkpoint=None, optimizer=None, **options):
         self.stage, self.checkpoint = stage, checkpoint
         #: Batches so far, this one included.
         self.n_steps = 0
+        optimizer = optimizer or partial(torch.optim.Adam, betas=self.betas)
         # Steps are written out, so there is no criterion; skorch insists on one.
         super().__init__(network, criterion=torch.nn.Identity, optimizer=optimizer, **options)
 

@@ -1,13 +1,9 @@
 """Wasserstein GAN with gradient penalty (WGAN-GP)."""
 
-from functools import partial
-
 import torch
 
 from .._losses import gradient_penalty
 from ._training import Training
-
-Adam = partial(torch.optim.Adam, betas=(0.0, 0.9))
 
 
 class Wasserstein(Training):
@@ -22,18 +18,11 @@ class Wasserstein(Training):
 
     moves = {"optimizer": ["generator"], "optimizer_critic": ["critic"]}
     losses = "critic_loss", "wasserstein_distance", "generator_loss"
+    betas = 0.0, 0.9
 
-    def __init__(
-        self,
-        network,
-        *,
-        n_critic=5,
-        penalty_weight=10.0,
-        optimizer=Adam,
-        **options,
-    ):
+    def __init__(self, network, *, n_critic=5, penalty_weight=10.0, **options):
         self.n_critic, self.penalty_weight = n_critic, penalty_weight
-        super().__init__(network, optimizer=optimizer, **options)
+        super().__init__(network, **options)
 
     def step(self, network, x):
         generator, critic = network.generator, network.critic

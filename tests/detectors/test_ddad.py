@@ -9,7 +9,7 @@ from foreign import paste_foreign_patches
 from numpy.testing import assert_allclose
 from sklearn.metrics import roc_auc_score
 from skorch.callbacks import EarlyStopping
-from steps import assert_descends, run_step
+from steps import assert_descends, run_step, watch_stages
 from torch import nn
 from torch.nn import functional as F
 
@@ -109,12 +109,10 @@ def test_sizes_are_those_of_the_public_code(backbone, n):
 def test_who_sees_which_images(monkeypatch):
     seen = {}
 
-    def run(self, stage, training, network, images, **options):
+    def look(stage, training, network, images, **options):
         seen[stage] = np.arange(len(Y))[images.rows].tolist()
-        return original(self, stage, training, network, images, **options)
 
-    original = DDAD._run
-    monkeypatch.setattr(DDAD, "_run", run)
+    watch_stages(monkeypatch, DDAD, look)
     X = make_images((12, 16, 16))
     detector = tiny(DDAD).fit(X, Y)
     normal, known = list(range(6)), list(range(10))
@@ -142,12 +140,10 @@ def test_who_sees_which_images(monkeypatch):
 def test_as_much_of_either_is_held_out(monkeypatch):
     seen = {}
 
-    def run(self, stage, training, network, images, **options):
+    def look(stage, training, network, images, **options):
         seen[stage] = [images.rows.tolist(), images.held_out.rows.tolist()]
-        return original(self, stage, training, network, images, **options)
 
-    original = DDAD._run
-    monkeypatch.setattr(DDAD, "_run", run)
+    watch_stages(monkeypatch, DDAD, look)
     y = np.repeat([1, 0, -1], (9, 6, 3))
     detector = tiny(DDAD, validation_fraction=1 / 3, callbacks=[EarlyStopping()])
     detector.fit(make_images((18, 16, 16)), y)
@@ -229,13 +225,11 @@ def test_a_step_of_the_refinement_by_hand():
 def test_members_stay_as_they_are_while_refinements_learn(monkeypatch):
     before = {}
 
-    def run(self, stage, training, network, images, **options):
+    def look(stage, training, network, images, **options):
         if stage == "refinement":
             before.update({name: value.clone() for name, value in network.state_dict().items()})
-        return original(self, stage, training, network, images, **options)
 
-    original = DDAD._run
-    monkeypatch.setattr(DDAD, "_run", run)
+    watch_stages(monkeypatch, DDAD, look)
     after = tiny(DDAD).fit(make_images((12, 16, 16)), Y).network_.state_dict()
     for name, value in before.items():
         assert torch.equal(value, after[name]) != name.startswith("refinements"), name
@@ -244,12 +238,10 @@ def test_members_stay_as_they_are_while_refinements_learn(monkeypatch):
 def test_the_settings_of_the_public_code(monkeypatch):
     runs = {}
 
-    def run(self, stage, training, network, images, **options):
+    def look(stage, training, network, images, **options):
         runs[stage] = training, options
-        return original(self, stage, training, network, images, **options)
 
-    original = DDAD._run
-    monkeypatch.setattr(DDAD, "_run", run)
+    watch_stages(monkeypatch, DDAD, look)
     detector = tiny(DDAD, refinement_epochs=3).fit(make_images((12, 16, 16)), Y)
     assert len(detector.history_["refinement"]) == 3
     assert DDAD().lr == 5e-4

@@ -8,6 +8,7 @@ import torch
 from foreign import paste_foreign_patches
 from numpy.testing import assert_allclose
 from sklearn.metrics import roc_auc_score
+from steps import watch_stages
 from torch.distributions import Normal, kl_divergence
 
 from skanomaly import SSLAnoVAE
@@ -223,13 +224,11 @@ def test_choices_of_transforms(monkeypatch):
     def names(X, transforms):
         got = []
 
-        def run(self, stage, training, network, images, *, views, **options):
+        def look(stage, training, network, images, *, views, **options):
             got.append(views)
-            return train(self, stage, training, network, images, views=views, **options)
 
-        train = SSLAnoVAE._run
         with monkeypatch.context() as patch:
-            patch.setattr(SSLAnoVAE, "_run", run)
+            watch_stages(patch, SSLAnoVAE, look)
             tiny(SSLAnoVAE, transforms=transforms).fit(X)
         return got[0]
 

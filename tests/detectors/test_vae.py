@@ -4,6 +4,7 @@ import pytest
 import torch
 from foreign import check_learns
 from numpy.testing import assert_allclose
+from steps import watch_stages
 from torch import nn
 from torch.distributions import Normal
 from torch.distributions import kl_divergence as kl_of
@@ -134,13 +135,11 @@ def test_gradients_are_finite_differences(name, loss):
 
 def test_absolute_errors(monkeypatch):
     X, errors = make_images((5, 20, 14)), []
-    original = VAE._run
 
-    def run(self, *args, error, **options):
+    def look(stage, training, network, images, *, error, **options):
         errors.append(error)
-        return original(self, *args, error=error, **options)
 
-    monkeypatch.setattr(VAE, "_run", run)
+    watch_stages(monkeypatch, VAE, look)
     detector = tiny(VAE, loss="l1").fit(X)
     assert errors == [absolute_error]
     error = abs((detector.reconstruct(X) - X) / 255 * 2)

@@ -1,0 +1,294 @@
+"""Format of the images of a fit: layout, kind and range of the intensities, and every check of an X."""
+
+from dataclasses import dataclass
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from scipy import sparse
+from sklearn.utils import assert_all_finite, check_array, check_consistent_length, column_or_1d
+from sklearn.utils._missing import is_pandas_na, is_scalar_nan
+from sklearn.utils.validation import validate_data
+
+from ._images import Images, blocks
+
+#: Sizes that are read as a channel axis when the user does not name one.
+CHANNELS = range(1, 5)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the channels of X are, and the shape (C, H, W) of one image."""
+
+    image_shape: tuple
+    channel_axis: int | None = None
+    rows: bool = False
+
+    @classmethod
+    def of(cls, shape, channel_axis="auto", image_shape=None):
+        """Read the layout off the shape of X.
+
+        Raises
+        ------
+        ValueError
+            Where the shape is ambiguous or does not fit `channel_axis` or `image_shape`.
+        """
+        if len(shape) == 2:
+            return cls(_row_shape(shape[1], image_shape), rows=True)
+        if len(shape) not in (3, 4):
+            raise ValueError(
+                "X must be rows (n, d) or images (n, H, W), (n, H, W, C) or (n, C, H, W), "
+                f"got {len(shape)} axes: {tuple(shape)}"
+            )
+        axis = _find_channel_axis(shape, channel_axis)
+        sides = [side for i, side in enumerate(shape) if i not in (0, axis)]
+        found = (1 if axis is None else shape[axis], *sides)
+        if not all(found):
+            raise ValueError(f"images in X must have pixels and channels, got shape {tuple(shape)}")
+        found = tuple(int(side) for side in found)
+        if image_shape is not None and _full_shape(image_shape) != found:
+            raise ValueError(
+                f"image_shape={tuple(image_shape)} is for X given as rows, and must be left None or agree "
+                f"with images in X, of shape (C, H, W) = {found}"
+            )
+        return cls(found, axis)
+
+    def to_network(self, batch):
+        """A view (n, C, H, W) of a batch of X."""
+        if self.rows or self.channel_axis is None:
+            return batch.reshape(len(batch), *self.image_shape)
+        return np.moveaxis(batch, self.channel_axis, 1)
+
+    def from_network(self, batch):
+        """Undo `to_network`."""
+        if self.rows:
+            return batch.reshape(len(batch), -1)
+        return batch[:, 0] if self.channel_axis is None else np.moveaxis(batch, 1, self.channel_axis)
+
+
+def _row_shape(n_features, image_shape):
+    if image_shape is None:
+        return 1, 1, n_features
+    shape = _full_shape(image_shape)
+    if int(np.prod(shape)) != n_features:
+        raise ValueError(
+            "image_shape must have as many values as X has columns: "
+            f"got image_shape={tuple(image_shape)} for {n_features} columns"
+        )
+    return shape
+
+
+def _full_shape(image_shape):
+    """(C, H, W) for (H, W)."""
+    shape = (1, *image_shape) if len(image_shape) == 2 else tuple(image_shape)
+    if len(shape) != 3 or not all(isinstance(side, Integral) and side > 0 for side in shape):
+        raise ValueError(f"image_shape must be whole numbers (H, W) or (C, H, W), got {tuple(image_shape)}")
+    return shape
+
+
+def _find_channel_axis(shape, channel_axis):
+    if len(shape) == 3:
+        if channel_axis in ("auto", None):
+            return None
+        raise ValueError(
+            f"channel_axis={channel_axis} needs X with 4 axes, got shape {tuple(shape)}; "
+            "leave channel_axis='auto' for grey images (n, H, W)"
+        )
+    if channel_axis is None:
+        raise ValueError(
+            f"channel_axis=None means grey images (n, H, W), got shape {tuple(shape)}; "
+            "set channel_axis=1 or channel_axis=-1"
+        )
+    if channel_axis != "auto":
+        axis = channel_axis % 4 if -4 <= channel_axis < 4 else 0
+        if axis == 0:
+            raise ValueError(f"channel_axis must be one of 1, 2, 3, -1, -2, -3, got {channel_axis}")
+        return axis
+    first, last = shape[1] in CHANNELS, shape[3] in CHANNELS
+    if first == last:
+        which = "both axes" if first else "no axis"
+        raise ValueError(
+            f"channel_axis='auto' cannot tell the channels of X with shape {tuple(shape)}: "
+            f"{which} could hold 1 to 4 of them; set channel_axis=1 or channel_axis=-1"
+        )
+    return 1 if first else 3
+
+
+def kind(dtype):
+    """Dtypes of one kind share their intensities: 'uint8', other 'integer', or 'float'."""
+    dtype = np.dtype(dtype)  # a lazy X may name its dtype by a class or a string
+    if dtype == np.uint8:
+        return "uint8"
+    return "float" if dtype.kind == "f" else "integer"
+
+
+def find_intensity_range(X, intensity_range, used):
+    """(low, high) as floats; one streaming pass that also refuses NaN and infinity.
+
+    Parameters
+    ----------
+    X : object with `shape`, `dtype` and slicing
+    intensity_range : "auto" or (low, high)
+    used : (n,) bool array
+        Rows that count for the minimum and maximum.
+    """
+    given = None if isinstance(intensity_range, str) else intensity_range
+    if given is not None:
+        if len(given) != 2 or not all(isinstance(end, Real) for end in given):
+            given = None
+        if given is None or not -np.inf < given[0] < given[1] < np.inf:
+            raise ValueError(
+                "intensity_range must be 'auto' or two numbers (low, high) with low < high, "
+                f"got {intensity_range}"
+            )
+        low, high = map(float, given)
+    elif kind(X.dtype) == "uint8":
+        low, high = 0.0, 255.0
+    else:
+        low, high = np.inf, -np.inf
+    if kind(X.dtype) != "float" and low <= high:
+        return low, high
+    for block in blocks(X):
+        values = np.asarray(X[block])
+        assert_all_finite(values, input_name="X")
+        values = values[used[block]]
+        if given is None and values.size:
+            low, high = min(low, float(values.min())), max(high, float(values.max()))
+    return low, high
+
+
+def is_lazy(X):
+    """Whether X is neither an array nor something scikit-learn turns into one."""
+    eager = isinstance(X, np.ndarray) or sparse.issparse(X) or hasattr(X, "iloc")
+    return (
+        not eager and all(hasattr(X, name) for name in ("shape", "dtype", "__getitem__")) and len(X.shape) > 1
+    )
+
+
+def _is_missing(code):
+    return code is None or is_scalar_nan(code) or is_pandas_na(code)
+
+
+def usable_rows(X, y):
+    """Bool array of the rows to train on, and their y."""
+    used = np.ones(X.shape[0], dtype=bool)
+    if y is None:
+        return used, None
+    y = column_or_1d(y)
+    check_consistent_length(np.empty(X.shape[0]), y)
+    if y.dtype.kind == "f" and np.isnan(y).any() or y.dtype == object and any(map(_is_missing, y)):
+        raise ValueError("y holds missing values; images without a label are marked with 0")
+    used = y != -1
+    if used.sum() < 2:
+        raise ValueError(
+            f"y leaves {used.sum()} of {len(used)} images to train on: -1 marks known anomalies, "
+            "which no detector trains on; at least 2 must be 1 (normal) or 0 (unlabelled)"
+        )
+    return used, y[used]
+
+
+def check_X(X, estimator, *, fitting):
+    """numpy array, or the lazy object itself; nothing is copied or converted to float.
+
+    ``n_features_in_`` and ``feature_names_in_`` of the estimator are set, or compared with X.
+    """
+    if isinstance(X, torch.Tensor):
+        X = X.detach().cpu().numpy()
+    min_samples = 2 if fitting else 1
+    if is_lazy(X):
+        if X.shape[0] < min_samples:
+            raise ValueError(
+                f"Found array with {X.shape[0]} sample(s) while a minimum of {min_samples} is required."
+            )
+        if np.dtype(X.dtype).kind not in "biuf":
+            raise TypeError(f"X must hold real numbers, got dtype {X.dtype}")
+    else:
+        options = {
+            "dtype": "numeric",
+            "allow_nd": True,
+            "ensure_all_finite": False,
+            "ensure_min_samples": min_samples,
+        }
+        frame = X if hasattr(X, "columns") else None
+        X = check_array(X, **options, estimator=estimator, input_name="X")
+        if X.ndim == 2:
+            # The array is checked already: this is for the names and the number of columns.
+            validate_data(estimator, X if frame is None else frame, reset=fitting, skip_check_array=True)
+            return X
+    if fitting:
+        note_features(estimator, X.shape[1])
+    return X
+
+
+def note_features(estimator, n_features):
+    """Set what scikit-learn wants to know of the columns of an X that has no names."""
+    estimator.n_features_in_ = n_features
+    vars(estimator).pop("feature_names_in_", None)
+
+
+def check_kind(dtype, fitted, intensity_range):
+    """Refuse intensities of another kind than those whose range was learned."""
+    if isinstance(intensity_range, str) and kind(dtype) != fitted:
+        raise ValueError(
+            f"X has dtype {dtype} ({kind(dtype)}), but the detector was fitted to {fitted} "
+            "intensities; convert X, or set intensity_range=(low, high) and fit again"
+        )
+
+
+@dataclass(frozen=True)
+class InputFormat:
+    """Format of the images a detector was fitted to, by which it reads others.
+
+    Parameters
+    ----------
+    layout : Layout
+    kind : {"uint8", "integer", "float"}
+    intensity_range : (low, high)
+        Intensities that become the ends of `image_range`.
+    image_range : (low, high)
+        What the network was built for.
+    """
+
+    layout: Layout
+    kind: str
+    intensity_range: tuple
+    image_range: tuple = (0.0, 1.0)
+
+    @property
+    def image_shape(self):
+        return self.layout.image_shape
+
+    @classmethod
+    def learn(cls, X, y, detector, image_range):
+        """Format of X, and Images of its rows that are no known anomalies."""
+        X = check_X(X, detector, fitting=True)
+        layout = Layout.of(X.shape, detector.channel_axis, detector.image_shape)
+        used, codes = usable_rows(X, y)
+        intensity_range = find_intensity_range(X, detector.intensity_range, used)
+        learned = cls(layout, kind(X.dtype), intensity_range, image_range)
+        return learned, learned._images(X, layout, None if used.all() else np.flatnonzero(used), codes)
+
+    def open(self, X, detector):
+        """Images of X, after all checks.
+
+        Raises
+        ------
+        ValueError
+            For images of another shape or kind. NaN and infinity are found when they are read.
+        """
+        X = check_X(X, detector, fitting=False)
+        layout = Layout.of(X.shape, detector.channel_axis, detector.image_shape)
+        if layout.image_shape != self.image_shape:
+            raise ValueError(
+                f"X must hold images of the fitted shape (C, H, W) = {self.image_shape}, got "
+                f"{layout.image_shape}; resize them, or fit a detector for this shape"
+            )
+        check_kind(X.dtype, self.kind, detector.intensity_range)
+        return self._images(X, layout)
+
+    def restore(self, images):
+        """Network images (n, C, H, W) in the layout and units of the X that was fitted."""
+        return self._images(None, self.layout).from_network(images)
+
+    def _images(self, X, layout, rows=None, y=None):
+        return Images(X, layout, self.intensity_range, self.image_range, rows, y)

@@ -1,0 +1,495 @@
+"""BaseDetector: everything a detector does apart from its verbs."""
+
+import copy
+import inspect
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, OutlierMixin, _fit_context
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_is_fitted
+
+from .. import _inference, segmentation
+from .._atomic import all_or_nothing
+from .._format import InputFormat
+from .._parameters import constraints_of, fill_docstring
+from .._random import draw_seed, seeded
+from ..training._progress import CallbackSupport
+
+#: Pixels of normal maps that decide `pixel_offset_`, at most.
+N_PIXELS = 10**7
+
+
+class Judgement(NamedTuple):
+    """Opinion of a detector on a batch; tensors, higher is worse.
+
+    Parameters
+    ----------
+    score : (n,) tensor
+    map : (n, H, W) tensor or None
+    components : dict of str to (n,) tensor or callable
+        Parts of the score, and other scores. A function without arguments is called only if its component is
+        asked for.
+    """
+
+    score: torch.Tensor
+    map: torch.Tensor | None
+    components: dict = {}
+
+    @classmethod
+    def of_map(cls, maps, **components):
+        """Judgement whose score is the mean of the map, also under the name "residual".
+
+        Parameters
+        ----------
+        maps : (n, H, W) tensor
+        **components
+            Further components.
+        """
+        score = maps.mean((1, 2))
+        return cls(score, maps, {"residual": score} | components)
+
+
+class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
+    """Base of all detectors; by itself, of those that are not trained in epochs.
+
+    A detector writes `_build` and `_judge`; `_measure` if it learns statistics of normal images; `_prepare`
+    if sizes of its network depend on the data; `_reconstruct` if it reconstructs. Parameters with names of
+    shared ones have their constraints already; ``_parameter_constraints`` holds those of the others.
+
+    ``{parameters}`` and ``{attributes}`` in the docstring of a subclass stand for what all detectors share.
+    """
+
+    #: Range of intensities the network expects.
+    _image_range = (0.0, 1.0)
+
+    #: Whether unlabelled images (y = 0) are told from normal ones; else they are taken for normal.
+    _tells_unlabelled = False
+
+    #: Raised with every change after which older files of the class no longer fit its network.
+    _file_version = 1
+
+    #: Class that learns what X is, and opens others.
+    _format_class = InputFormat
+
+    _parameter_constraints: dict = {}
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        names = list(inspect.signature(cls.__init__).parameters)[1:]
+        cls._parameter_constraints = constraints_of(names, cls._parameter_constraints)
+        trained = "max_epochs" in names or hasattr(cls, "history_")
+        cls.__doc__ = fill_docstring(cls.__doc__, names, trained=trained)
+
+    # Verbs of a method.
+
+    def _prepare(self, images):
+        """Set fitted attributes that `_build` depends on.
+
+        Parameters
+        ----------
+        images : Images
+            Those to learn from, ``images.y`` their codes (1 normal, 0 unlabelled) or None.
+        """
+
+    def _build(self, image_shape):
+        """Untrained network, one nn.Module holding all parts, for images (C, H, W)."""
+        raise NotImplementedError
+
+    def _measure(self, network, images):
+        """Fill the network's buffers with statistics of the training images; in eval mode, no gradients.
+
+        Returns
+        -------
+        judged : None, or sequence of (score (b,), map (b, H, W) or None)
+            Judgements of the normal ones among the images, in order, as numpy arrays. A method that has
+            computed them saves a second pass for the thresholds.
+        """
+
+    def _judge(self, network, x):
+        """Judgement of a batch of images (n, c, h, w), in eval mode without gradients."""
+        raise NotImplementedError
+
+    def _reconstruct(self, network, x):
+        """Images (n, c, h, w); only for a method that reconstructs."""
+        raise NotImplementedError
+
+    # Fitting.
+
+    image_shape_ = property(lambda self: self._format.image_shape)
+    intensity_range_ = property(lambda self: self._format.intensity_range)
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    @all_or_nothing
+    def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> Self:
+        """Learn what is normal.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W), (n, H, W, C), (n, C, H, W) or (n, d)
+            Images, or rows. numpy arrays, memmaps, CPU tensors, DataFrames of rows, or any object
+            with ``shape``, ``dtype`` and ``X[a:b]``.
+        y : array-like of shape (n,), default=None
+            1 normal, 0 unlabelled, -1 known anomaly. Rows with -1 are left out; any other code is
+            ignored.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            For NaN or infinity, ambiguous or impossible shapes, fewer than two usable images, or
+            parameters out of range. A fit that fails leaves the detector as it was.
+        FloatingPointError
+            If scores or, in training, a loss stop being finite; the message names the stage and the epoch.
+
+        Notes
+        -----
+        With `checkpoint_dir`, a `fit` that was killed is continued by the same call: same parameters,
+        same data. It ends with the same bits as one that was not.
+        """
+        with self._fit_task(X, y):
+            self._fit(X, y)
+        return self
+
+    def _fit(self, X, y):
+        self._format, images = self._format_class.learn(X, y, self, self._image_range)
+        self._prepare(images)
+        judged = self._learn(images)
+        normals = self._normals(images)
+        scores, pixels = self._sample(normals, judged)
+        if not np.isfinite(scores).all():
+            raise FloatingPointError(f"scores of the training images are not finite{self._last_step()}")
+        self.offset_ = float(np.percentile(-scores, 100 * self.contamination))
+        self._set_pixel_threshold(pixels, self.pixel_contamination)
+
+    def _learn(self, images):
+        """Set ``network_`` by the images; returns judgements of the normal ones as `_measure` does."""
+        self.device_ = _inference.resolve_device(self.device)
+        with seeded(draw_seed(self.random_state), self.device_):
+            network = self._new_network()
+            judged = self._measure(network, images)
+        self.network_ = network.eval()
+        return judged
+
+    def _last_step(self):
+        """Words on what was done last, for errors."""
+        return ""
+
+    def _normals(self, images):
+        """Those of the training images that are normal; thresholds are from their scores."""
+        told = self._tells_unlabelled and images.y is not None
+        return images.subset(np.flatnonzero(images.y != 0)) if told else images
+
+    def calibrate(
+        self, X_normal: ArrayLike, *, false_alarm_rate: float = 0.05, pixel_false_alarm_rate: float = 0.01
+    ) -> Self:
+        """Reset both thresholds from normal images the detector was not trained on.
+
+        A detector knows its training images too well: thresholds from them flag many more new
+        normal images than they promise. ``map_range_``, the colour scale, is reset with them.
+
+        Parameters
+        ----------
+        X_normal : array-like
+            Normal images, as for `fit`. Not labelled anomalies, and not training images.
+        false_alarm_rate : float, default=0.05
+            Expected share of new normal images that `predict` will flag. With few images the
+            share itself varies: for 77 and 0.05, between 0.01 and 0.13 in 99 % of draws.
+        pixel_false_alarm_rate : float, default=0.01
+            Share of these images' pixels above ``pixel_offset_``.
+
+        Returns
+        -------
+        self
+        """
+        images = self._open(X_normal)
+        rates = {"false_alarm_rate": false_alarm_rate, "pixel_false_alarm_rate": pixel_false_alarm_rate}
+        for name, rate in rates.items():
+            if not 0 < rate < 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {rate}")
+        scores, pixels = self._sample(images)
+        n_needed = math.ceil(1 / false_alarm_rate) - 1
+        if len(scores) < n_needed:
+            warnings.warn(
+                f"{len(scores)} images cannot show a false alarm rate of {false_alarm_rate}: the "
+                f"threshold is the worst of them; give at least {n_needed}",
+                stacklevel=2,
+            )
+        # The one quantile that a new score falls below with this probability, whatever the distribution.
+        self.offset_ = float(np.quantile(-scores, false_alarm_rate, method="weibull"))
+        self._set_pixel_threshold(pixels, pixel_false_alarm_rate)
+        return self
+
+    def _sample(self, images, judged=None):
+        """Anomaly scores (n,) of images, and pixels of their maps or None; `judged` as from `_measure`."""
+        if judged is None:
+            judged = (part for _, part in self._judgements(images, lambda judgement: judgement[:2]))
+        per_image = max(1, N_PIXELS // len(images))
+        rng = np.random.default_rng(0)
+        scores, pixels = [], []
+        for score, maps in judged:
+            scores.append(score.astype(np.float64))
+            if maps is not None:
+                maps = maps.reshape(len(maps), -1)
+                if maps.shape[1] > per_image:
+                    maps = maps[:, rng.choice(maps.shape[1], per_image, replace=False)]
+                pixels.append(maps.ravel())
+        return np.concatenate(scores), np.concatenate(pixels) if pixels else None
+
+    def _set_pixel_threshold(self, pixels, rate):
+        quantiles = (math.nan,) * 3 if pixels is None else np.quantile(pixels, [1 - rate, 0.01, 0.999])
+        self.pixel_offset_, *self.map_range_ = map(float, quantiles)
+        self.map_range_ = tuple(self.map_range_)
+
+    # Judging.
+
+    def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Normality of each image.
+
+        Parameters
+        ----------
+        X : array-like
+            Images of the fitted shape.
+
+        Returns
+        -------
+        scores : (n,) float64 ndarray
+            Higher is more normal: the method's anomaly score, negated.
+        """
+        parts = self._judgements(self._open(X), lambda judgement: judgement.score)
+        return -np.concatenate([score.astype(np.float64) for _, score in parts])
+
+    def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
+        """`score_samples` - ``offset_``.
+
+        Parameters
+        ----------
+        X : array-like
+            Images of the fitted shape.
+
+        Returns
+        -------
+        decision : (n,) float64 ndarray
+            Negative for what `predict` flags.
+        """
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: ArrayLike) -> NDArray[np.int_]:
+        """Label of each image.
+
+        Parameters
+        ----------
+        X : array-like
+            Images of the fitted shape.
+
+        Returns
+        -------
+        labels : (n,) int ndarray
+            1 for normal images, -1 for anomalous ones.
+        """
+        return np.where(self.decision_function(X) >= 0, 1, -1)
+
+    def score_components(self, X: ArrayLike) -> dict[str, NDArray[np.float64]]:
+        """Parts that a score is made of, and other scores of the method.
+
+        Parameters
+        ----------
+        X : array-like
+            Images of the fitted shape.
+
+        Returns
+        -------
+        components : dict of str to (n,) float64 ndarray
+            Higher is worse.
+        """
+
+        parts = list(self._components(self._open(X)))
+        return {name: np.concatenate([part[name] for part in parts]).astype(np.float64) for name in parts[0]}
+
+    def _components(self, images):
+        def components(judgement):
+            return {k: v() if callable(v) else v for k, v in judgement.components.items()}
+
+        for _, part in self._judgements(images, components):
+            yield part
+
+    def anomaly_map(self, X: ArrayLike, *, out: Any = None) -> Any:
+        """Anomaly of each pixel.
+
+        Parameters
+        ----------
+        X : array-like
+            Images of the fitted shape.
+        out : array-like of shape (n, H, W), default=None
+            Where to write the maps, for example a writable memmap.
+
+        Returns
+        -------
+        maps : (n, H, W) float32 ndarray, or `out`
+            Higher is more anomalous; raw, on one scale for all images.
+        """
+        images = self._open(X)
+        return _collect(self._maps(images), images.map_shape, np.float32, out)
+
+    def segment(
+        self,
+        X: ArrayLike,
+        *,
+        median_size: int | None = None,
+        fill_holes: bool = True,
+        min_size: int = 0,
+        out: Any = None,
+    ) -> Any:
+        """Mask of the anomalous pixels: `anomaly_map` above ``pixel_offset_``, cleaned.
+
+        Parameters
+        ----------
+        X : array-like
+            Images of the fitted shape.
+        median_size : int, default=None
+            Side of a median filter on the maps before the threshold.
+        fill_holes : bool, default=True
+            Also flag what flagged pixels enclose.
+        min_size : int, default=0
+            Drop regions of fewer pixels.
+        out : array-like of shape (n, H, W), default=None
+            Where to write the masks.
+
+        Returns
+        -------
+        masks : (n, H, W) bool ndarray, or `out`
+        """
+        images = self._open(X)
+        options = {"median_size": median_size, "fill_holes": fill_holes, "min_size": min_size}
+        masks = (
+            (rows, segmentation.residual_mask(maps, self.pixel_offset_, **options))
+            for rows, maps in self._maps(images)
+        )
+        return _collect(masks, images.map_shape, bool, out)
+
+    def iter_batches(
+        self, X: ArrayLike
+    ) -> Iterator[tuple[slice, NDArray[np.float64], NDArray[np.float32] | None]]:
+        """Scores and maps of X from one forward pass, a batch at a time.
+
+        Parameters
+        ----------
+        X : array-like
+            Images of the fitted shape.
+
+        Yields
+        ------
+        rows : slice
+        scores : (b,) float64 ndarray
+            As `score_samples`.
+        maps : (b, H, W) float32 ndarray, or None for a method without a map
+        """
+        for rows, (score, maps) in self._judgements(self._open(X), lambda judgement: judgement[:2]):
+            yield rows, -score.astype(np.float64), maps
+
+    def _reconstructs(self):
+        return type(self)._reconstruct is not BaseDetector._reconstruct
+
+    @available_if(_reconstructs)
+    def reconstruct(self, X: ArrayLike, *, out: Any = None) -> Any:
+        """Normal version of each image, as the detector makes it.
+
+        Parameters
+        ----------
+        X : array-like
+            Images of the fitted shape.
+        out : array-like of X's shape, default=None
+            Where to write the images.
+
+        Returns
+        -------
+        images : float32 ndarray in X's layout and units, or `out`
+        """
+        images = self._open(X)
+        parts = self._run(lambda x: self._reconstruct(self.network_, x), images)
+        parts = ((rows, images.from_network(part)) for rows, part in parts)
+        return _collect(parts, images.X.shape, np.float32, out)
+
+    def _open(self, X):
+        """Images over X, after the checks of every method that wants a fitted detector."""
+        check_is_fitted(self)
+        return self._format.open(X, self)
+
+    def _judgements(self, images, pick):
+        """Yield (slice, what `pick` takes of the Judgement), as numpy arrays: higher is worse."""
+        return self._run(lambda x: pick(self._judge(self.network_, x)), images)
+
+    def _run(self, function, images):
+        return _inference.run(function, self.network_, images, self.device_)
+
+    def _maps(self, images):
+        for rows, maps in self._judgements(images, lambda judgement: judgement.map):
+            if maps is None:
+                raise TypeError(
+                    f"{type(self).__name__} judges whole images and has no anomaly map or mask; "
+                    "use score_samples, or a detector that reconstructs"
+                )
+            yield rows, maps
+
+    # Where a network is.
+
+    def _new_network(self):
+        return self._place(self._build(self.image_shape_))
+
+    def _place(self, network):
+        # Convolutions are faster so, on both kinds of device.
+        return network.to(self.device_, memory_format=torch.channels_last)
+
+    def __getstate__(self):
+        """Networks are pickled on the CPU, for machines without an accelerator."""
+        state = dict(super().__getstate__())  # not the live one
+        if "network_" in state and self.device_ != "cpu":
+            state["network_"] = copy.deepcopy(state["network_"]).cpu()
+        return state
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        if "network_" in state:
+            try:
+                self.device_ = _inference.resolve_device(self.device)
+            except ValueError:
+                self.device_ = "cpu"
+            self.network_ = self._place(self.network_)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        return tags
+
+
+def _collect(parts, shape, dtype, out):
+    """Parts (rows, array) in one array, or in a list if there is no `shape` for all."""
+    if shape is None:
+        if out is not None:
+            raise ValueError("out is for images in one array; those of a list come back as a list")
+        return [part[0] for _, part in parts]
+    if out is None:
+        out = np.empty(shape, dtype)
+    elif tuple(out.shape) != tuple(shape):
+        raise ValueError(f"out must have shape {tuple(shape)}, got {tuple(out.shape)}")
+    for rows, part in parts:
+        out[rows] = part
+    return out
+
+
+def open_images(detector, X):
+    """Images over X as a fitted detector sees them: checked, lazy, in its format."""
+    return detector._open(X)
+
+
+def tells_unlabelled(detector):
+    """Whether the detector learns another thing from unlabelled images (y = 0) than from normal ones."""
+    return detector._tells_unlabelled

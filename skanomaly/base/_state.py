@@ -1,0 +1,154 @@
+"""State of a fitted detector as plain values and tensors, and the way back, for files without code."""
+
+import math
+import threading
+
+import torch
+from skorch.history import History
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from .. import _inference
+from .._format import Layout
+from .._random import seeded
+from ._trained import TrainedDetector
+
+#: Attributes that `restore` asks for, and the rule of each.
+FITTED = {
+    "offset_": lambda v: isinstance(v, float) and math.isfinite(v),
+    "pixel_offset_": lambda v: isinstance(v, float),
+    "map_range_": lambda v: _are(v, float, 2),
+    "intensity_range_": lambda v: _are(v, float, 2) and v[0] <= v[1],
+    "image_shape_": lambda v: _are(v, int, 3) and min(v) > 0,
+    "n_features_in_": lambda v: isinstance(v, int) and v > 0,
+    "_layout": lambda v: isinstance(v, Layout) and v.channel_axis in (None, 1, 2, 3) and type(v.rows) is bool,
+    "_kind": lambda v: v in ("uint8", "integer", "float"),
+}
+TRAINED = {
+    "n_iter_": lambda v: isinstance(v, int) and v > 0,
+    "history_": lambda v: isinstance(v, dict) and all(_is_history(stage) for stage in v.values()),
+}
+
+
+def _are(value, kind, length):
+    return isinstance(value, tuple) and len(value) == length and all(isinstance(part, kind) for part in value)
+
+
+def _is_history(value):
+    return isinstance(value, History) and all(isinstance(row, dict) for row in value)
+
+
+def state_of(detector):
+    """Attributes of a fitted detector, and the tensors of its network or None.
+
+    Raises
+    ------
+    ValueError
+        If parameters were changed after `fit`, so that they no longer describe the network.
+    """
+    # A detector around another has no network but that one's.
+    tensors = dict(detector.network_.state_dict()) if "network_" in vars(detector) else None
+    if tensors is not None and (problem := _misfit(detector, tensors)):
+        raise ValueError(
+            f"the parameters of {type(detector).__name__} no longer describe its network ({problem}): they "
+            "were changed after fit; set them back, or fit again"
+        )
+    learned = detector._format
+    attributes = {
+        "image_shape_": learned.image_shape,
+        "intensity_range_": learned.intensity_range,
+        "_layout": learned.layout,
+        "_kind": learned.kind,
+    }
+    for name, value in vars(detector).items():
+        if _is_fitted_name(name) and name not in ("network_", "device_"):
+            attributes[name] = value
+    return attributes, tensors
+
+
+def restore(detector, attributes, tensors):
+    """Undo `state_of`, in a detector with the same parameters; attributes None leave it unfitted.
+
+    Raises
+    ------
+    ValueError
+        For attributes that no fit leaves, and tensors that are not of the network the parameters describe.
+    """
+    detector._validate_params()
+    if attributes is None:
+        return
+    attributes = dict(attributes)
+    if "history_" in attributes:
+        attributes["history_"] = {k: History(rows) for k, rows in attributes["history_"].items()}
+    if "detector_" in attributes:  # in older files, only this one had a range
+        attributes.setdefault("intensity_range_", attributes["detector_"].intensity_range_)
+    rules = FITTED | TRAINED if isinstance(detector, TrainedDetector) else FITTED
+    for name, fits in rules.items():
+        if name not in attributes or not fits(attributes[name]):
+            raise ValueError(f"{name} cannot be {attributes.get(name, 'absent')!r}")
+    found = {name: attributes.pop(name) for name in ("_layout", "_kind", "intensity_range_", "image_shape_")}
+    if found["_layout"].image_shape != found["image_shape_"] and tensors is not None:
+        raise ValueError("two shapes of images do not agree")
+    layout = Layout(found["image_shape_"], found["_layout"].channel_axis, found["_layout"].rows)
+    detector._format = detector._format_class(
+        layout, found["_kind"], found["intensity_range_"], detector._image_range
+    )
+    for name, value in attributes.items():
+        if not _is_fitted_name(name):
+            raise ValueError(f"{name!r} is not an attribute of a fitted detector")
+        setattr(detector, name, value)
+    if tensors is None:
+        return
+    if problem := _misfit(detector, tensors):
+        raise ValueError(f"the network in the file is not the one its parameters describe: {problem}")
+    detector.device_ = _inference.resolve_device(detector.device)
+    with seeded(0):
+        network = detector._new_network()
+    network.load_state_dict(tensors)
+    detector.network_ = network.eval()
+
+
+def _is_fitted_name(name):
+    return name.isidentifier() and name.endswith("_") and not name.startswith("_")
+
+
+def _misfit(detector, state):
+    """How the network that the parameters describe differs from tensors, or "".
+
+    It is built without memory, on torch's meta device, and no further than to as many parameters as
+    there are tensors: whatever a file declares, it allocates nothing.
+    """
+    n_parameters, thread = 0, threading.get_ident()
+
+    def count(module, name, parameter):
+        nonlocal n_parameters
+        if threading.get_ident() != thread:  # the hook is torch's, and sees all threads
+            return
+        n_parameters += parameter is not None
+        if n_parameters > len(state):
+            raise ValueError(f"it has more than the {len(state)} tensors there are")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with seeded(0), torch.device("meta"):
+            expected = detector._build(detector.image_shape_).state_dict()
+    except NotImplementedError as error:
+        raise ValueError(
+            f"{type(detector).__name__}._build cannot run on torch's meta device, on which networks are "
+            f"checked before they take memory: {_first_line(error)}"
+        ) from error
+    except (ValueError, RuntimeError, OverflowError, TypeError) as error:
+        return _first_line(error)
+    finally:
+        hook.remove()
+    expected = {key: (tuple(value.shape), value.dtype) for key, value in expected.items()}
+    found = {key: (tuple(value.shape), value.dtype) for key, value in state.items()}
+    differ = sorted(key for key in {**expected, **found} if expected.get(key) != found.get(key))
+    if not differ:
+        return ""
+    key = differ[0]
+    return f"{key} is {found.get(key, 'absent')} and should be {expected.get(key, 'absent')}"
+
+
+def _first_line(error):
+    """torch appends its own stack."""
+    return str(error).partition("\n")[0]

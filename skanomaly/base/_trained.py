@@ -1,0 +1,99 @@
+"""TrainedDetector: a detector whose network is trained in epochs."""
+
+import warnings
+
+import numpy as np
+
+from .. import _inference
+from .._images import fingerprint
+from .._parameters import PROCESS_PARAMETERS
+from .._random import draw_seed, seeded
+from .._version import __version__
+from ..training._checkpoint import Checkpoint, describe
+from ..training._training import check_early_stopping, fresh_callbacks
+from ._detector import BaseDetector
+
+
+class TrainedDetector(BaseDetector):
+    """Base of detectors that are trained by one or more stages of skorch.
+
+    A subclass writes `_train` beside the verbs of `BaseDetector`, and has the parameters max_epochs,
+    batch_size, lr, validation_fraction, checkpoint_dir, callbacks and verbose.
+    """
+
+    def _train(self, run, network, images):
+        """Train the network in place.
+
+        Parameters
+        ----------
+        run : callable (stage, training, network, images, **options) -> History
+            Runs one stage: `training` is a `Training` class, `options` are its own and override this
+            detector's max_epochs, lr and batch_size.
+        network : nn.Module
+        images : Images
+        """
+        raise NotImplementedError
+
+    def _learn(self, images):
+        check_early_stopping(self.callbacks, self.validation_fraction)
+        self.device_ = _inference.resolve_device(self.device)
+        seed, checkpoint = draw_seed(self.random_state), None
+        if self.checkpoint_dir is not None:
+            checkpoint = Checkpoint(self.checkpoint_dir, self._describe_fit(images), seed)
+            seed = checkpoint.seed
+        with seeded(seed, self.device_):
+            network = self._new_network()
+            train = images.split(self.validation_fraction)
+            self.history_ = self._run_stages(network, train, checkpoint)
+            judged = self._measure(network, train)
+        self.network_ = network.eval()
+        self.n_iter_ = sum(len(history) for history in self.history_.values())
+        if isinstance(self.callbacks, dict) and (unknown := set(self.callbacks) - set(self.history_)):
+            warnings.warn(
+                f"callbacks names stages that {type(self).__name__} has not: {sorted(unknown)}; "
+                f"its stages are {sorted(self.history_)}",
+                stacklevel=6,
+            )
+        return judged
+
+    def _run_stages(self, network, images, checkpoint):
+        histories = {}
+
+        def run(stage, training, network, images, **options):
+            options = {"max_epochs": self.max_epochs, "lr": self.lr, "batch_size": self.batch_size} | options
+            histories[stage] = training(
+                network,
+                stage=stage,
+                checkpoint=checkpoint,
+                callbacks=[*fresh_callbacks(self.callbacks, stage), *self._stage_callbacks(stage)],
+                device=self.device_,
+                verbose=self.verbose,
+                **options,
+            ).run(images)
+            return histories[stage]
+
+        self._train(run, network, images)
+        return histories
+
+    def _last_step(self):
+        stage, history = list(self.history_.items())[-1]
+        return f" after stage {stage!r}, epoch {len(history)}: training diverged; lower its lr"
+
+    def _describe_fit(self, images):
+        """Words on all that decides the result of a fit: two fits with equal ones are the same."""
+        X, rows, y = images.X, images.rows, images.y
+        labels = [] if y is None else [y.astype(str), np.arange(len(y)) if rows is None else rows]
+        # Arrays are drawn from row by row, other sequences in runs of rows.
+        X_kind = "array" if isinstance(X, np.ndarray) else "sequence"
+        return {
+            "detector": type(self).__name__,
+            "skanomaly": __version__,
+            "device": self.device_,
+            "X": f"{X_kind} {tuple(X.shape)} {np.dtype(X.dtype)} with SHA-256 {fingerprint(X)}",
+            "y": f"labels with SHA-256 {fingerprint(np.concatenate(labels))}" if labels else "None",
+            **{
+                name: describe(value)
+                for name, value in self.get_params(deep=False).items()
+                if name not in PROCESS_PARAMETERS - {"callbacks"}
+            },
+        }
