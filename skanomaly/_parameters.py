@@ -89,33 +89,46 @@ TRAINED_ATTRIBUTES = {"history_", "n_iter_"}
 
 _whole = [Interval(Integral, 1, None, closed="left")]
 
-#: Constraints of every shared name; `constraints_of` picks those of a class.
-CONSTRAINTS = {
-    "latent_size": _whole,
-    "hidden_size": _whole,
-    "width": _whole,
-    "n_levels": [*_whole, None],
-    "bottleneck": [StrOptions({"dense", "spatial"})],
-    "max_epochs": _whole,
-    "batch_size": [Interval(Integral, 2, None, closed="left")],
-    "lr": [Interval(Real, 0, None, closed="neither")],
-    "validation_fraction": [Interval(Real, 0, 1, closed="left")],
-    "checkpoint_dir": [str, PathLike, None],
-    "callbacks": [list, dict, None],
+#: Constraints of parameters that detectors with the same base share.
+COMMON = {
     "device": [str],
     "contamination": [Interval(Real, 0, 0.5, closed="right")],
     "pixel_contamination": [Interval(Real, 0, 0.5, closed="right")],
     "intensity_range": [StrOptions({"auto"}), tuple, list],
     "channel_axis": [StrOptions({"auto"}), Integral, None],
     "image_shape": [tuple, list, None],
-    "verbose": ["verbose"],
     "random_state": ["random_state"],
 }
+TRAINING = {
+    "max_epochs": _whole,
+    "batch_size": [Interval(Integral, 2, None, closed="left")],
+    "lr": [Interval(Real, 0, None, closed="neither")],
+    "validation_fraction": [Interval(Real, 0, 1, closed="left")],
+    "checkpoint_dir": [str, PathLike, None],
+    "callbacks": [list, dict, None],
+    "verbose": ["verbose"],
+}
+AUTOENCODER = {
+    "latent_size": _whole,
+    "hidden_size": _whole,
+    "width": _whole,
+    "n_levels": [*_whole, None],
+    "bottleneck": [StrOptions({"dense", "spatial"})],
+}
+CONSTRAINTS = COMMON | TRAINING | AUTOENCODER
+
+#: Parameters that the base assigns.
+SHARED = set(COMMON | TRAINING)
+
+
+#: Constraints of parameters whose names end so.
+ENDINGS = {"_weight": [Interval(Real, 0, None, closed="left")], "_epochs": _whole}
 
 
 def constraints_of(names, own):
     """Constraints of a class: the shared ones of its parameters, and its own."""
-    return {name: CONSTRAINTS[name] for name in names if name in CONSTRAINTS} | own
+    shared = {name: rule for name in names for ending, rule in ENDINGS.items() if name.endswith(ending)}
+    return shared | {name: CONSTRAINTS[name] for name in names if name in CONSTRAINTS} | own
 
 
 def fill_docstring(doc, names, *, trained):

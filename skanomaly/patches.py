@@ -181,11 +181,7 @@ class PatchDetector(CompositeDetector):
         self.n_patches = n_patches
         self.pooling = pooling
         self.top_fraction = top_fraction
-        self.contamination = contamination
-        self.pixel_contamination = pixel_contamination
-        self.channel_axis = channel_axis
-        self.image_shape = image_shape
-        self.random_state = random_state
+        self._assign_shared(locals())
 
     _format_class = StackFormat
 

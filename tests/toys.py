@@ -66,20 +66,7 @@ class LinearAutoEncoder(TrainedDetector):
         random_state=None,
     ):
         self.latent_size = latent_size
-        self.max_epochs = max_epochs
-        self.batch_size = batch_size
-        self.lr = lr
-        self.validation_fraction = validation_fraction
-        self.checkpoint_dir = checkpoint_dir
-        self.callbacks = callbacks
-        self.device = device
-        self.contamination = contamination
-        self.pixel_contamination = pixel_contamination
-        self.intensity_range = intensity_range
-        self.channel_axis = channel_axis
-        self.image_shape = image_shape
-        self.verbose = verbose
-        self.random_state = random_state
+        self._assign_shared(locals())
 
     def _build(self, image_shape):
         return LinearNetwork(image_shape, self.latent_size)
@@ -137,13 +124,7 @@ class NearestImages(BaseDetector):
         random_state=None,
     ):
         self.n_neighbors = n_neighbors
-        self.device = device
-        self.contamination = contamination
-        self.pixel_contamination = pixel_contamination
-        self.intensity_range = intensity_range
-        self.channel_axis = channel_axis
-        self.image_shape = image_shape
-        self.random_state = random_state
+        self._assign_shared(locals())
 
     def _prepare(self, images):
         self.n_images_ = len(images)

@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from .. import _inference, segmentation
 from .._atomic import all_or_nothing
 from .._format import InputFormat
-from .._parameters import constraints_of, fill_docstring
+from .._parameters import SHARED, constraints_of, fill_docstring
 from .._random import draw_seed, seeded
 from ..training._progress import CallbackSupport
 
@@ -79,12 +79,26 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
 
     _parameter_constraints: dict = {}
 
+    # Set by `_assign_shared`.
+    device: str
+    contamination: float
+    pixel_contamination: float
+    intensity_range: Any
+    channel_axis: Any
+    image_shape: Any
+    random_state: Any
+
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         names = list(inspect.signature(cls.__init__).parameters)[1:]
         cls._parameter_constraints = constraints_of(names, cls._parameter_constraints)
         trained = "max_epochs" in names or hasattr(cls, "history_")
         cls.__doc__ = fill_docstring(cls.__doc__, names, trained=trained)
+
+    def _assign_shared(self, parameters):
+        """Set the shared ones among the parameters of a constructor, given as its `locals()`."""
+        for name in SHARED.intersection(parameters):
+            setattr(self, name, parameters[name])
 
     # Verbs of a method.
 

@@ -1,6 +1,7 @@
 """TrainedDetector: a detector whose network is trained in epochs."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,14 @@ class TrainedDetector(BaseDetector):
     A subclass writes `_train` beside the verbs of `BaseDetector`, and has the parameters max_epochs,
     batch_size, lr, validation_fraction, checkpoint_dir, callbacks and verbose.
     """
+
+    max_epochs: int
+    batch_size: int
+    lr: float
+    validation_fraction: float
+    checkpoint_dir: Any
+    callbacks: Any
+    verbose: int
 
     def _train(self, run, network, images):
         """Train the network in place.

@@ -1,6 +1,6 @@
 """AdversarialAutoEncoder: an autoencoder with an opponent, of its codes or of its images."""
 
-from numbers import Integral, Real
+from numbers import Integral
 
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -198,11 +198,8 @@ class AdversarialAutoEncoder(TrainedDetector):
 
     _parameter_constraints = {
         "adversary": [StrOptions({"latent", "image"})],
-        "adversarial_weight": [Interval(Real, 0, None, closed="left")],
-        "penalty_weight": [Interval(Real, 0, None, closed="left")],
         "n_critic": [Interval(Integral, 1, None, closed="left")],
         "constrained": ["boolean"],
-        "constraint_weight": [Interval(Real, 0, None, closed="left")],
     }
 
     def __init__(
@@ -243,20 +240,7 @@ class AdversarialAutoEncoder(TrainedDetector):
         self.n_critic = n_critic
         self.constrained = constrained
         self.constraint_weight = constraint_weight
-        self.max_epochs = max_epochs
-        self.batch_size = batch_size
-        self.lr = lr
-        self.validation_fraction = validation_fraction
-        self.checkpoint_dir = checkpoint_dir
-        self.callbacks = callbacks
-        self.device = device
-        self.contamination = contamination
-        self.pixel_contamination = pixel_contamination
-        self.intensity_range = intensity_range
-        self.channel_axis = channel_axis
-        self.image_shape = image_shape
-        self.verbose = verbose
-        self.random_state = random_state
+        self._assign_shared(locals())
 
     def _build(self, image_shape):
         return AdversarialAutoEncoderNetwork(

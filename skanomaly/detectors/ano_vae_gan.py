@@ -1,9 +1,5 @@
 """AnoVAEGAN: a variational autoencoder whose decoder has an opponent."""
 
-from numbers import Real
-
-from sklearn.utils._param_validation import Interval
-
 from .._losses import absolute_error
 from .._parameters import network_size
 from ..base import Judgement, TrainedDetector
@@ -109,11 +105,6 @@ class AnoVAEGAN(TrainedDetector):
 
     _image_range = (-1.0, 1.0)
 
-    _parameter_constraints = {
-        "kl_weight": [Interval(Real, 0, None, closed="left")],
-        "adversarial_weight": [Interval(Real, 0, None, closed="left")],
-    }
-
     def __init__(
         self,
         *,
@@ -146,20 +137,7 @@ class AnoVAEGAN(TrainedDetector):
         self.width = width
         self.n_levels = n_levels
         self.bottleneck = bottleneck
-        self.max_epochs = max_epochs
-        self.batch_size = batch_size
-        self.lr = lr
-        self.validation_fraction = validation_fraction
-        self.checkpoint_dir = checkpoint_dir
-        self.callbacks = callbacks
-        self.device = device
-        self.contamination = contamination
-        self.pixel_contamination = pixel_contamination
-        self.intensity_range = intensity_range
-        self.channel_axis = channel_axis
-        self.image_shape = image_shape
-        self.verbose = verbose
-        self.random_state = random_state
+        self._assign_shared(locals())
 
     def _build(self, image_shape):
         return AnoVAEGANNetwork(image_shape, **network_size(self))

@@ -109,7 +109,6 @@ class ContextVAE(TrainedDetector):
     _image_range = (-1.0, 1.0)
 
     _parameter_constraints = {
-        "kl_weight": [Interval(Real, 0, None, closed="left")],
         "context_weight": [Interval(Real, 0, 1, closed="both")],
         "erased_area": [Interval(Real, 0, 1, closed="neither")],
     }
@@ -148,20 +147,7 @@ class ContextVAE(TrainedDetector):
         self.width = width
         self.n_levels = n_levels
         self.bottleneck = bottleneck
-        self.max_epochs = max_epochs
-        self.batch_size = batch_size
-        self.lr = lr
-        self.validation_fraction = validation_fraction
-        self.checkpoint_dir = checkpoint_dir
-        self.callbacks = callbacks
-        self.device = device
-        self.contamination = contamination
-        self.pixel_contamination = pixel_contamination
-        self.intensity_range = intensity_range
-        self.channel_axis = channel_axis
-        self.image_shape = image_shape
-        self.verbose = verbose
-        self.random_state = random_state
+        self._assign_shared(locals())
 
     def _build(self, image_shape):
         return VariationalAutoEncoder(image_shape, **network_size(self))

@@ -252,7 +252,6 @@ class DDAD(TrainedDetector):
         "refine": ["boolean"],
         "score_component": [StrOptions({"dual", "intra", "inter", "rec"}), None],
         "ddof": [Interval(Integral, 0, None, closed="left")],
-        "refinement_epochs": [Interval(Integral, 1, None, closed="left")],
         "refinement_width": [Interval(Integral, 1, None, closed="left")],
     }
 
@@ -296,22 +295,9 @@ class DDAD(TrainedDetector):
         self.width = width
         self.n_levels = n_levels
         self.bottleneck = bottleneck
-        self.max_epochs = max_epochs
         self.refinement_epochs = refinement_epochs
         self.refinement_width = refinement_width
-        self.batch_size = batch_size
-        self.lr = lr
-        self.validation_fraction = validation_fraction
-        self.checkpoint_dir = checkpoint_dir
-        self.callbacks = callbacks
-        self.device = device
-        self.contamination = contamination
-        self.pixel_contamination = pixel_contamination
-        self.intensity_range = intensity_range
-        self.channel_axis = channel_axis
-        self.image_shape = image_shape
-        self.verbose = verbose
-        self.random_state = random_state
+        self._assign_shared(locals())
 
     def _prepare(self, images):
         y = images.y

@@ -175,10 +175,7 @@ class FAnoGAN(TrainedDetector):
         "encoder_training": [StrOptions({"izi_f", "izi", "ziz"})],
         "encoder_output": [StrOptions({"tanh", "clip", "linear"})],
         "encoder_bound": [Interval(Real, 0, None, closed="neither")],
-        "feature_weight": [Interval(Real, 0, None, closed="left")],
-        "penalty_weight": [Interval(Real, 0, None, closed="left")],
         "n_critic": [Interval(Integral, 1, None, closed="left")],
-        "encoder_epochs": [Interval(Integral, 1, None, closed="left")],
         "encoder_lr": [Interval(Real, 0, None, closed="neither")],
     }
 
@@ -222,22 +219,9 @@ class FAnoGAN(TrainedDetector):
         self.feature_weight = feature_weight
         self.penalty_weight = penalty_weight
         self.n_critic = n_critic
-        self.max_epochs = max_epochs
         self.encoder_epochs = encoder_epochs
         self.encoder_lr = encoder_lr
-        self.batch_size = batch_size
-        self.lr = lr
-        self.validation_fraction = validation_fraction
-        self.checkpoint_dir = checkpoint_dir
-        self.callbacks = callbacks
-        self.device = device
-        self.contamination = contamination
-        self.pixel_contamination = pixel_contamination
-        self.intensity_range = intensity_range
-        self.channel_axis = channel_axis
-        self.image_shape = image_shape
-        self.verbose = verbose
-        self.random_state = random_state
+        self._assign_shared(locals())
 
     def _build(self, image_shape):
         return FAnoGANNetwork(

@@ -79,7 +79,6 @@ class MemAE(TrainedDetector):
         "n_slots": [Interval(Integral, 1, None, closed="left")],
         "shrinkage_threshold": [Interval(Real, 0, 1, closed="left")],
         "similarity": [StrOptions({"dot", "cosine"})],
-        "entropy_weight": [Interval(Real, 0, None, closed="left")],
     }
 
     def __init__(
@@ -118,20 +117,7 @@ class MemAE(TrainedDetector):
         self.width = width
         self.n_levels = n_levels
         self.bottleneck = bottleneck
-        self.max_epochs = max_epochs
-        self.batch_size = batch_size
-        self.lr = lr
-        self.validation_fraction = validation_fraction
-        self.checkpoint_dir = checkpoint_dir
-        self.callbacks = callbacks
-        self.device = device
-        self.contamination = contamination
-        self.pixel_contamination = pixel_contamination
-        self.intensity_range = intensity_range
-        self.channel_axis = channel_axis
-        self.image_shape = image_shape
-        self.verbose = verbose
-        self.random_state = random_state
+        self._assign_shared(locals())
 
     def _build(self, image_shape):
         return MemoryAutoEncoder(

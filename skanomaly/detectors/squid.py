@@ -247,11 +247,6 @@ class SQUID(TrainedDetector):
         "encoder": [callable, None],
         "augmentation": [callable, None],
         "detach_teacher": ["boolean"],
-        "teacher_weight": [Interval(Real, 0, None, closed="left")],
-        "student_weight": [Interval(Real, 0, None, closed="left")],
-        "distillation_weight": [Interval(Real, 0, None, closed="left")],
-        "adversarial_weight": [Interval(Real, 0, None, closed="left")],
-        "discriminator_weight": [Interval(Real, 0, None, closed="left")],
         "score_component": [StrOptions({"discriminator", "residual", "feature"})],
         "n_critic": [Interval(Integral, 1, None, closed="left")],
     }
@@ -322,20 +317,7 @@ class SQUID(TrainedDetector):
         self.discriminator_weight = discriminator_weight
         self.score_component = score_component
         self.n_critic = n_critic
-        self.max_epochs = max_epochs
-        self.batch_size = batch_size
-        self.lr = lr
-        self.validation_fraction = validation_fraction
-        self.checkpoint_dir = checkpoint_dir
-        self.callbacks = callbacks
-        self.device = device
-        self.contamination = contamination
-        self.pixel_contamination = pixel_contamination
-        self.intensity_range = intensity_range
-        self.channel_axis = channel_axis
-        self.image_shape = image_shape
-        self.verbose = verbose
-        self.random_state = random_state
+        self._assign_shared(locals())
 
     def _build(self, image_shape):
         if self.shrinkage == "gumbel" and self.k > self.n_slots:

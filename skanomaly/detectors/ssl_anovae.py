@@ -2,7 +2,7 @@
 
 import copy
 from functools import partial
-from numbers import Integral, Real
+from numbers import Real
 
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -272,13 +272,6 @@ class SSLAnoVAE(TrainedDetector):
         "ssl_training": [StrOptions({"end_to_end", "pretrain"})],
         "predictor": ["boolean"],
         "momentum": [Interval(Real, 0, 1, closed="both")],
-        "ssl_weight": [Interval(Real, 0, None, closed="left")],
-        "reconstruction_weight": [Interval(Real, 0, None, closed="left")],
-        "prior_weight": [Interval(Real, 0, None, closed="left")],
-        "adversarial_weight": [Interval(Real, 0, None, closed="left")],
-        "image_prior_weight": [Interval(Real, 0, None, closed="left")],
-        "ssl_prior_weight": [Interval(Real, 0, None, closed="left")],
-        "ssl_epochs": [Interval(Integral, 1, None, closed="left")],
     }
 
     def __init__(
@@ -330,21 +323,8 @@ class SSLAnoVAE(TrainedDetector):
         self.adversarial_weight = adversarial_weight
         self.image_prior_weight = image_prior_weight
         self.ssl_prior_weight = ssl_prior_weight
-        self.max_epochs = max_epochs
         self.ssl_epochs = ssl_epochs
-        self.batch_size = batch_size
-        self.lr = lr
-        self.validation_fraction = validation_fraction
-        self.checkpoint_dir = checkpoint_dir
-        self.callbacks = callbacks
-        self.device = device
-        self.contamination = contamination
-        self.pixel_contamination = pixel_contamination
-        self.intensity_range = intensity_range
-        self.channel_axis = channel_axis
-        self.image_shape = image_shape
-        self.verbose = verbose
-        self.random_state = random_state
+        self._assign_shared(locals())
 
     def _build(self, image_shape):
         return SSLAnoVAENetwork(

@@ -1,9 +1,8 @@
 """VAE: reconstruct through codes near a normal distribution."""
 
 from functools import partial
-from numbers import Real
 
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import StrOptions
 
 from .._losses import absolute_error, gradient_map, squared_error
 from .._parameters import network_size
@@ -82,7 +81,6 @@ class VAE(TrainedDetector):
     _image_range = (-1.0, 1.0)
 
     _parameter_constraints = {
-        "kl_weight": [Interval(Real, 0, None, closed="left")],
         "loss": [StrOptions(set(ERRORS))],
         "score_component": [StrOptions({"residual", "elbo_gradient", "kl_gradient", "combination"})],
     }
@@ -121,20 +119,7 @@ class VAE(TrainedDetector):
         self.width = width
         self.n_levels = n_levels
         self.bottleneck = bottleneck
-        self.max_epochs = max_epochs
-        self.batch_size = batch_size
-        self.lr = lr
-        self.validation_fraction = validation_fraction
-        self.checkpoint_dir = checkpoint_dir
-        self.callbacks = callbacks
-        self.device = device
-        self.contamination = contamination
-        self.pixel_contamination = pixel_contamination
-        self.intensity_range = intensity_range
-        self.channel_axis = channel_axis
-        self.image_shape = image_shape
-        self.verbose = verbose
-        self.random_state = random_state
+        self._assign_shared(locals())
 
     def _build(self, image_shape):
         return VariationalAutoEncoder(image_shape, **network_size(self))
