@@ -2,7 +2,7 @@
 
 import inspect
 import json
-import re
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -25,8 +25,12 @@ from skanomaly import (
     transforms,
 )
 
-matplotlib.use("agg")
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+from methods_page import list_table, methods_page, title  # noqa: E402
+
+matplotlib.use("agg")
 
 project = "skanomaly"
 author = copyright = "skanomaly developers"
@@ -120,17 +124,6 @@ def write(path, text):
         path.write_text(text)
 
 
-def title(text, line="="):
-    return f"{text}\n{line * len(text)}\n\n"
-
-
-def list_table(head, rows, options=""):
-    text = f".. list-table::\n   :header-rows: 1\n{options}\n"
-    for row in (head, *rows):
-        text += "".join(f"   {'* -' if i == 0 else '  -'} {cell}\n" for i, cell in enumerate(row))
-    return text
-
-
 def write_api_pages():
     index = title("API") + ".. toctree::\n   :maxdepth: 2\n\n"
     for name, module in ROOMS.items():
@@ -141,33 +134,6 @@ def write_api_pages():
         text += ".. autosummary::\n   :toctree: generated\n   :nosignatures:\n\n"
         write(HERE / "api" / f"{file}.rst", text + "".join(f"   {n}\n" for n in public_names(module)))
     write(HERE / "api" / "index.rst", index)
-
-
-def fields(detector):
-    """The field list at the head of a detector's Notes."""
-    notes = inspect.getdoc(detector).split("\nNotes\n-----\n")[1]
-    found = re.findall(r"^:([\w ]+): (.*(?:\n[ ]+.*)*)", notes, flags=re.MULTILINE)
-    # Citations are of that page only.
-    return {name: re.sub(r"\s+", " ", re.sub(r"\s*\[\d+\]_", "", text)) for name, text in found}
-
-
-def paper(detector):
-    """Link to the first reference."""
-    reference = re.split(r"\n\.\. \[2\]", inspect.getdoc(detector).split(".. [1] ")[1])[0]
-    authors, year = re.match(r"([^(]*?),? \((\d{4})\)", re.sub(r"\s+", " ", reference)).groups()
-    first = authors.split(",")[0] + (" et al." if authors.count(".,") else "")
-    return f"`{first} {year} <{re.search(r'<([^>]+)>', reference).group(1)}>`__"
-
-
-def methods_page():
-    rows = []
-    for name, detector in testing.all_detectors():
-        found = fields(detector)
-        cells = [found[field] for field in testing.METHOD_FIELDS]
-        rows.append([f":class:`~skanomaly.{name}`", paper(detector), *cells])
-    text = title("Methods") + "What each detector learns and how it decides, from its own page.\n\n"
-    options = "   :class: methods\n   :widths: 12 12 10 18 12 36\n"
-    return text + list_table(["Detector", "Paper", *testing.METHOD_FIELDS], rows, options)
 
 
 def false_alarms():

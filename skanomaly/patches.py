@@ -121,10 +121,13 @@ class PatchDetector(CompositeDetector):
 
     Notes
     -----
+    :Family: composite
     :Trained on: random crops of normal images
     :Score: the worst score of a window, or a mean
     :Map: the detector's maps, blended where windows overlap; its score, where it has no map
     :Departures: the papers judge single crops, and do not say how maps of a whole image are put together
+    :Variants:
+        * f-AnoGAN on patches: ``PatchDetector(FAnoGAN())``
 
     Windows lie on a grid from the upper left corner; the last of a row or column ends at the border.
     Weights fall linearly from the middle of a window to its edges, where they are not zero. Memory is that

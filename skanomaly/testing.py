@@ -27,7 +27,7 @@ from ._discovery import all_detectors as all_detectors
 from .model_selection import NormalOnlyKFold
 
 #: Fields at the head of a detector's Notes; the table of methods is made of them.
-METHOD_FIELDS = "Trained on", "Score", "Map", "Departures"
+METHOD_FIELDS = "Family", "Trained on", "Score", "Map", "Departures"
 
 DTYPES = "uint8", "uint16", "int16", "int64", "float16", "float32", "float64"
 

@@ -5,6 +5,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+import runpy
 import tomllib
 from pathlib import Path
 
@@ -152,3 +153,40 @@ def test_the_paper_of_a_detector_has_a_link(name, detector):
     first = re.split(r"\n\.\. \[2\]", inspect.getdoc(detector).split(".. [1] ")[1])[0]
     assert re.search(r"<https?://[^>]+>", first)
     assert re.search(r"\(\d{4}\)", first)
+
+
+METHODS_PAGE = runpy.run_path(str(ROOT / "doc" / "methods_page.py"))
+VARIANTS = [
+    (name, variant, code)
+    for name, detector in testing.all_detectors()
+    for variant, code in METHODS_PAGE["variants"](detector)
+]
+
+
+@pytest.mark.parametrize(("name", "variant", "code"), VARIANTS, ids=[variant for _, variant, _ in VARIANTS])
+def test_the_expression_of_a_variant_makes_it(name, variant, code):
+    public = {name: getattr(skanomaly, name) for name in skanomaly.__all__}
+    made = eval(code, public)
+    detector = getattr(made, "__self__", made)  # a variant may be a method
+    assert type(detector).__name__ == name
+    detector._validate_params()
+
+
+def test_variants_are_read_whole_and_told_apart():
+    written = sum(inspect.getdoc(detector).count("\n    * ") for _, detector in testing.all_detectors())
+    assert written == len(VARIANTS) == len({v for _, v, _ in VARIANTS}) == len({c for _, _, c in VARIANTS})
+    assert {"AAE", "AdvAE", "BiGAN", "SSIM-AE"} <= {variant for _, variant, _ in VARIANTS}
+
+
+def test_the_page_of_methods_is_grouped_by_family():
+    page = METHODS_PAGE["methods_page"]()
+    families = {
+        name: METHODS_PAGE["fields"](detector)["Family"] for name, detector in testing.all_detectors()
+    }
+    _, *sections = re.split(r"^([\w-]+)\n-+\n", page, flags=re.MULTILINE)
+    assert sorted(sections[::2]) == sorted({family.capitalize() for family in families.values()})
+    for title, section in zip(sections[::2], sections[1::2]):
+        found = re.findall(r"\* - :class:`~skanomaly\.(\w+)`", section)
+        assert found == sorted(name for name, family in families.items() if family == title.lower())
+        made = [f"* - {variant}\n     - ``{code}``\n" for name, variant, code in VARIANTS if name in found]
+        assert all(row in section for row in made)

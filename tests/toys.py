@@ -40,6 +40,7 @@ class LinearAutoEncoder(TrainedDetector):
 
     Notes
     -----
+    :Family: reconstruction
     :Trained on: normal images
     :Score: mean absolute error
     :Map: absolute error of each pixel

@@ -164,12 +164,17 @@ class AdversarialAutoEncoder(TrainedDetector):
 
     Notes
     -----
+    :Family: adversarial
     :Trained on: normal images
     :Score: mean squared error of the pixels
     :Map: squared error of each pixel
     :Departures: encoder and decoder are those of AutoEncoder; the critic of codes is that of Baur et al.
         [2]_, 50 - 50 - 1 with a gradient penalty, which is taken between codes and draws (the public code
         takes it beyond them), moved `n_critic` times a batch instead of 20
+    :Variants:
+        * AAE: ``AdversarialAutoEncoder()``
+        * constrained AAE: ``AdversarialAutoEncoder(constrained=True)``
+        * AdvAE: ``AdversarialAutoEncoder(adversary="image")``
 
     f-AnoGAN's paper compares itself with the second form: an autoencoder whose reconstructions are judged
     by a discriminator.

@@ -33,6 +33,7 @@ class AEU(TrainedDetector):
 
     Notes
     -----
+    :Family: reconstruction
     :Trained on: normal images
     :Score: mean over pixels of squared error / predicted variance
     :Map: squared error / predicted variance of each pixel

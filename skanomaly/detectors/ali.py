@@ -121,12 +121,17 @@ class ALI(TrainedDetector):
 
     Notes
     -----
+    :Family: adversarial
     :Trained on: normal images
     :Score: (1 - w) times the absolute differences of x and G(E(x)), summed, and w times the
         discriminator's term
     :Map: absolute difference of each pixel
     :Departures: networks are DCGAN's; the public code for BiGAN [3]_ scores with averaged weights, here they
         are the last; codes are the encoder's means when images are judged
+    :Variants:
+        * ALI: ``ALI()``
+        * BiGAN: ``ALI(stochastic=False)``
+        * BiGAN, scored by cross-entropy: ``ALI(stochastic=False, discrimination="cross_entropy")``
 
     Nothing makes G(E(x)) resemble x but the game itself: reconstructions are of the kind of x, not copies.
 

@@ -81,6 +81,7 @@ class AnoVAEGAN(TrainedDetector):
 
     Notes
     -----
+    :Family: adversarial
     :Trained on: normal images
     :Score: mean absolute error of the pixels
     :Map: absolute error of each pixel

@@ -67,6 +67,7 @@ class AnoGAN(TrainedDetector):
 
     Notes
     -----
+    :Family: adversarial
     :Trained on: normal images
     :Score: (1 - lambda) R + lambda D: absolute differences summed over pixels, and over the
         discriminator's features

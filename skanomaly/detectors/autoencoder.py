@@ -43,11 +43,17 @@ class AutoEncoder(TrainedDetector):
 
     Notes
     -----
+    :Family: reconstruction
     :Trained on: normal images
     :Score: mean error over pixels
     :Map: error of each pixel
     :Departures: SSIM is computed with replicated borders, where the public code crops the map and
         enlarges it again
+    :Variants:
+        * l2-AE: ``AutoEncoder()``
+        * l1-AE: ``AutoEncoder(loss="l1")``
+        * SSIM-AE: ``AutoEncoder(loss="ssim")``
+        * spatial AE: ``AutoEncoder(bottleneck="spatial")``
 
     With the defaults at 64 x 64 this is the network of DDAD [1]_ and MedIAnomaly [2]_ (4,487,248
     parameters), trained by Adam on images scaled to [-1, 1], in which errors are measured. Other image

@@ -65,6 +65,7 @@ class ConstrainedAE(TrainedDetector):
 
     Notes
     -----
+    :Family: reconstruction
     :Trained on: normal images
     :Score: mean squared error of the pixels
     :Map: squared error of each pixel

@@ -80,6 +80,7 @@ class ContextVAE(TrainedDetector):
 
     Notes
     -----
+    :Family: reconstruction
     :Trained on: normal images
     :Score: negative ELBO: mean squared error plus weighted divergence of the code
     :Map: absolute error of each pixel times the absolute derivative of the negative ELBO by it

@@ -204,12 +204,18 @@ class DDAD(TrainedDetector):
 
     Notes
     -----
+    :Family: ensemble
     :Trained on: normal images (y = 1), and unlabelled ones (y = 0) if there are any
     :Score: mean over pixels of the refined discrepancy, a probability
     :Map: refined discrepancy of each pixel
     :Departures: another image for ASR-Net's training is one of its batch; boxes are no squares, each side is
         drawn by itself; its labels are not smoothed (by 1e-5 in the public code, which trains for 250 and
         100 epochs)
+    :Variants:
+        * DDAD with AE: ``DDAD(backbone="ae")``
+        * DDAD with MemAE: ``DDAD(backbone="memae")``
+        * DDAD with AE-U: ``DDAD(backbone="aeu")``
+        * DDAD without refinement: ``DDAD(refine=False)``
 
     Here y means more than elsewhere: 1 is normal, 0 unlabelled. Thresholds are from the normal images.
     Without y, or without any 0 in it, all images are normal.

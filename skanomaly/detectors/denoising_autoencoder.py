@@ -41,6 +41,7 @@ class DenoisingAutoEncoder(TrainedDetector):
 
     Notes
     -----
+    :Family: reconstruction
     :Trained on: normal images
     :Score: mean squared error of the pixels
     :Map: squared error of each pixel

@@ -130,6 +130,7 @@ class FAnoGAN(TrainedDetector):
 
     Notes
     -----
+    :Family: adversarial
     :Trained on: normal images
     :Score: A_R + kappa A_D: mean squared error of the pixels, and of the critic's features
     :Map: squared error of each pixel
@@ -137,6 +138,11 @@ class FAnoGAN(TrainedDetector):
         a hundred thousand steps); images are not flipped at random, since a mirrored chest is not
         normal; the zero of the critic score is the mean over up to 32,000 training images, where the
         paper takes test images
+    :Variants:
+        * f-AnoGAN with the izi_f encoder: ``FAnoGAN()``
+        * f-AnoGAN with the izi encoder: ``FAnoGAN(encoder_training="izi")``
+        * f-AnoGAN with the ziz encoder: ``FAnoGAN(encoder_training="ziz", encoder_output="linear")``
+        * AnoGAN's search in the WGAN: ``FAnoGAN().iterative``
 
     Networks and losses follow the authors' code [2]_: pre-activation residual blocks, per-channel
     layer normalisation in the critic, one gradient penalty per image, Adam (0, 0.9) for the GAN

@@ -90,6 +90,7 @@ class GANomaly(TrainedDetector):
 
     Notes
     -----
+    :Family: adversarial
     :Trained on: normal images
     :Score: mean squared distance of the codes of image and reconstruction
     :Map: absolute error of each pixel

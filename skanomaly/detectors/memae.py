@@ -45,12 +45,16 @@ class MemAE(TrainedDetector):
 
     Notes
     -----
+    :Family: memory
     :Trained on: normal images
     :Score: mean squared error of the pixels
     :Map: squared error of each pixel
     :Departures: the network is that of AutoEncoder, with few items, as in DDAD and MedIAnomaly; the paper's
         own, for videos, has 2000. A threshold between 1 and 3 times 1 / n_slots is the paper's rule; that of
         the medical codes, the default here, hardly ever zeroes a weight
+    :Variants:
+        * MemAE with a code at every place: ``MemAE(bottleneck="spatial")``
+        * MemAE as in the code of DDAD: ``MemAE(similarity="dot", shrinkage_threshold=0.0)``
 
     With ``bottleneck="spatial"`` every place is addressed by itself, as in the paper.
 

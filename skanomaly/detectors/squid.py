@@ -196,6 +196,7 @@ class SQUID(TrainedDetector):
 
     Notes
     -----
+    :Family: memory
     :Trained on: normal images
     :Score: how far the discriminator's logit lies below that of reconstructed normal images, in their
         standard deviations
@@ -205,6 +206,12 @@ class SQUID(TrainedDetector):
         statistics of training, where the public code has those of each image; no labelled images choose the
         epoch; no skips and no memories in the decoder by default, since skips carry what is anomalous past
         the memory; learning rate
+    :Variants:
+        * SQUID by its residual: ``SQUID(score_component="residual")``
+        * SQUID by its features: ``SQUID(score_component="feature")``
+        * SQUID with a memory matrix: ``SQUID(memory="matrix")``
+        * SQUID with one memory for all places: ``SQUID(space_aware=False)``
+        * SQUID with hard shrinkage: ``SQUID(shrinkage="hard")``
 
     The paper's sigmoid of the score saturates, so that many images tie: it is the component "probability" of
     `score_components`, beside "residual", the mean absolute error, and "feature", the mean squared distance

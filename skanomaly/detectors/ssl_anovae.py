@@ -234,12 +234,18 @@ class SSLAnoVAE(TrainedDetector):
 
     Notes
     -----
+    :Family: self-supervised
     :Trained on: normal images
     :Score: mean absolute error of the pixels
     :Map: absolute error of each pixel
     :Departures: networks, latent sizes, weights and momentum are not in the published text: the networks are
         those of AutoEncoder, the numbers chosen on validation images; codes are not drawn to judge, but at
         their mean
+    :Variants:
+        * SSL-AnoVAE trained end to end: ``SSLAnoVAE()``
+        * SSL-AnoVAE with a second encoder trained first: ``SSLAnoVAE(ssl_training="pretrain")``
+        * SSL-AnoVAE with the sum of the codes: ``SSLAnoVAE(fusion="sum")``
+        * SSL-AnoVAE with one code of both features: ``SSLAnoVAE(fusion="features")``
 
     Losses are means: the absolute error over pixels, the divergence over the numbers of a code. The target
     follows the weights of the online branch and keeps batch statistics of its own. Each loss is a column of

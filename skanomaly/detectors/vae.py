@@ -48,11 +48,16 @@ class VAE(TrainedDetector):
 
     Notes
     -----
+    :Family: reconstruction
     :Trained on: normal images
     :Score: mean error over pixels, or of another component
     :Map: error of each pixel, or of another component
     :Departures: images are judged by the mean of their code, where the public code draws one; log-variances
         stay within -10 and 10
+    :Variants:
+        * VAE by the gradient of the ELBO: ``VAE(score_component="elbo_gradient")``
+        * VAE by the gradient of the KL divergence: ``VAE(score_component="kl_gradient")``
+        * VAE by error times KL gradient: ``VAE(score_component="combination")``
 
     The network is that of MedIAnomaly [2]_, as is the weight of the divergence. The other scores are those
     compared in [3]_.

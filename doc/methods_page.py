@@ -1,0 +1,77 @@
+"""The page of methods, made of the fields at the head of each detector's Notes."""
+
+import inspect
+import re
+from itertools import groupby
+
+from skanomaly import testing
+
+#: In the order of the page. A family that is not named here follows, without a sentence.
+FAMILIES = {
+    "reconstruction": "A network learns to repeat normal images. What it cannot repeat is anomalous.",
+    "adversarial": "A critic or discriminator teaches what normal images, or their codes, look like.",
+    "memory": "The decoder sees only what normal images left in a memory.",
+    "self-supervised": "A task that needs no labels teaches features: to recognise two views of one image.",
+    "ensemble": "Several networks are trained. Where they disagree, an image is anomalous.",
+    "composite": "A detector that holds another one and judges by it.",
+}
+
+INTRODUCTION = """\
+What each detector learns and how it decides, from its own page. Below each family are the variants that
+papers have names for, with the expression that makes them.
+
+"""
+
+
+def title(text, line="="):
+    return f"{text}\n{line * len(text)}\n\n"
+
+
+def list_table(head, rows, options=""):
+    text = f".. list-table::\n   :header-rows: 1\n{options}\n"
+    for row in (head, *rows):
+        text += "".join(f"   {'* -' if i == 0 else '  -'} {cell}\n" for i, cell in enumerate(row))
+    return text + "\n"
+
+
+def fields(detector):
+    """The field list at the head of a detector's Notes."""
+    notes = inspect.getdoc(detector).split("\nNotes\n-----\n")[1]
+    found = re.findall(r"^:([\w ]+):(?=\s)(.*(?:\n[ ]+.*)*)", notes, flags=re.MULTILINE)
+    # A citation has its number on that page only.
+    return {name: re.sub(r"\s+", " ", re.sub(r"\s*\[\d+\]_", "", text)).strip() for name, text in found}
+
+
+def variants(detector):
+    """Named variants, as (name, the expression that makes it)."""
+    return re.findall(r"\* (.+?): ``(.+?)``", fields(detector).get("Variants", ""))
+
+
+def paper(detector):
+    """Link to the first reference."""
+    reference = re.split(r"\n\.\. \[2\]", inspect.getdoc(detector).split(".. [1] ")[1])[0]
+    authors, year = re.match(r"([^(]*?),? \((\d{4})\)", re.sub(r"\s+", " ", reference)).groups()
+    first = authors.split(",")[0] + (" et al." if authors.count(".,") else "")
+    return f"`{first} {year} <{re.search(r'<([^>]+)>', reference).group(1)}>`__"
+
+
+def place(item):
+    """Where a (name, detector) stands on the page: its family's number, and the family."""
+    family, known = fields(item[1])["Family"], list(FAMILIES)
+    return known.index(family) if family in known else len(known), family
+
+
+def methods_page():
+    text, columns = title("Methods") + INTRODUCTION, testing.METHOD_FIELDS[1:]
+    for (_, family), members in groupby(sorted(testing.all_detectors(), key=place), place):
+        rows, named = [], []
+        for name, detector in members:
+            cells = [fields(detector)[field] for field in columns]
+            rows.append([f":class:`~skanomaly.{name}`", paper(detector), *cells])
+            named += [[variant, f"``{code}``"] for variant, code in variants(detector)]
+        text += title(family.capitalize(), "-") + FAMILIES.get(family, "") + "\n\n"
+        options = "   :class: methods\n   :widths: 12 12 10 18 12 36\n"
+        text += list_table(["Detector", "Paper", *columns], rows, options)
+        if named:
+            text += list_table(["Variant", "Made by"], named, "   :class: methods\n   :widths: 40 60\n")
+    return text
