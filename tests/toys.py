@@ -104,6 +104,7 @@ class NearestImages(BaseDetector):
 
     Notes
     -----
+    :Family: neighbours
     :Trained on: normal images
     :Score: mean over the nearest images of the mean squared difference
     :Map: squared difference from the mean of the nearest images
