@@ -2,12 +2,12 @@
 
 import pytest
 from sklearn.utils.estimator_checks import estimator_checks_generator
-from toys import LinearAutoEncoder, MaplessAutoEncoder
+from toys import LinearAutoEncoder, MaplessAutoEncoder, NearestImages
 
 from skanomaly import detectors
 from skanomaly.testing import DTYPES, all_detectors, check_images, detector_checks
 
-TOYS = [LinearAutoEncoder, MaplessAutoEncoder]
+TOYS = [LinearAutoEncoder, MaplessAutoEncoder, NearestImages]
 
 
 @pytest.mark.parametrize(
@@ -18,9 +18,15 @@ def test_scikit_learn(detector, check):
     check(detector(random_state=0))
 
 
-@pytest.mark.parametrize("detector", TOYS)
-@pytest.mark.parametrize(("name", "check"), detector_checks(), ids=[name for name, _ in detector_checks()])
-def test_contract(detector, name, check):
+@pytest.mark.parametrize(
+    ("detector", "check"),
+    [
+        pytest.param(toy, check, id=f"{name}-{toy.__name__}")
+        for toy in TOYS
+        for name, check in detector_checks(toy())
+    ],
+)
+def test_contract(detector, check):
     check(detector(random_state=0))
 
 

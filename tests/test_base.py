@@ -1,0 +1,165 @@
+"""Bases: what a detector may leave out, and what it gets for nothing."""
+
+import ast
+import inspect
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+import toys
+from numpy.testing import assert_array_equal
+from torch import nn
+from toys import LinearAutoEncoder, NearestImages
+
+from skanomaly import AutoEncoder, PatchDetector
+from skanomaly._inference import run
+from skanomaly.base import CompositeDetector, Judgement, TrainedDetector
+from skanomaly.persistence import load, save
+from skanomaly.testing import all_detectors, make_images, tiny
+from skanomaly.training import Reconstruction
+
+X = make_images()
+
+
+def test_a_plain_detector_takes_fifteen_lines():
+    """All of the class but its docstring and its constructor."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(NearestImages)))
+    left_out = {
+        line
+        for node in tree.body[0].body
+        if isinstance(node, ast.Expr) or getattr(node, "name", "") == "__init__"
+        for line in range(node.lineno, node.end_lineno + 1)
+    }
+    lines = textwrap.dedent(inspect.getsource(NearestImages)).splitlines()
+    code = [i for i, line in enumerate(lines, 1) if line.strip() and i not in left_out]
+    assert len(code) <= 15
+
+
+def test_a_plain_detector_has_nothing_of_a_training():
+    detector = NearestImages(random_state=0).fit(X)
+    assert not {"max_epochs", "batch_size", "checkpoint_dir"} & set(detector.get_params())
+    assert not hasattr(detector, "history_")
+    assert not hasattr(detector, "n_iter_")
+    for text in ("history_", "batch_size", "verbose"):
+        assert text not in NearestImages.__doc__
+    assert "offset_ : float" in NearestImages.__doc__
+    assert "history_ : dict" in LinearAutoEncoder.__doc__
+
+
+def test_a_bank_that_depends_on_the_data_is_saved(tmp_path):
+    detector = NearestImages(random_state=0).fit(X[:7])
+    save(detector, tmp_path / "bank")
+    loaded = load(tmp_path / "bank", types=[NearestImages])
+    assert loaded.n_images_ == 7
+    assert_array_equal(loaded.score_samples(X), detector.score_samples(X))
+    detector.n_images_ = 8
+    with pytest.raises(ValueError, match="no longer describe its network"):
+        save(detector, tmp_path / "bank")
+
+
+class Counting(NearestImages):
+    """Judges while it measures, and counts."""
+
+    n_judged = 0
+
+    def _measure(self, network, images):
+        super()._measure(network, images)
+        # The verb, not the counter: these judgements save those for the thresholds.
+        judge = super()._judge
+        parts = run(lambda x: judge(network, x)[:2], network, images, self.device_)
+        return [part for _, part in parts]
+
+    def _judge(self, network, x):
+        Counting.n_judged += len(x)
+        return super()._judge(network, x)
+
+
+def test_judgements_that_were_measured_set_the_thresholds():
+    plain, counting = NearestImages().fit(X), Counting().fit(X)
+    assert Counting.n_judged == 0
+    assert (counting.offset_, counting.pixel_offset_) == (plain.offset_, plain.pixel_offset_)
+    assert counting.map_range_ == plain.map_range_
+
+
+class Infinite(NearestImages):
+    """Scores that are not numbers."""
+
+    def _judge(self, network, x):
+        return Judgement(torch.full((len(x),), torch.nan), None)
+
+
+def test_scores_that_are_not_finite_end_a_fit():
+    detector = Infinite()
+    with pytest.raises(FloatingPointError, match="scores of the training images are not finite$"):
+        detector.fit(X)
+    assert not hasattr(detector, "network_")
+
+
+class Apart(NearestImages):
+    """Tells unlabelled images from normal ones."""
+
+    _tells_unlabelled = True
+
+    def _measure(self, network, images):
+        Apart.codes = images.y
+        super()._measure(network, images)
+
+
+def test_unlabelled_images_set_no_thresholds():
+    y = np.array([1] * 6 + [0] * 4 + [-1] * 2)
+    detector = Apart().fit(X, y)
+    assert Apart.codes.tolist() == [1] * 6 + [0] * 4
+    assert detector.n_images_ == 10
+    assert detector.offset_ == np.percentile(detector.score_samples(X[:6]), 10)
+    assert NearestImages().fit(X, y).offset_ != detector.offset_
+
+
+class Stages(LinearAutoEncoder):
+    """Two stages, the second shorter."""
+
+    def _train(self, run, network, images):
+        first = run("first", Reconstruction, network, images, error=toys.absolute_error)
+        assert len(first) == self.max_epochs
+        run("second", Reconstruction, network, images, error=toys.absolute_error, max_epochs=1)
+
+
+def test_the_run_that_is_handed_in_collects_histories():
+    detector = Stages(max_epochs=3, random_state=0).fit(X)
+    assert {name: len(history) for name, history in detector.history_.items()} == {"first": 3, "second": 1}
+    assert detector.n_iter_ == 4
+
+
+def test_a_training_may_be_run_by_another_run():
+    ran = []
+    detector = LinearAutoEncoder()
+    detector._train(lambda stage, *args, **options: ran.append(stage), nn.Identity(), X)
+    assert ran == ["reconstruction"]
+
+
+class Shared(LinearAutoEncoder):
+    """Constraints by name, and one of its own."""
+
+    _parameter_constraints = {"code_weight": [str]}
+
+    def __init__(self, *, width=1, extra_weight=1.0, code_weight="a", warm_epochs=1, latent_size=2):
+        self.width, self.extra_weight, self.code_weight = width, extra_weight, code_weight
+        self.warm_epochs, self.latent_size = warm_epochs, latent_size
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("width", 0), ("extra_weight", -1), ("code_weight", 1), ("warm_epochs", 0)]
+)
+def test_constraints_of_shared_names(name, value):
+    Shared()._validate_params()
+    with pytest.raises(ValueError, match=f"'{name}' parameter of Shared must be"):
+        Shared(**{name: value})._validate_params()
+
+
+def test_kinds_of_detectors():
+    composites = [name for name, cls in all_detectors() if issubclass(cls, CompositeDetector)]
+    assert composites == ["PatchDetector"]
+    for name, cls in all_detectors():
+        assert issubclass(cls, TrainedDetector) == (name not in composites)
+    fitted = PatchDetector(tiny(AutoEncoder), n_patches=2, random_state=0).fit(X)
+    assert fitted.intensity_range_ == fitted.detector_.intensity_range_
