@@ -1,15 +1,9 @@
-"""Estimators that hold a detector, and reaching through them for its maps, masks and reconstructions."""
-
-import functools
+"""Reaching the detector inside a Pipeline, a search or a FrozenEstimator, and what it makes of images."""
 
 import numpy as np
-from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
-from sklearn.utils import column_or_1d
-from sklearn.utils.validation import check_consistent_length, check_is_fitted
-
-from .detectors.autoencoder import AutoEncoder
+from sklearn.utils.validation import check_is_fitted
 
 
 def unwrap(estimator, X):
@@ -18,10 +12,12 @@ def unwrap(estimator, X):
         if isinstance(estimator, FrozenEstimator):
             estimator = estimator.estimator
         elif isinstance(estimator, Pipeline):
+            # A slice without steps would be a Pipeline that cannot transform.
             if len(estimator) > 1:
                 X = estimator[:-1].transform(X)
             estimator = estimator[-1]
         elif hasattr(estimator, "refit"):
+            # First: an unfitted search has no best_estimator_ either, and needs other advice.
             check_is_fitted(estimator)
             if not hasattr(estimator, "best_estimator_"):
                 raise ValueError(
@@ -32,7 +28,8 @@ def unwrap(estimator, X):
             return estimator, X
 
 
-def _call(method, estimator, X, **options):
+def call_inside(method, estimator, X, **options):
+    """A method of the detector inside `estimator`, called with X as that detector sees it."""
     detector, X = unwrap(estimator, X)
     if not hasattr(detector, method):
         raise TypeError(f"{type(detector).__name__} has no {method}: give a detector, or what holds one")
@@ -45,18 +42,18 @@ def anomaly_map(estimator, X, *, out=None):
     Parameters
     ----------
     estimator : fitted detector
-        Or a Pipeline, search or FrozenEstimator that holds one.
+        A Pipeline, search or FrozenEstimator that holds one will do.
     X : array-like
-        As the estimator takes it.
+        Images, as the estimator takes them.
     out : array-like of shape (n, H, W), default=None
-        Where to write the maps.
+        Array to write the maps into.
 
     Returns
     -------
     maps : (n, H, W) float32 ndarray, or `out`
         Higher is more anomalous.
     """
-    return _call("anomaly_map", estimator, X, out=out)
+    return call_inside("anomaly_map", estimator, X, out=out)
 
 
 def segment(estimator, X, **options):
@@ -65,17 +62,17 @@ def segment(estimator, X, **options):
     Parameters
     ----------
     estimator : fitted detector
-        Or a Pipeline, search or FrozenEstimator that holds one.
+        A Pipeline, search or FrozenEstimator that holds one will do.
     X : array-like
-        As the estimator takes it.
+        Images, as the estimator takes them.
     **options : dict
-        As the detector's `segment`.
+        Options of the detector's `segment`.
 
     Returns
     -------
     masks : (n, H, W) bool ndarray, or ``out``
     """
-    return _call("segment", estimator, X, **options)
+    return call_inside("segment", estimator, X, **options)
 
 
 def reconstruct(estimator, X, *, out=None):
@@ -84,79 +81,25 @@ def reconstruct(estimator, X, *, out=None):
     Parameters
     ----------
     estimator : fitted detector
-        Or a Pipeline, search or FrozenEstimator that holds one.
+        A Pipeline, search or FrozenEstimator that holds one will do.
     X : array-like
-        As the estimator takes it.
+        Images, as the estimator takes them.
     out : array-like, default=None
-        Where to write the images.
+        Array to write the images into.
 
     Returns
     -------
     images : float32 ndarray, or `out`
-        In layout and units of what the steps before the detector return.
+        Layout and units are those of what the steps before the detector return.
     """
-    return _call("reconstruct", estimator, X, out=out)
+    return call_inside("reconstruct", estimator, X, out=out)
 
 
-def all_or_nothing(fit):
-    """A `fit` that, where it fails, leaves the estimator as it was."""
-
-    @functools.wraps(fit)
-    def fit_or_restore(self, *args, **kwargs):
-        before = dict(vars(self))
-        try:
-            return fit(self, *args, **kwargs)
-        except BaseException:
-            vars(self).clear()
-            vars(self).update(before)
-            raise
-
-    return fit_or_restore
+def open_images(detector, X):
+    """Checked lazy `Images` over X, as a fitted detector reads them."""
+    return detector._check_images(X)
 
 
-def take_rows(X, rows):
-    """Rows of images in any container that a detector takes."""
-    if hasattr(X, "iloc"):
-        return X.iloc[rows]
-    if isinstance(X, (list, tuple)):
-        return [X[i] for i in rows]
-    if hasattr(X, "__array__"):
-        return np.asarray(X)[rows]
-    return np.concatenate([np.asarray(X[i : i + 1]) for i in rows])
-
-
-def normal_rows(X, y):
-    """X without known anomalies (y == -1)."""
-    if y is None or not (anomalous := column_or_1d(y) == -1).any():
-        return X
-    if anomalous.all():
-        raise ValueError("y leaves no normal images: all are -1; give some with 1 (normal)")
-    return take_rows(X, np.flatnonzero(~anomalous))
-
-
-class HoldsDetector:
-    """Fits a detector to the rows that are not known anomalies; what X must be is the detector's to say."""
-
-    def _fit_detector(self, X, y):
-        if y is not None:
-            check_consistent_length(X, column_or_1d(y))
-        if isinstance(self.detector, FrozenEstimator):
-            check_is_fitted(self.detector)
-            self.detector_ = self.detector
-        else:
-            self.detector_ = (AutoEncoder() if self.detector is None else clone(self.detector)).fit(X, y)
-
-    @property
-    def n_features_in_(self):
-        return self.detector_.n_features_in_
-
-    @property
-    def feature_names_in_(self):
-        return self.detector_.feature_names_in_
-
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.input_tags.three_d_array = True
-        if tags.transformer_tags is not None:
-            tags.transformer_tags.preserves_dtype = ["float32"]
-        return tags
+def raw(images):
+    """(n, C, H, W) array of all images, in the dtype and units of X."""
+    return images.layout.to_network(np.asarray(images.X[0 : len(images)]))

@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from . import _inference
+from ._atomic import all_or_nothing
 from ._random import draw_seed, seeded
-from ._unwrap import all_or_nothing
 from .networks.unet import PatchDiscriminator, UNet
 from .segmentation import NO_LAYER, check_depth_order
 from .training import Training

@@ -10,8 +10,10 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from . import segmentation
-from ._unwrap import HoldsDetector, all_or_nothing, anomaly_map, normal_rows, reconstruct, unwrap
-from .base import open_images
+from ._atomic import all_or_nothing
+from ._holder import HoldsDetector
+from ._rows import normal_rows
+from ._unwrap import anomaly_map, open_images, raw, unwrap
 from .layers import GraphLayerExtractor
 
 __all__ = ["LayerwiseSegmenter", "ResidualSegmenter"]
@@ -244,7 +246,7 @@ class LayerwiseSegmenter(HoldsDetector, BaseEstimator):
         if None not in (self.v_low, self.v_high):  # else after training, when the layers are counted
             segmentation.layer_thresholds(1, self.v_low, self.v_high)
         self._fit_detector(X, y)
-        scans = self._scans(normal_rows(X, y))
+        scans = raw(self._open(normal_rows(X, y))[-1])[:, 0]
         self.layer_extractor_ = extractor = extractor if frozen else clone(extractor).fit(scans)
         if not hasattr(extractor, "n_layers_"):
             raise TypeError("layer_extractor must have n_layers_ once fitted, the number of layers")
@@ -254,8 +256,8 @@ class LayerwiseSegmenter(HoldsDetector, BaseEstimator):
         segmentation.check_depth_order(extractor.predict(scans))
         return self
 
-    def _scans(self, X):
-        """(n, H, W), as the detector sees them."""
+    def _open(self, X):
+        """Detector, and X as it sees it: an array, and as `Images`."""
         detector, seen = unwrap(self.detector_, X)
         if not hasattr(detector, "reconstruct"):
             raise TypeError(
@@ -265,8 +267,7 @@ class LayerwiseSegmenter(HoldsDetector, BaseEstimator):
             raise ValueError(
                 f"layers are those of grey scans, got images of {detector.image_shape_[0]} channels"
             )
-        images = open_images(detector, seen)
-        return images.layout.to_network(images.X[0 : len(images)])[:, 0]
+        return detector, seen, open_images(detector, seen)
 
     def layers(self, X):
         """Layers of scans and of their reconstructions.
@@ -279,12 +280,12 @@ class LayerwiseSegmenter(HoldsDetector, BaseEstimator):
         Returns
         -------
         layers, reconstructed : (n, H, W) int ndarray
-            As the extractor gives.
+            Labels, as the extractor gives them.
         """
         check_is_fitted(self)
-        detector, seen = unwrap(self.detector_, X)
-        made = open_images(detector, seen).layout.to_network(reconstruct(self.detector_, X))[:, 0]
-        return self.layer_extractor_.predict(self._scans(X)), self.layer_extractor_.predict(made)
+        detector, seen, images = self._open(X)
+        made = images.layout.to_network(detector.reconstruct(seen))
+        return tuple(self.layer_extractor_.predict(scans[:, 0]) for scans in (raw(images), made))
 
     def predict(self, X):
         """Where layers are broken.

@@ -18,8 +18,10 @@ from sklearn.utils import check_array, column_or_1d
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 
-from ._unwrap import HoldsDetector, _call, all_or_nothing, anomaly_map, take_rows, unwrap
-from .base import open_images
+from ._atomic import all_or_nothing
+from ._holder import HoldsDetector
+from ._rows import take_rows
+from ._unwrap import anomaly_map, call_inside, open_images, raw, unwrap
 from .segmentation import pool_blocks
 
 __all__ = ["AnomalyStager", "CentroidScorer", "CentroidStager", "ResidualTransformer", "severity"]
@@ -110,8 +112,7 @@ class ResidualTransformer(HoldsDetector, ClassNamePrefixFeaturesOutMixin, Transf
             residuals = residuals[:, None]
         else:
             images = open_images(detector, seen)
-            to_network = images.layout.to_network
-            residuals = np.abs(to_network(images.X[0 : len(images)]) - to_network(detector.reconstruct(seen)))
+            residuals = np.abs(raw(images) - images.layout.to_network(detector.reconstruct(seen)))
         if self.pooling is not None:
             residuals = pool_blocks(residuals, self.pooling)
         return residuals.reshape(len(residuals), -1).astype(np.float32, copy=False)
@@ -609,4 +610,4 @@ def severity(estimator, X):
     severity : (n,) float64 ndarray
         Higher is worse.
     """
-    return _call("severity", estimator, X)
+    return call_inside("severity", estimator, X)

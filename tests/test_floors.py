@@ -10,14 +10,24 @@ import skanomaly
 
 ROOT = Path(skanomaly.__file__).parent
 FLOORS = [
-    {"_atomic", "_parameters", "_version", "metrics", "datasets", "segmentation"},
-    {"_images", "_random", "_inference", "_losses", "_search", "_storage", "networks", "transforms"},
-    {"_format"},
-    {"_windows", "synthesis", "training"},
-    {"base"},
+    {"_atomic", "_docstrings", "_rows", "_size", "_version", "datasets", "metrics", "segmentation"},
+    {
+        "_images",
+        "_random",
+        "_inference",
+        "_losses",
+        "_search",
+        "_storage",
+        "networks",
+        "synthesis",
+        "transforms",
+    },
+    {"training"},
+    {"_detector"},
     {"detectors"},
     {
         "_discovery",
+        "_holder",
         "_unwrap",
         "layers",
         "model_selection",

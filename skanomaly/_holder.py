@@ -1,0 +1,34 @@
+"""Estimators that hold a detector as a parameter."""
+
+from sklearn.base import clone
+from sklearn.utils import column_or_1d
+from sklearn.utils.validation import check_consistent_length
+
+from .detectors.autoencoder import AutoEncoder
+
+
+class HoldsDetector:
+    """Mixin: fits `detector` to the rows that are not known anomalies; the detector says what X may be."""
+
+    def _fit_detector(self, X, y):
+        # A frozen detector does not look at y.
+        if y is not None:
+            check_consistent_length(X, column_or_1d(y))
+        detector = AutoEncoder() if self.detector is None else self.detector
+        # No case for FrozenEstimator: it is its own clone, and its fit only checks that it is fitted.
+        self.detector_ = clone(detector).fit(X, y)
+
+    @property
+    def n_features_in_(self):
+        return self.detector_.n_features_in_
+
+    @property
+    def feature_names_in_(self):
+        return self.detector_.feature_names_in_
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        if tags.transformer_tags is not None:
+            tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags

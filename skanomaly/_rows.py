@@ -1,0 +1,25 @@
+"""Rows of images in any container, and those of them that are normal."""
+
+import numpy as np
+from sklearn.utils import column_or_1d
+
+
+def take_rows(X, rows):
+    """Some rows of X, in any container that a detector takes."""
+    if hasattr(X, "iloc"):
+        return X.iloc[rows]
+    if isinstance(X, (list, tuple)):
+        return [X[i] for i in rows]
+    if hasattr(X, "__array__"):
+        return np.asarray(X)[rows]
+    # Lazy images need not know indices, only slices.
+    return np.concatenate([np.asarray(X[i : i + 1]) for i in rows])
+
+
+def normal_rows(X, y):
+    """X without known anomalies (y == -1)."""
+    if y is None or not (anomalous := column_or_1d(y) == -1).any():
+        return X
+    if anomalous.all():
+        raise ValueError("y leaves no normal images: all are -1; give some with 1 (normal)")
+    return take_rows(X, np.flatnonzero(~anomalous))
