@@ -62,7 +62,7 @@ def auroc(y, anomaly_score, *, anomaly_label=-1):
     >>> auroc([1, 1, -1, -1], [0.1, 0.4, 0.35, 0.8])
     0.75
     """
-    return _ranked(roc_auc_score, *_labelled(y, anomaly_score, anomaly_label)[:2])
+    return _ranked(roc_auc_score, *labelled(y, anomaly_score, anomaly_label)[:2])
 
 
 def average_precision(y, anomaly_score, *, anomaly_label=-1):
@@ -82,7 +82,7 @@ def average_precision(y, anomaly_score, *, anomaly_label=-1):
     float
         nan, with a warning, where there are no normal images.
     """
-    return _ranked(average_precision_score, *_labelled(y, anomaly_score, anomaly_label)[:2])
+    return _ranked(average_precision_score, *labelled(y, anomaly_score, anomaly_label)[:2])
 
 
 def youden_threshold(y, anomaly_score, *, anomaly_label=-1):
@@ -153,7 +153,7 @@ def classification_metrics(y, anomaly_score, *, threshold="youden", anomaly_labe
         ``threshold``, ``accuracy``, ``precision``, ``recall`` (= ``sensitivity``), ``specificity``,
         ``false_alarm_rate`` (1 - specificity) and ``f1``; nan where a class or a flag is missing.
     """
-    truth, score, _ = _labelled(y, anomaly_score, anomaly_label)
+    truth, score, _ = labelled(y, anomaly_score, anomaly_label)
     if isinstance(threshold, str):
         if threshold != "youden":
             raise ValueError(f"threshold must be a number or 'youden', got {threshold!r}")
@@ -341,7 +341,7 @@ def pro(masks, maps, *, max_false_alarm_rate=0.3):
     return float(area / max_false_alarm_rate)
 
 
-def _labelled(y, anomaly_score, anomaly_label):
+def labelled(y, anomaly_score, anomaly_label):
     """Truth (True = anomalous) and score of the labelled rows, and which rows those are."""
     y, score = column_or_1d(y), column_or_1d(anomaly_score)
     check_consistent_length(y, score)
@@ -357,7 +357,7 @@ def _labelled(y, anomaly_score, anomaly_label):
 
 
 def _both_classes(y, anomaly_score, anomaly_label):
-    truth, score, rows = _labelled(y, anomaly_score, anomaly_label)
+    truth, score, rows = labelled(y, anomaly_score, anomaly_label)
     if truth.all():
         raise ValueError("y holds no normal images; a threshold or an interval needs both classes")
     return truth, score, rows

@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from . import metrics
-from ._unwrap import anomaly_map, reconstruct, segment, unwrap
-from .base import open_images
+from ._unwrap import open_images, raw, unwrap
+from .metrics import labelled
 
 __all__ = ["AnomalyMapDisplay", "ScoreHistogramDisplay", "StageDisplay"]
 
@@ -97,19 +96,17 @@ class AnomalyMapDisplay:
         """
         detector, seen = unwrap(estimator, X)
         images = open_images(detector, seen)
-        layout = images.layout
         if titles is None:
             scores = -detector.decision_function(seen)
             titles = [f"{'anomalous' if s > 0 else 'normal'} ({s:+.2g})" for s in scores]
+        made = None
+        if hasattr(detector, "reconstruct"):
+            made = _channels_last(images.layout.to_network(detector.reconstruct(seen)))
         display = cls(
-            _channels_last(images.X[0 : len(images)], layout),
-            anomaly_map(estimator, X),
-            segment(estimator, X, **segment_options),
-            reconstructions=(
-                _channels_last(reconstruct(estimator, X), layout)
-                if hasattr(detector, "reconstruct")
-                else None
-            ),
+            _channels_last(raw(images)),
+            detector.anomaly_map(seen),
+            detector.segment(seen, **segment_options),
+            reconstructions=made,
             true_masks=true_masks,
             map_range=detector.map_range_,
             intensity_range=detector.intensity_range_,
@@ -171,8 +168,7 @@ class AnomalyMapDisplay:
         return self
 
 
-def _channels_last(X, layout):
-    images = layout.to_network(np.asarray(X))
+def _channels_last(images):
     return images[:, 0] if images.shape[1] == 1 else np.moveaxis(images, 1, -1)
 
 
@@ -260,7 +256,7 @@ class ScoreHistogramDisplay:
         display : ScoreHistogramDisplay
             Drawn.
         """
-        anomalous, score, _ = metrics._labelled(y, anomaly_score, anomaly_label)
+        anomalous, score, _ = labelled(y, anomaly_score, anomaly_label)
         return cls(score, anomalous, threshold=threshold).plot(ax=ax)
 
     def plot(self, *, ax=None, bins=40):
@@ -352,10 +348,9 @@ class StageDisplay:
             Drawn.
         """
         detector, seen = unwrap(stager.detector_, X)
-        images = open_images(detector, seen)
         display = cls(
-            _channels_last(images.X[0 : len(images)], images.layout),
-            anomaly_map(stager.detector_, X),
+            _channels_last(raw(open_images(detector, seen))),
+            detector.anomaly_map(seen),
             stager.predict(X),
             stager.severity(X),
             intensity_range=detector.intensity_range_,
