@@ -81,12 +81,11 @@ def public_objects():
             value = getattr(module, name)
             if name.startswith("_") or getattr(value, "__module__", "").split(".")[0] != "skanomaly":
                 continue
-            if value.__module__ == module.__name__ or module in (skanomaly, datasets):
-                yield f"{value.__module__}.{name}"
-                if inspect.isclass(value):
-                    for method, function in inspect.getmembers(value, inspect.isfunction):
-                        if not method.startswith("_") and function.__module__.startswith("skanomaly"):
-                            yield f"{value.__module__}.{name}.{method}"
+            yield f"{value.__module__}.{name}"
+            if inspect.isclass(value):
+                for method, function in inspect.getmembers(value, inspect.isfunction):
+                    if not method.startswith("_") and function.__module__.startswith("skanomaly"):
+                        yield f"{value.__module__}.{name}.{method}"
 
 
 PUBLIC = sorted(set(public_objects()))

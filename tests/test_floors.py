@@ -19,10 +19,8 @@ FLOORS = [
         "_search",
         "_storage",
         "networks",
-        "synthesis",
-        "transforms",
     },
-    {"training"},
+    {"synthesis", "training", "transforms"},
     {"_detector"},
     {"detectors"},
     {

@@ -5,8 +5,9 @@ from numpy.testing import assert_allclose
 from torch.testing import assert_close
 
 from skanomaly._random import seeded
-from skanomaly.synthesis import foreign_patches, interpolate_foreign_patches
+from skanomaly.synthesis import interpolate_foreign_patches
 from skanomaly.testing import make_images
+from skanomaly.transforms.defects import foreign_patches
 
 
 def test_boxes_by_hand():

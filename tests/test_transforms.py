@@ -116,7 +116,7 @@ def test_geometry():
     class Quarter(Rotation):
         def _matrix(self, n, size):
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("skanomaly.transforms._uniform", lambda n, low, high: torch.full((n,), 90.0))
+                patch.setattr("skanomaly.transforms.views._uniform", lambda n, *_: torch.full((n,), 90.0))
                 return super()._matrix(n, size)
 
     turned = Quarter()(bar)

@@ -10,7 +10,7 @@ from .._parameters import network_size
 from ..base import Judgement, TrainedDetector
 from ..networks.autoencoder import ConvAutoEncoder
 from ..training import Reconstruction
-from ..training._corruption import erase_squares
+from ..transforms.corruptions import erase_squares
 
 
 class ContextAE(TrainedDetector):

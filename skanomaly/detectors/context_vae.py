@@ -5,13 +5,14 @@ from numbers import Real
 
 from sklearn.utils._param_validation import Interval
 
+from .._detector import BaseDetector, Judgement
 from .._losses import absolute_error, gradient_map, squared_error
-from .._parameters import network_size
-from ..base import Judgement, TrainedDetector
+from .._size import SIZE_CONSTRAINTS, size_options
 from ..networks.autoencoder import VariationalAutoEncoder
 from ..networks.gaussian import draw, kl_divergence
-from ..training import Training, negative_elbo
-from ..training._corruption import erase_squares
+from ..training import Training
+from ..training._variational import negative_elbo
+from ..transforms.corruptions import erase_squares
 
 
 class ContextVariational(Training):
@@ -47,7 +48,7 @@ class ContextVariational(Training):
         return negative_elbo(network, x, error=squared_error, kl_weight=self.kl_weight).mean()
 
 
-class ContextVAE(TrainedDetector):
+class ContextVAE(BaseDetector):
     """Context-encoding variational autoencoder (ceVAE).
 
     A variational autoencoder that also learns, as ContextAE does, to fill in a square that was erased. The
@@ -80,7 +81,6 @@ class ContextVAE(TrainedDetector):
 
     Notes
     -----
-    :Family: reconstruction
     :Trained on: normal images
     :Score: negative ELBO: mean squared error plus weighted divergence of the code
     :Map: absolute error of each pixel times the absolute derivative of the negative ELBO by it
@@ -109,7 +109,9 @@ class ContextVAE(TrainedDetector):
 
     _image_range = (-1.0, 1.0)
 
-    _parameter_constraints = {
+    _parameter_constraints = BaseDetector._parameter_constraints | {
+        **SIZE_CONSTRAINTS,
+        "kl_weight": [Interval(Real, 0, None, closed="left")],
         "context_weight": [Interval(Real, 0, 1, closed="both")],
         "erased_area": [Interval(Real, 0, 1, closed="neither")],
     }
@@ -148,15 +150,28 @@ class ContextVAE(TrainedDetector):
         self.width = width
         self.n_levels = n_levels
         self.bottleneck = bottleneck
-        self._assign_shared(locals())
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.validation_fraction = validation_fraction
+        self.checkpoint_dir = checkpoint_dir
+        self.callbacks = callbacks
+        self.device = device
+        self.contamination = contamination
+        self.pixel_contamination = pixel_contamination
+        self.intensity_range = intensity_range
+        self.channel_axis = channel_axis
+        self.image_shape = image_shape
+        self.verbose = verbose
+        self.random_state = random_state
 
     def _build(self, image_shape):
-        return VariationalAutoEncoder(image_shape, **network_size(self))
+        return VariationalAutoEncoder(image_shape, **size_options(self))
 
-    def _train(self, run, network, images):
+    def _train(self, network, images, y):
         erase = partial(erase_squares, area=self.erased_area, value=self._image_range[0])
         options = {"erase": erase, "kl_weight": self.kl_weight, "context_weight": self.context_weight}
-        run("reconstruction", ContextVariational, network, images, **options)
+        return self._run("reconstruction", ContextVariational, network, images, **options)
 
     def _reconstruct(self, network, x):
         return network(x)

@@ -9,7 +9,7 @@ from .._losses import squared_error
 from ..base import Judgement, TrainedDetector
 from ..networks.unet import UNet
 from ..training import Reconstruction
-from ..training._corruption import add_coarse_noise
+from ..transforms.corruptions import add_coarse_noise
 
 
 class DenoisingAutoEncoder(TrainedDetector):

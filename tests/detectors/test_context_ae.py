@@ -12,7 +12,7 @@ from skanomaly._random import seeded
 from skanomaly.detectors import context_ae
 from skanomaly.testing import make_images, tiny
 from skanomaly.training import Reconstruction
-from skanomaly.training._corruption import add_coarse_noise, erase_squares
+from skanomaly.transforms.corruptions import add_coarse_noise, erase_squares
 
 
 def test_each_image_loses_a_square_of_its_own():

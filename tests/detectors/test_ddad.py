@@ -19,8 +19,8 @@ from skanomaly._random import seeded
 from skanomaly.datasets import load_chest_xray
 from skanomaly.detectors.ddad import BACKBONES, DDADNetwork, Refinement, RefinementNetwork, focal_loss
 from skanomaly.networks.autoencoder import UncertainAutoEncoder
-from skanomaly.synthesis import foreign_patches
 from skanomaly.testing import make_images, tiny
+from skanomaly.transforms.defects import foreign_patches
 
 Y = np.repeat([1, 0, -1], (6, 4, 2))
 

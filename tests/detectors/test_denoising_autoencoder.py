@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose
 from skanomaly import DenoisingAutoEncoder
 from skanomaly._random import seeded
 from skanomaly.testing import make_images, tiny
-from skanomaly.training._corruption import add_coarse_noise
+from skanomaly.transforms.corruptions import add_coarse_noise
 
 
 def test_it_removes_coarse_noise():

@@ -1,9 +1,4 @@
-"""Random views of images, for self-supervised training: each image of a batch is changed in its own way.
-
-A transform takes images (n, c, h, w) in [0, 1], a float tensor, and gives as many of the same shape. All draw
-from torch's CPU generator, so that one seed gives the same views on every device. Your own may be any
-function of that kind.
-"""
+"""Random views of images."""
 
 import math
 from dataclasses import dataclass
@@ -376,8 +371,6 @@ def _byol(blur, solarize):
 _GEOMETRIC = Crop(area=(0.4, 1.0)), Flip(), Rotation()
 _COLOURS = ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2), ColorDrop()
 
-#: Pairs of transforms by name, for the two views. Invariance to changes of colour leaves structure in a code,
-#: and invariance to place, sharpness and the like leaves colour.
 PRESETS = {
     "byol": (_byol(1.0, 0.0), _byol(0.1, 0.2)),
     "structure": (Compose((*_COLOURS, Solarize())),) * 2,

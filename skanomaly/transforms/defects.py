@@ -1,0 +1,90 @@
+"""Anomalies made from normal images, with their masks."""
+
+import numpy as np
+import torch
+from sklearn.utils import Bunch, check_array
+
+from .._images import Layout
+from .._random import draw_seed, seeded
+
+__all__ = ["interpolate_foreign_patches"]
+
+
+def interpolate_foreign_patches(
+    X, *, half_width=(0.05, 0.2), margin=0.1, probability=1.0, channel_axis="auto", random_state=None
+):
+    """Images with a box in which each is mixed with another (foreign patch interpolation, FPI).
+
+    Parameters
+    ----------
+    X : array-like of shape (n, H, W), (n, H, W, C) or (n, C, H, W)
+        Normal images, two at least.
+    half_width : tuple (low, high), default=(0.05, 0.2)
+        Range of half a box's sides, each drawn by itself, as a share of the image's.
+    margin : float, default=0.1
+        Centres lie at least this share of a side from the border.
+    probability : float, default=1.0
+        Share of images that get a box; the others stay as they are.
+    channel_axis : "auto", int or None, default="auto"
+        As of a detector.
+    random_state : int, RandomState or None, default=None
+        Decides everything; the same int gives the same images.
+
+    Returns
+    -------
+    data : sklearn.utils.Bunch
+        ``images`` of the shape and dtype of X; ``masks`` (n, H, W) bool, the boxes; ``factors`` (n,), the
+        share alpha of the other image in each.
+
+    References
+    ----------
+    .. [1] Tan, J., Hou, B., Batten, J., Qiu, H., Kainz, B. (2022). "Detecting outliers with foreign patch
+       interpolation". Machine Learning for Biomedical Imaging. `arXiv:2011.04197
+       <https://arxiv.org/abs/2011.04197>`_
+
+    Examples
+    --------
+    >>> from skanomaly.datasets import load_chest_xray
+    >>> from skanomaly.synthesis import interpolate_foreign_patches
+    >>> made = interpolate_foreign_patches(load_chest_xray().images[:8], random_state=0)
+    >>> made.images.shape, made.masks.shape
+    ((8, 64, 64), (8, 64, 64))
+    """
+    X = check_array(X, allow_nd=True, ensure_min_samples=2, dtype="numeric")
+    if X.ndim not in (3, 4):
+        raise ValueError(
+            f"X must be (n, H, W), (n, H, W, C) or (n, C, H, W), got an array of shape {X.shape}"
+        )
+    layout = Layout.of(X.shape, channel_axis)
+    x = torch.from_numpy(np.ascontiguousarray(layout.to_network(X), dtype="float64"))
+    options = {"half_width": half_width, "margin": margin, "probability": probability}
+    with seeded(draw_seed(random_state), "cpu"):
+        images, masks, factors = foreign_patches(x, **options)
+    images = layout.from_network(images.numpy())
+    images = images.round() if X.dtype.kind in "iu" else images
+    return Bunch(images=images.astype(X.dtype), masks=masks.numpy(), factors=factors.numpy())
+
+
+def foreign_patches(x, *, half_width=(0.05, 0.2), margin=0.1, probability=1.0):
+    """The same of a batch of tensors (n, c, h, w): images, masks (n, h, w) and factors (n,).
+
+    The other image of each is the next one of the batch. Drawn from torch's CPU generator.
+    """
+    n, _, *sides = x.shape
+    low, high = half_width if np.shape(half_width) == (2,) else (1, 0)
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"half_width must hold shares of a side, low before high, got {half_width!r}")
+    if not 0 <= margin < 0.5:
+        raise ValueError(f"margin must be at least 0 and below 0.5, got {margin}")
+    if not 0 <= probability <= 1:
+        raise ValueError(f"probability must lie between 0 and 1, got {probability}")
+    inside = []
+    for side in sides:
+        half = torch.round(side * (low + (high - low) * torch.rand(n))).clamp(min=1)
+        centre = torch.floor(side * (margin + (1 - 2 * margin) * torch.rand(n)))
+        inside.append((torch.arange(side) - centre[:, None]).abs() <= half[:, None] - 0.5)
+    mixed = (torch.rand(n) < probability) & (n > 1)  # one image alone has no other
+    masks = inside[0][:, :, None] & inside[1][:, None, :] & mixed[:, None, None]
+    factors = torch.rand(n)
+    shares = (masks * factors[:, None, None])[:, None].to(x)
+    return x + shares * (x.roll(-1, 0) - x), masks.to(x.device), factors
