@@ -1,11 +1,9 @@
-"""Estimators that segment: a detector, and a rule from images and reconstructions to masks."""
+"""Estimators that segment: a detector, and a rule from what it makes of images to masks."""
 
 from numbers import Integral, Real
 
 import numpy as np
-from sklearn.base import BaseEstimator, _fit_context, clone
-from sklearn.frozen import FrozenEstimator
-from sklearn.utils import get_tags
+from sklearn.base import BaseEstimator, _fit_context
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
@@ -13,8 +11,8 @@ from . import segmentation
 from ._atomic import all_or_nothing
 from ._holder import HoldsDetector
 from ._rows import normal_rows
-from ._unwrap import anomaly_map, open_images, raw, unwrap
-from .layers import GraphLayerExtractor
+from ._unwrap import anomaly_map
+from .retina.segmenter import LayerwiseSegmenter
 
 __all__ = ["LayerwiseSegmenter", "ResidualSegmenter"]
 
@@ -139,171 +137,4 @@ class ResidualSegmenter(HoldsDetector, BaseEstimator):
             median_size=self.median_size if self.level == "pixel" else None,
             fill_holes=self.fill_holes,
             min_size=self.min_size,
-        )
-
-
-class LayerwiseSegmenter(HoldsDetector, BaseEstimator):
-    """Segments where the layers of a retina differ from those of its reconstruction.
-
-    A lesion whose grey values are normal ones somewhere else hardly shows in the residual, but it breaks the
-    layers. Each layer is coded by one grey value, retina that belongs to none by one farther off, and what is
-    not retina by one far away; the codes of a scan and of its reconstruction are compared.
-
-    Parameters
-    ----------
-    detector : BaseDetector, Pipeline that ends in one, or FrozenEstimator of either, default=None
-        Must reconstruct; None is ``AutoEncoder()``. A FrozenEstimator is used as it is, anything else is
-        cloned and fitted to the rows with y other than -1.
-    layer_extractor : layer extractor, or FrozenEstimator of one, default=None
-        None is ``GraphLayerExtractor()``. Any estimator whose `predict` gives integer layers (n, H, W) in
-        depth order, 0 above the retina and L + 1 behind it, -1 in a gap, with ``n_layers_``. One that learns
-        from labelled layers is fitted before and given as a FrozenEstimator.
-    v_low : float, default=None
-        Differences of codes up to here are noise; None is 1.5 times that of neighbouring layers.
-    v_high : float, default=None
-        Differences from here on are those between retina and what is not; None is half-way to these.
-    fill_holes : bool, default=True
-        Also flag what flagged pixels enclose.
-    min_size : int, default=0
-        Drop regions of fewer pixels.
-
-    Attributes
-    ----------
-    detector_ : BaseDetector, Pipeline or FrozenEstimator
-        Fitted.
-    layer_extractor_ : estimator
-        Fitted.
-    v_low_, v_high_ : float
-        The thresholds used.
-    n_features_in_ : int
-        As of the detector.
-    feature_names_in_ : ndarray of str
-        Where X was a DataFrame of rows.
-
-    See Also
-    --------
-    skanomaly.segmentation.layerwise_mask : The comparison by itself.
-
-    References
-    ----------
-    .. [1] Li, Y., Lao, Q., Kang, Q., Jiang, Z., Du, S., Zhang, S., Li, K. (2023). "Self-supervised anomaly
-       detection, staging and segmentation for retinal images". Medical Image Analysis 87, 102805.
-       `doi:10.1016/j.media.2023.102805 <https://doi.org/10.1016/j.media.2023.102805>`_
-
-    Examples
-    --------
-    >>> from skanomaly import AutoEncoder
-    >>> from skanomaly.datasets import make_oct
-    >>> from skanomaly.segmenters import LayerwiseSegmenter
-    >>> normal, ill = make_oct(20, random_state=0), make_oct(5, kinds=("drusen",), random_state=1)
-    >>> segmenter = LayerwiseSegmenter(AutoEncoder(hidden_size=64, max_epochs=1)).fit(normal.images)
-    >>> segmenter.predict(ill.images).shape
-    (5, 128, 128)
-    """
-
-    _parameter_constraints = {
-        "detector": [HasMethods(["fit", "score_samples"]), None],
-        "layer_extractor": [HasMethods(["fit", "predict"]), None],
-        "v_low": [Interval(Real, None, None, closed="neither"), None],
-        "v_high": [Interval(Real, None, None, closed="right"), None],  # infinity too
-        "fill_holes": ["boolean"],
-        "min_size": [Interval(Integral, 0, None, closed="left")],
-    }
-
-    def __init__(
-        self, detector=None, layer_extractor=None, *, v_low=None, v_high=None, fill_holes=True, min_size=0
-    ):
-        self.detector = detector
-        self.layer_extractor = layer_extractor
-        self.v_low = v_low
-        self.v_high = v_high
-        self.fill_holes = fill_holes
-        self.min_size = min_size
-
-    @_fit_context(prefer_skip_nested_validation=False)
-    @all_or_nothing
-    def fit(self, X, y=None):
-        """Fit detector and layer extractor, unless they are frozen.
-
-        Parameters
-        ----------
-        X : array-like
-            Scans, as the detector takes them.
-        y : (n,) array-like, default=None
-            Rows with -1 are left out.
-
-        Returns
-        -------
-        self
-        """
-        extractor = GraphLayerExtractor() if self.layer_extractor is None else self.layer_extractor
-        frozen = isinstance(extractor, FrozenEstimator)
-        if not frozen and get_tags(extractor).target_tags.required:
-            raise TypeError(
-                f"{type(extractor).__name__} learns from labelled layers, which are not given here; fit it "
-                "before, and give it as FrozenEstimator(extractor)"
-            )
-        if None not in (self.v_low, self.v_high):  # else after training, when the layers are counted
-            segmentation.layer_thresholds(1, self.v_low, self.v_high)
-        self._fit_detector(X, y)
-        scans = raw(self._open(normal_rows(X, y))[-1])[:, 0]
-        self.layer_extractor_ = extractor = extractor if frozen else clone(extractor).fit(scans)
-        if not hasattr(extractor, "n_layers_"):
-            raise TypeError("layer_extractor must have n_layers_ once fitted, the number of layers")
-        self.v_low_, self.v_high_ = segmentation.layer_thresholds(
-            extractor.n_layers_, self.v_low, self.v_high
-        )
-        segmentation.check_depth_order(extractor.predict(scans))
-        return self
-
-    def _open(self, X):
-        """Detector, and X as it sees it: an array, and as `Images`."""
-        detector, seen = unwrap(self.detector_, X)
-        if not hasattr(detector, "reconstruct"):
-            raise TypeError(
-                f"layers are compared with a reconstruction, which {type(detector).__name__} has not"
-            )
-        if detector.image_shape_[0] != 1:
-            raise ValueError(
-                f"layers are those of grey scans, got images of {detector.image_shape_[0]} channels"
-            )
-        return detector, seen, open_images(detector, seen)
-
-    def layers(self, X):
-        """Layers of scans and of their reconstructions.
-
-        Parameters
-        ----------
-        X : array-like
-            Scans of the fitted shape.
-
-        Returns
-        -------
-        layers, reconstructed : (n, H, W) int ndarray
-            Labels, as the extractor gives them.
-        """
-        check_is_fitted(self)
-        detector, seen, images = self._open(X)
-        made = images.layout.to_network(detector.reconstruct(seen))
-        return tuple(self.layer_extractor_.predict(scans[:, 0]) for scans in (raw(images), made))
-
-    def predict(self, X):
-        """Where layers are broken.
-
-        Parameters
-        ----------
-        X : array-like
-            Scans of the fitted shape.
-
-        Returns
-        -------
-        masks : (n, H, W) bool ndarray
-            True where anomalous.
-        """
-        layers, reconstructed = self.layers(X)
-        masks = segmentation.layerwise_mask(
-            layers, reconstructed, self.layer_extractor_.n_layers_, v_low=self.v_low_, v_high=self.v_high_
-        )
-        return segmentation.residual_mask(
-            masks.astype(float), 0.5, fill_holes=self.fill_holes, min_size=self.min_size
         )

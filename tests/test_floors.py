@@ -10,16 +10,18 @@ import skanomaly
 
 ROOT = Path(skanomaly.__file__).parent
 FLOORS = [
-    {"_atomic", "_docstrings", "_rows", "_size", "_version", "datasets", "metrics", "segmentation"},
     {
-        "_images",
-        "_random",
-        "_inference",
-        "_losses",
-        "_search",
-        "_storage",
-        "networks",
+        "_atomic",
+        "_docstrings",
+        "_rows",
+        "_size",
+        "_version",
+        "datasets",
+        "metrics",
+        "retina.comparison",
+        "segmentation",
     },
+    {"_images", "_random", "_inference", "_losses", "_search", "_storage", "networks"},
     {"synthesis", "training", "transforms"},
     {"_detector"},
     {"detectors"},
@@ -32,6 +34,7 @@ FLOORS = [
         "patches",
         "persistence",
         "plotting",
+        "retina",
         "segmenters",
         "staging",
         "testing",
@@ -39,12 +42,27 @@ FLOORS = [
 ]
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 FILES = [path for path in sorted(ROOT.rglob("*.py")) if path != ROOT / "__init__.py"]
+TREES = {path: ast.parse(path.read_text()) for path in FILES}
+#: Base classes may use private names of the detectors.
+EXEMPT = {"_detector"}
+#: Names with an underscore that are public, those of a NamedTuple.
+PUBLIC = {"_asdict", "_replace"}
+#: Private names that rooms still take from one another.
+KNOWN = {
+    ("_unwrap", "_check_images"),
+    ("patches", "_normals"),
+    ("persistence", "_build"),
+    ("persistence", "_layout"),
+    ("persistence", "_place"),
+    ("persistence", "_validate_params"),
+    ("testing", "_build"),
+}
 
 
 def imported(path):
     """Dotted names below skanomaly that a file imports, and the other packages."""
     package = path.relative_to(ROOT.parent).parent.parts
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(TREES[path]):
         if isinstance(node, ast.Import):
             yield from (tuple(alias.name.split(".")) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -53,26 +71,86 @@ def imported(path):
             yield from (base + (alias.name,) for alias in node.names)
 
 
-def room_of(path):
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+def room_of(*parts):
+    """First part of a dotted name below skanomaly, or two: a file may stand lower than its folder."""
+    file = ".".join(parts[:2])
+    return file if file in FLOOR else parts[0]
+
+
+ROOMS = {path: room_of(*path.relative_to(ROOT).with_suffix("").parts) for path in FILES}
+
+
+def rooms_below(path):
+    return {room_of(*name[1:]) for name in imported(path) if name[0] == "skanomaly"} - {ROOMS[path]}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_go_down_or_stay_level(path):
-    for _, room, *_ in (name for name in imported(path) if name[0] == "skanomaly"):
-        assert FLOOR[room] <= FLOOR[room_of(path)], f"{room} is above {room_of(path)}"
-        assert (room, room_of(path)) != ("detectors", "detectors"), "detectors do not import one another"
+    for room in rooms_below(path):
+        assert FLOOR[room] <= FLOOR[ROOMS[path]], f"{room} is above {ROOMS[path]}"
+    if ROOMS[path] == "detectors":
+        others = [name for name in imported(path) if name[:2] == ("skanomaly", "detectors")]
+        assert not others, "detectors do not import one another"
 
 
 def test_no_circles():
-    rooms = {room: set() for room in FLOOR}
+    needed = {room: set() for room in FLOOR}
     for path in FILES:
-        rooms[room_of(path)] |= {name[1] for name in imported(path) if name[0] == "skanomaly"}
-    TopologicalSorter({room: needed - {room} for room, needed in rooms.items()}).prepare()
+        needed[ROOMS[path]] |= rooms_below(path)
+    TopologicalSorter(needed).prepare()
 
 
 @pytest.mark.parametrize("room", sorted(FLOORS[0]))
 def test_the_ground_floor_knows_no_torch(room):
-    files = [path for path in FILES if room_of(path) == room]
+    files = [path for path in FILES if ROOMS[path] == room]
     assert files
     assert not [name for path in files for name in imported(path) if name[0] in ("torch", "skorch")]
+    if "." in room:
+        folder = ROOT / room.split(".")[0] / "__init__.py"
+        assert not list(imported(folder)), "it is imported with the file"
+
+
+def is_private(name):
+    return name.startswith("_") and not name.startswith("__") and name not in PUBLIC
+
+
+def is_own(node):
+    """Whether a node is self, cls or super()."""
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Name) and node.func.id == "super"
+    return isinstance(node, ast.Name) and node.id in ("self", "cls")
+
+
+def defined(tree):
+    """Names of functions, classes, constants and attributes that a file defines."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node.name
+        if isinstance(node, (ast.Module, ast.ClassDef)):
+            assigned = [part for part in node.body if isinstance(part, (ast.Assign, ast.AnnAssign))]
+            names = (name for part in assigned for name in ast.walk(part) if isinstance(name, ast.Name))
+            yield from (name.id for name in names if isinstance(name.ctx, ast.Store))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and is_own(node.value):
+            yield node.attr
+
+
+def foreign_private_names(path):
+    """Private names that a file uses of other rooms: attributes of objects, and imports."""
+    ours = {name for other in FILES if ROOMS[other] == ROOMS[path] for name in defined(TREES[other])}
+    imports = (node for node in ast.walk(TREES[path]) if isinstance(node, ast.Import))
+    packages = {alias.asname or alias.name for node in imports for alias in node.names}  # of others
+    for node in ast.walk(TREES[path]):
+        if isinstance(node, ast.Attribute) and is_private(node.attr) and not is_own(node.value):
+            other = isinstance(node.value, ast.Name) and node.value.id in packages
+            if node.attr not in ours and not other:
+                yield node.attr
+    for name in imported(path):
+        if name[0] == "skanomaly" and is_private(name[-1]) and room_of(*name[1:]) != ROOMS[path]:
+            file = ROOT.joinpath(*name[1:])
+            if not file.is_dir() and not file.with_suffix(".py").exists():
+                yield name[-1]
+
+
+def test_private_names_stay_in_their_room():
+    used = {(ROOMS[path], name) for path in FILES for name in foreign_private_names(path)}
+    assert {one for one in used if one[0] not in EXEMPT} == KNOWN

@@ -10,10 +10,11 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from skanomaly._random import seeded
 from skanomaly.datasets import load_oct, make_oct
-from skanomaly.layers import GraphLayerExtractor, LayerTraining, UNetLayerExtractor
+from skanomaly.layers import GraphLayerExtractor, UNetLayerExtractor
 from skanomaly.metrics import dice
-from skanomaly.networks.unet import PatchDiscriminator, UNet
-from skanomaly.segmentation import NO_LAYER
+from skanomaly.networks.unet import UNet
+from skanomaly.retina.comparison import NO_LAYER
+from skanomaly.retina.unet import LayerTraining, PatchDiscriminator
 from skanomaly.training._adversarial import generator_loss
 
 KINDS = "normal", "intraretinal fluid", "subretinal fluid", "drusen"

@@ -14,8 +14,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from skanomaly import AutoEncoder, PatchDetector, metrics
 from skanomaly.datasets import make_oct
 from skanomaly.layers import GraphLayerExtractor, UNetLayerExtractor
+from skanomaly.retina.comparison import GAP
 from skanomaly.segmentation import (
-    GAP,
     NO_LAYER,
     block_means,
     check_depth_order,

@@ -1,9 +1,8 @@
-"""The U-Net of P-Net, and the patch discriminator of its domain adaptation."""
+"""The U-Net of P-Net."""
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils.parametrizations import spectral_norm
 
 from .blocks import choose_strides, crop_to, pad_to, padded_size
 
@@ -51,21 +50,3 @@ class UNet(nn.Module):
             x = F.interpolate(x, skip.shape[2:], mode="bilinear", align_corners=True)
             x = block(torch.cat([x, skip], dim=1))
         return crop_to(self.value(x), self.image_size)
-
-
-class PatchDiscriminator(nn.Module):
-    """Maps (n, n_classes, H, W) to logits of patches (n, h, w): labelled (real) or predicted (fake)."""
-
-    def __init__(self, image_shape, *, width):
-        super().__init__()
-        strides = choose_strides(image_shape)[-3:]
-        self.size = padded_size(image_shape, strides)
-        widths = [image_shape[0], *(width * 2**level for level in range(len(strides)))]
-        layers = []
-        for a, b, stride in zip(widths, widths[1:], strides):
-            kernel = tuple(2 + step for step in stride)
-            layers += [spectral_norm(nn.Conv2d(a, b, kernel, stride, padding=1)), nn.LeakyReLU(0.2)]
-        self.layers = nn.Sequential(*layers, spectral_norm(nn.Conv2d(widths[-1], 1, 1)))
-
-    def forward(self, maps):
-        return self.layers(pad_to(maps, self.size))[:, 0]

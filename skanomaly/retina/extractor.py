@@ -1,0 +1,22 @@
+"""Base of the layer extractors."""
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import validate_data
+
+
+class LayerExtractor(BaseEstimator):
+    """Estimator of scans: `predict` gives their layers by depth, and ``n_layers_`` counts them."""
+
+    def _check(self, X, reset):
+        X = validate_data(self, X, reset=reset, allow_nd=True, dtype=[np.float64, np.float32])
+        if X.ndim == 2:
+            X = X[:, :, None]
+        if X.ndim != 3:
+            raise ValueError(f"X must hold grey scans (n, H, W), got shape {X.shape}")
+        return X
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        return tags

@@ -1,0 +1,319 @@
+"""Layers without training, as shortest paths."""
+
+from numbers import Integral, Real
+
+import numpy as np
+from joblib import Parallel, delayed
+from scipy import ndimage
+from sklearn.base import _fit_context
+from sklearn.utils._param_validation import Interval
+from sklearn.utils.validation import check_is_fitted
+
+from .._atomic import all_or_nothing
+from .comparison import NO_LAYER
+from .extractor import LayerExtractor
+
+#: Of a whole retina at 1/128 of the height of the scan; see `datasets.make_oct`.
+THICKNESS = 8, 14, 8, 6, 16, 6, 6
+#: What each boundary is, from above: dark to bright (1), or bright to dark (-1).
+POLARITY = 1, -1, -1, 1, -1, 1, 1, -1
+#: How much thinner or thicker all layers of a scan may be together.
+SCALES = np.geomspace(0.3, 1.2, 11)
+#: Where the pigment epithelium comes to lie in a flattened scan, in its height.
+EPITHELIUM = 5 / 8
+#: Share of a scan's range of grey values within which a margin is white, or black.
+WHITE, BLACK = 0.03, 0.01
+
+
+class GraphLayerExtractor(LayerExtractor):
+    """Layers without training: boundaries as shortest paths over vertical gradients.
+
+    The pigment epithelium, the brightest deep band, is found as a path through the scan, and the scan
+    flattened to it. The mean of its columns says how thick the retina is. Then all boundaries of a column are
+    found together, in their order: the places, top to bottom, where the gradients have the right signs and
+    are strongest, and layers are about as thick as they should be. Layers cannot cross, but they may have
+    gaps: retina about as dark as what lies above it, as fluid is, belongs to none. White or black margins
+    above and below a scan, as registered or padded ones have, are left out.
+
+    Parameters
+    ----------
+    thickness : sequence of L floats, default=(8, 14, 8, 6, 16, 6, 6)
+        Expected thickness of the layers from the vitreous inwards, in 1/128 of the height. What counts is how
+        they relate; all together may be 0.3 to 1.2 times as thick.
+    polarity : sequence of L + 1 of {-1, 1}, default=(1, -1, -1, 1, -1, 1, 1, -1)
+        Upper end of each layer and lower end of the last: 1 from dark to bright, -1 from bright to dark.
+    thickness_weight : float, default=0.3
+        How much a layer of twice or half its thickness costs, in standard deviations of the gradient.
+    sigma : tuple (vertical, horizontal), default=(1.0, 2.5)
+        Of the Gaussian before the gradient, in 1/128 of the height.
+    median_size : int, default=7
+        Columns of the median filter on the boundaries.
+    gaps : bool, default=True
+        Whether dark retina belongs to no layer, or to the one it lies in: darker than the darkest layer by
+        two thirds of what that is brighter than the vitreous.
+    n_jobs : int, default=None
+        Scans at a time, by joblib.
+
+    Attributes
+    ----------
+    n_layers_ : int
+        L.
+    n_features_in_ : int
+        Height of the scans, or pixels where they are given as rows.
+    feature_names_in_ : ndarray of str
+        Where X was a DataFrame of rows.
+
+    See Also
+    --------
+    UNetLayerExtractor : Learns from labelled layers.
+    skanomaly.segmenters.LayerwiseSegmenter : Lesions, by comparing layers of a scan and its reconstruction.
+
+    Notes
+    -----
+    The idea is that of Chiu et al. [1]_; here the boundaries of a column are found together by dynamic
+    programming, which keeps their order, instead of one by one. Seven layers want a retina of 30 pixels or
+    more; for fewer, take three: ``thickness=(24, 16, 12), polarity=(1, -1, 1, -1)``, the inner retina, the
+    outer nuclear layer, and from the photoreceptor segments to the pigment epithelium.
+
+    References
+    ----------
+    .. [1] Chiu, S. J., Li, X. T., Nicholas, P., Toth, C. A., Izatt, J. A., Farsiu, S. (2010). "Automatic
+       segmentation of seven retinal layers in SDOCT images congruent with expert manual segmentation".
+       Optics Express 18(18), 19413-19428.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skanomaly.datasets import make_oct
+    >>> from skanomaly.layers import GraphLayerExtractor
+    >>> scans = make_oct(3, random_state=0)
+    >>> extractor = GraphLayerExtractor().fit(scans.images)
+    >>> extractor.predict(scans.images).shape
+    (3, 128, 128)
+    >>> bool(np.abs(extractor.boundaries(scans.images) - scans.boundaries).mean() < 2)
+    True
+    """
+
+    _parameter_constraints = {
+        "thickness": ["array-like"],
+        "polarity": ["array-like"],
+        "thickness_weight": [Interval(Real, 0, None, closed="left")],
+        "sigma": [tuple, list],
+        "median_size": [Interval(Integral, 1, None, closed="left")],
+        "gaps": ["boolean"],
+        "n_jobs": [Integral, None],
+    }
+
+    def __init__(
+        self,
+        *,
+        thickness=THICKNESS,
+        polarity=POLARITY,
+        thickness_weight=0.3,
+        sigma=(1.0, 2.5),
+        median_size=7,
+        gaps=True,
+        n_jobs=None,
+    ):
+        self.thickness = thickness
+        self.polarity = polarity
+        self.thickness_weight = thickness_weight
+        self.sigma = sigma
+        self.median_size = median_size
+        self.gaps = gaps
+        self.n_jobs = n_jobs
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    @all_or_nothing
+    def fit(self, X, y=None):
+        """Check the parameters; nothing is learned.
+
+        Parameters
+        ----------
+        X : (n, H, W) array-like
+            Scans; or rows, each a scan of one pixel's width.
+        y : object, default=None
+            Ignored.
+
+        Returns
+        -------
+        self
+        """
+        self._check(X, reset=True)
+        thickness, polarity = np.asarray(self.thickness, float), np.asarray(self.polarity)
+        sigma = np.asarray(self.sigma)
+        if sigma.shape != (2,) or sigma.dtype.kind not in "if" or (sigma < 0).any():
+            raise ValueError(f"sigma must hold two numbers, (vertical, horizontal), got {self.sigma!r}")
+        if thickness.shape != (len(polarity) - 1,) or not len(thickness) or not (thickness > 0).all():
+            raise ValueError(
+                "thickness must hold one positive number for each layer, and polarity one sign more, got "
+                f"{self.thickness!r} and {self.polarity!r}"
+            )
+        if not np.isin(polarity, (-1, 1)).all():
+            raise ValueError(f"polarity must hold 1 and -1 only, got {self.polarity!r}")
+        self.n_layers_ = len(thickness)
+        return self
+
+    def boundaries(self, X):
+        """Where layers begin.
+
+        Parameters
+        ----------
+        X : (n, H, W) array-like
+            Scans.
+
+        Returns
+        -------
+        boundaries : (n, L + 1, W) float64 ndarray
+            Row of the upper end of layers 1 to L and, last, of what is behind them; from above, not crossing.
+        """
+        return np.stack(self._each(self._boundaries, X))
+
+    def predict(self, X):
+        """Layer of each pixel.
+
+        Parameters
+        ----------
+        X : (n, H, W) array-like
+            Scans.
+
+        Returns
+        -------
+        layers : (n, H, W) int ndarray
+            In depth order: 0 above the retina, 1 to L, L + 1 behind it; -1 for retina without a layer.
+        """
+        return np.stack(self._each(self._layers, X))
+
+    def flatten(self, X):
+        """Scans without curvature and margins, on which a detector has less to learn.
+
+        Parameters
+        ----------
+        X : (n, H, W) array-like
+            Scans.
+
+        Returns
+        -------
+        flat : (n, H, W) ndarray
+            Each column moved up or down until the pigment epithelium lies at 5/8 of the height; what is then
+            missing, and white or black margins, repeats the nearest pixel. Of the grey values of X.
+        """
+        return np.stack([flat for flat, _ in self._each(_flattened, X)]).astype(np.asarray(X).dtype)
+
+    def _each(self, read, X):
+        check_is_fitted(self)
+        scans = self._check(X, reset=False)
+        return Parallel(n_jobs=self.n_jobs)(delayed(read)(scan) for scan in scans)
+
+    def _layers(self, scan):
+        rows = np.arange(len(scan))[:, None] + 0.5
+        layers = (rows[None] >= self._boundaries(scan)[:, None]).sum(0)
+        if self.gaps:
+            layers[_gaps(scan, layers, self.n_layers_)] = NO_LAYER
+        return layers
+
+    def _boundaries(self, scan):
+        height, width = scan.shape
+        scale = height / 128
+        flat, shift = _flattened(scan)
+        gradient = ndimage.gaussian_filter(flat, np.multiply(self.sigma, scale), order=(1, 0), mode="nearest")
+        gradient /= gradient.std() or 1
+        profile = gradient.mean(1, keepdims=True)
+        profile /= profile.std() or 1
+        thickness = np.asarray(self.thickness, float) * scale
+        fits = [(*self._ordered_places(profile, thickness * s), s) for s in SCALES]
+        places, _, fitting = max(fits, key=lambda fit: fit[1])
+        # What is much farther up or down than the retina of the mean column is not retina.
+        first, last = places[[0, -1], 0]
+        reach = (last - first) // 2
+        gradient[: max(0, first - reach)] = 0
+        gradient[last + reach :] = 0
+        places, _ = self._ordered_places(gradient, thickness * fitting)
+        size = min(self.median_size, width)
+        return ndimage.median_filter(places.astype(float), (1, size), mode="nearest") + shift + 0.5
+
+    def _ordered_places(self, gradient, thickness):
+        """Rows (L + 1, W) with the largest sum of signed gradients, less odd thicknesses' cost; the sum."""
+        height = len(gradient)
+        step = np.arange(height) - np.arange(height)[:, None]  # from row to row
+        best, came_from = self.polarity[0] * gradient, []
+        for expected, sign in zip(thickness, self.polarity[1:]):
+            cost = self.thickness_weight * np.abs(np.log2(np.maximum(step, 1) / expected))
+            # No layer is thinner than two pixels: one edge is not two boundaries.
+            total = best[:, None] - np.where(step < 2, np.inf, cost)[:, :, None]
+            came_from.append(total.argmax(0))
+            best = np.take_along_axis(total, came_from[-1][None], axis=0)[0] + sign * gradient
+        places = [best.argmax(0)]
+        for origin in reversed(came_from):
+            places.insert(0, np.take_along_axis(origin, places[0][None], axis=0)[0])
+        return np.array(places), best.max(0).sum()
+
+
+def _flattened(scan):
+    """Scan, its margins filled and each column moved, and by how many rows: up, where positive."""
+    height = len(scan)
+    scan = _without_margins(scan, height / 128)
+    band = _deepest_band(scan, height / 128).astype(float)
+    shift = np.round(ndimage.gaussian_filter1d(band, 3, mode="nearest") - EPITHELIUM * height).astype(int)
+    rows = (np.arange(height)[:, None] + shift).clip(0, height - 1)
+    return np.take_along_axis(scan, rows, axis=0), shift
+
+
+def _without_margins(scan, scale):
+    """White or black margins above and below replaced by the nearest pixels of the scan.
+
+    Black above may be vitreous: it becomes dark, however bright the nearest pixels are.
+    """
+    low, high = scan.min(), scan.max()
+    span, until = high - low, np.logical_and.accumulate
+    black, white = scan <= low + BLACK * span, scan >= high - WHITE * span
+    extreme = ndimage.binary_dilation(black | white)
+
+    def wider(margin):  # its blurred edge too
+        return ndimage.binary_dilation(margin, iterations=round(4 * scale) or 1)
+
+    margin = wider(until(extreme) | until(extreme[::-1])[::-1])
+    if margin.all() or not margin.any():
+        return scan
+    nearest = ndimage.distance_transform_edt(margin, return_distances=False, return_indices=True)
+    filled = scan[tuple(nearest)]
+    dark = np.quantile(scan[~margin], 0.1)
+    above = wider(until(ndimage.binary_dilation(black)))
+    return np.where(above, np.minimum(filled, np.maximum(scan, dark)), filled)
+
+
+def _gaps(scan, layers, n_layers):
+    """Where the retina is about as dark as what lies above it."""
+    scan = ndimage.gaussian_filter(scan, len(scan) / 128)
+    median = {layer: np.median(scan[layers == layer]) for layer in np.unique(layers)}
+    vitreous = median.get(0, np.inf)
+    darkest = min((value for layer, value in median.items() if 0 < layer <= n_layers), default=-np.inf)
+    if vitreous >= darkest:
+        return np.zeros(scan.shape, dtype=bool)
+    dark = (layers > 0) & (layers <= n_layers) & (scan < vitreous + (darkest - vitreous) / 3)
+    return ndimage.binary_opening(dark)
+
+
+def _deepest_band(scan, scale):
+    """Row of the pigment epithelium in each column: bright, with most of the light above it, and smooth."""
+    light = scan - scan.min()
+    bright = ndimage.gaussian_filter(light, (2 * scale, 4 * scale), mode="nearest")
+    share = np.cumsum(light, axis=0) / np.maximum(light.sum(0), np.finfo(scan.dtype).tiny)
+    return _best_path(bright * share, reach=2)
+
+
+def _best_path(reward, reach):
+    """Row in each column of the path from left to right that collects most, `reach` rows a step at most."""
+    height, width = reward.shape
+    best, came_from = reward[:, 0], np.empty((width, height), dtype=int)
+    for column in range(1, width):
+        padded = np.pad(best, reach, constant_values=-np.inf)
+        near = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
+        step = near.argmax(1)
+        came_from[column] = np.arange(height) + step - reach
+        best = near[np.arange(height), step] + reward[:, column]
+    path = np.empty(width, dtype=int)
+    path[-1] = best.argmax()
+    for column in range(width - 1, 0, -1):
+        path[column - 1] = came_from[column, path[column]]
+    return path

@@ -1,0 +1,299 @@
+"""Layers by a U-Net that learns from labelled scans (the structure extractor of P-Net)."""
+
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from sklearn.base import _fit_context
+from sklearn.utils import check_array
+from sklearn.utils._param_validation import Interval
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+from .. import _inference
+from .._atomic import all_or_nothing
+from .._random import draw_seed, seeded
+from ..networks.blocks import choose_strides, pad_to, padded_size
+from ..networks.unet import UNet
+from ..training import Training
+from ..training._adversarial import discriminator_loss, generator_loss
+from .comparison import NO_LAYER, check_depth_order
+from .extractor import LayerExtractor
+
+
+class PatchDiscriminator(nn.Module):
+    """Maps (n, n_classes, H, W) to logits of patches (n, h, w): labelled (real) or predicted (fake)."""
+
+    def __init__(self, image_shape, *, width):
+        super().__init__()
+        strides = choose_strides(image_shape)[-3:]
+        self.size = padded_size(image_shape, strides)
+        widths = [image_shape[0], *(width * 2**level for level in range(len(strides)))]
+        layers = []
+        for a, b, stride in zip(widths, widths[1:], strides):
+            kernel = tuple(2 + step for step in stride)
+            layers += [spectral_norm(nn.Conv2d(a, b, kernel, stride, padding=1)), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers, spectral_norm(nn.Conv2d(widths[-1], 1, 1)))
+
+    def forward(self, maps):
+        return self.layers(pad_to(maps, self.size))[:, 0]
+
+
+class _Labelled:
+    """Scans with their labels as a second channel, to train on."""
+
+    held_out = None
+
+    def __init__(self, scans, labels):
+        self.both = torch.stack([scans, labels], dim=1)
+
+    def __len__(self):
+        return len(self.both)
+
+    def epoch(self, batch_size):
+        order = torch.randperm(len(self))
+        # A batch of one has no statistics: it joins the one before.
+        starts = range(0, max(1, len(order) - 1), batch_size)
+        for start, end in zip(starts, [*starts[1:], len(order)]):
+            yield self.both[order[start:end]]
+
+
+class LayerTraining(Training):
+    """The U-Net learns labels; with target scans, also to make maps there that look like labels (P-Net).
+
+    Parameters
+    ----------
+    network : nn.Module with parts `unet` and `discriminator`
+    target : (n, H, W) tensor, or None
+        Unlabelled scans of another device.
+    adversarial_weight : float
+    """
+
+    moves = {"optimizer": ["unet"], "optimizer_discriminator": ["discriminator"]}
+    losses = "label_loss", "discriminator_loss", "adversarial_loss", "train_loss"
+
+    def __init__(self, network, *, target, adversarial_weight, **options):
+        self.target, self.adversarial_weight = target, adversarial_weight
+        if target is None:
+            self.moves, self.losses = {"optimizer": ["unet"]}, ("train_loss",)
+        super().__init__(network, **options)
+
+    def step(self, network, x):
+        scans, labels = x[:, :1], x[:, 1].long()
+        loss = F.cross_entropy(network.unet(scans), labels)
+        if self.target is None:
+            self.move("optimizer", train_loss=loss)
+            return
+        rows = torch.randint(len(self.target), (len(x),))
+        # Probabilities, not the likeliest label: through that no gradient would come back.
+        maps = network.unet(self.target[rows][:, None].to(x)).softmax(1)
+        real = F.one_hot(labels, maps.shape[1]).movedim(3, 1).to(x)
+        discriminator = network.discriminator
+        self.move(
+            "optimizer_discriminator",
+            discriminator_loss=discriminator_loss(discriminator(real), discriminator(maps.detach())),
+        )
+        adversarial = generator_loss(discriminator(maps))
+        self.record(label_loss=loss, adversarial_loss=adversarial)
+        self.move("optimizer", train_loss=loss + self.adversarial_weight * adversarial)
+
+
+class UNetLayerExtractor(LayerExtractor):
+    """Layers by a U-Net that learns from labelled scans, and adapts to unlabelled ones of another device.
+
+    Parameters
+    ----------
+    width : int, default=8
+        Channels of the first level; 2, 4, 8 and 8 times as many follow. 64 is the paper's network.
+    adversarial_weight : float, default=0.01
+        Weight of the discriminator's judgement of maps of the target scans.
+    max_epochs : int, default=30
+        Passes over the labelled scans.
+    batch_size : int, default=8
+        Scans of a step.
+    lr : float, default=1e-3
+        Learning rate.
+    device : str, default="auto"
+        "auto" takes an accelerator where there is one; or a torch device.
+    random_state : int, RandomState or None, default=None
+        Decides weights and order.
+
+    Attributes
+    ----------
+    network_ : nn.Module
+        The U-Net.
+    n_layers_ : int
+        L: the largest label is L + 1.
+    history_ : dict of str to History
+        Losses by epoch.
+    n_features_in_ : int
+        Height of the scans, or pixels where they are given as rows.
+    feature_names_in_ : ndarray of str
+        Where X was a DataFrame of rows.
+
+    See Also
+    --------
+    GraphLayerExtractor : Needs no labels.
+
+    Notes
+    -----
+    The structure extractor of P-Net [1]_, which SSL-AnoVAE takes too. The public code hands the likeliest
+    labels to the discriminator, through which no gradient comes back, so that scans of the retina are not
+    adapted to at all; here it gets the probabilities. Adam has its usual momentum (0.1 and 0.9 there).
+
+    References
+    ----------
+    .. [1] Zhou, K. et al. (2020). "Encoding structure-texture relation with P-Net for anomaly detection in
+       retinal images". ECCV. `arXiv:2008.03632 <https://arxiv.org/abs/2008.03632>`_
+
+    Examples
+    --------
+    >>> from skanomaly.datasets import make_oct
+    >>> from skanomaly.layers import UNetLayerExtractor
+    >>> scans = make_oct(8, size=32, random_state=0)
+    >>> extractor = UNetLayerExtractor(width=2, max_epochs=1, random_state=0)
+    >>> extractor.fit(scans.images, scans.layers).predict(scans.images).shape
+    (8, 32, 32)
+    """
+
+    _parameter_constraints = {
+        "width": [Interval(Integral, 1, None, closed="left")],
+        "adversarial_weight": [Interval(Real, 0, None, closed="left")],
+        "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "batch_size": [Interval(Integral, 2, None, closed="left")],
+        "lr": [Interval(Real, 0, None, closed="neither")],
+        "device": [str],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        *,
+        width=8,
+        adversarial_weight=0.01,
+        max_epochs=30,
+        batch_size=8,
+        lr=1e-3,
+        device="auto",
+        random_state=None,
+    ):
+        self.width = width
+        self.adversarial_weight = adversarial_weight
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.device = device
+        self.random_state = random_state
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    @all_or_nothing
+    def fit(self, X, y, *, X_target=None):
+        """Learn layers.
+
+        Parameters
+        ----------
+        X : (n, H, W) array-like
+            Scans; or rows, each a scan of one pixel's width.
+        y : (n, H, W) int array-like
+            Layer of each pixel, in depth order from 0 above the retina to L + 1 behind it, -1 in a gap as of
+            fluid; (n,) where a scan is of one layer only.
+        X_target : (m, H, W) array-like, default=None
+            Unlabelled scans to adapt to, of the units of X.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            For labels that are not whole numbers from -1, or do not go up with depth.
+        """
+        if y is None:
+            raise ValueError(
+                f"{type(self).__name__} requires y to be passed, but the target y is None; it learns from "
+                "labelled layers: take GraphLayerExtractor where there are none"
+            )
+        scans = self._check(X, reset=True)
+        labels = self._check_labels(y, scans)
+        self.n_layers_ = max(1, int(labels.max()) - 1)
+        self._first = min(0, int(labels.min()))
+        labels -= self._first
+        self._range = float(scans.min()), float(scans.max())
+        device = _inference.resolve_device(self.device)
+        target = None if X_target is None else self._tensor(self._check(X_target, reset=False))
+        if target is not None and target.shape[1:] != scans.shape[1:]:
+            raise ValueError(
+                f"X_target must hold scans of the size of X, {scans.shape[1:]}, got {tuple(target.shape[1:])}"
+            )
+        with seeded(draw_seed(self.random_state), device):
+            network = nn.Module()
+            n_classes = int(labels.max()) + 1
+            network.unet = UNet((1, *scans.shape[1:]), n_classes, width=self.width)
+            network.discriminator = PatchDiscriminator((n_classes, *scans.shape[1:]), width=self.width)
+            network = network.to(device)
+            training = LayerTraining(
+                network,
+                target=target,
+                adversarial_weight=self.adversarial_weight,
+                stage="layers",
+                max_epochs=self.max_epochs,
+                batch_size=self.batch_size,
+                lr=self.lr,
+                device=device,
+                verbose=0,
+            )
+            history = training.run(_Labelled(self._tensor(scans), torch.from_numpy(labels)))
+        self.history_, self.network_ = {"layers": history}, network.unet.eval()
+        return self
+
+    def _check_labels(self, y, scans):
+        labels = check_array(y, ensure_2d=False, allow_nd=True, dtype=np.float32, input_name="y")
+        check_consistent_length(scans, labels)
+        if labels.ndim == 1:
+            labels = labels[:, None, None]
+        if labels.ndim != 3 or not all(a in (1, b) for a, b in zip(labels.shape[1:], scans.shape[1:])):
+            raise ValueError(f"y must have the shape of the scans, {scans.shape}, got {np.shape(y)}")
+        if (labels < NO_LAYER).any() or (labels != labels.round()).any():
+            raise ValueError(
+                f"y must hold whole numbers, the layers in depth order from 0, and {NO_LAYER} in gaps"
+            )
+        labels = np.broadcast_to(labels, scans.shape).copy()
+        check_depth_order(labels)
+        return labels
+
+    def _tensor(self, scans):
+        low, high = self._range
+        return torch.from_numpy((scans - low) / ((high - low) or 1)).float()
+
+    def predict(self, X):
+        """Layer of each pixel.
+
+        Parameters
+        ----------
+        X : (n, H, W) array-like
+            Scans.
+
+        Returns
+        -------
+        layers : (n, H, W) int64 ndarray
+            In depth order: 0 above the retina, 1 to L, L + 1 behind it; -1 in a gap, where it was shown some.
+        """
+        check_is_fitted(self)
+        scans = self._tensor(self._check(X, reset=False))
+        if scans.shape[1:] != self.network_.image_size:
+            raise ValueError(
+                f"X must hold scans of the fitted size {self.network_.image_size}, got "
+                f"{tuple(scans.shape[1:])}"
+            )
+        device = next(self.network_.parameters()).device
+        network = self.network_
+        parts = _inference.run(lambda x: network(x).argmax(1) + self._first, network, scans[:, None], device)
+        return np.concatenate([part for _, part in parts])
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        return tags
