@@ -1,6 +1,5 @@
 """Reaching the detector inside a Pipeline, a search or a FrozenEstimator, and what it makes of images."""
 
-import numpy as np
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
@@ -93,13 +92,3 @@ def reconstruct(estimator, X, *, out=None):
         Layout and units are those of what the steps before the detector return.
     """
     return call_inside("reconstruct", estimator, X, out=out)
-
-
-def open_images(detector, X):
-    """Checked lazy `Images` over X, as a fitted detector reads them."""
-    return detector._check_images(X)
-
-
-def raw(images):
-    """(n, C, H, W) array of all images, in the dtype and units of X."""
-    return images.layout.to_network(np.asarray(images.X[0 : len(images)]))

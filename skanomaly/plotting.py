@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from ._unwrap import open_images, raw, unwrap
+from ._unwrap import unwrap
+from .base import open_images
 from .metrics import labelled
 
 __all__ = ["AnomalyMapDisplay", "ScoreHistogramDisplay", "StageDisplay"]
@@ -103,7 +104,7 @@ class AnomalyMapDisplay:
         if hasattr(detector, "reconstruct"):
             made = _channels_last(images.layout.to_network(detector.reconstruct(seen)))
         display = cls(
-            _channels_last(raw(images)),
+            _channels_last(images.raw()),
             detector.anomaly_map(seen),
             detector.segment(seen, **segment_options),
             reconstructions=made,
@@ -349,7 +350,7 @@ class StageDisplay:
         """
         detector, seen = unwrap(stager.detector_, X)
         display = cls(
-            _channels_last(raw(open_images(detector, seen))),
+            _channels_last(open_images(detector, seen).raw()),
             detector.anomaly_map(seen),
             stager.predict(X),
             stager.severity(X),

@@ -21,7 +21,8 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, v
 from ._atomic import all_or_nothing
 from ._holder import HoldsDetector
 from ._rows import take_rows
-from ._unwrap import anomaly_map, call_inside, open_images, raw, unwrap
+from ._unwrap import anomaly_map, call_inside, unwrap
+from .base import open_images
 from .segmentation import pool_blocks
 
 __all__ = ["AnomalyStager", "CentroidScorer", "CentroidStager", "ResidualTransformer", "severity"]
@@ -112,7 +113,7 @@ class ResidualTransformer(HoldsDetector, ClassNamePrefixFeaturesOutMixin, Transf
             residuals = residuals[:, None]
         else:
             images = open_images(detector, seen)
-            residuals = np.abs(raw(images) - images.layout.to_network(detector.reconstruct(seen)))
+            residuals = np.abs(images.raw() - images.layout.to_network(detector.reconstruct(seen)))
         if self.pooling is not None:
             residuals = pool_blocks(residuals, self.pooling)
         return residuals.reshape(len(residuals), -1).astype(np.float32, copy=False)

@@ -5,13 +5,12 @@ from numbers import Real
 
 from sklearn.utils._param_validation import Interval
 
-from .._detector import BaseDetector, Judgement
 from .._losses import absolute_error, gradient_map, squared_error
-from .._size import SIZE_CONSTRAINTS, size_options
+from .._parameters import network_size
+from ..base import Judgement, TrainedDetector
 from ..networks.autoencoder import VariationalAutoEncoder
 from ..networks.gaussian import draw, kl_divergence
-from ..training import Training
-from ..training._variational import negative_elbo
+from ..training import Training, negative_elbo
 from ..transforms.corruptions import erase_squares
 
 
@@ -48,7 +47,7 @@ class ContextVariational(Training):
         return negative_elbo(network, x, error=squared_error, kl_weight=self.kl_weight).mean()
 
 
-class ContextVAE(BaseDetector):
+class ContextVAE(TrainedDetector):
     """Context-encoding variational autoencoder (ceVAE).
 
     A variational autoencoder that also learns, as ContextAE does, to fill in a square that was erased. The
@@ -81,6 +80,7 @@ class ContextVAE(BaseDetector):
 
     Notes
     -----
+    :Family: reconstruction
     :Trained on: normal images
     :Score: negative ELBO: mean squared error plus weighted divergence of the code
     :Map: absolute error of each pixel times the absolute derivative of the negative ELBO by it
@@ -109,9 +109,7 @@ class ContextVAE(BaseDetector):
 
     _image_range = (-1.0, 1.0)
 
-    _parameter_constraints = BaseDetector._parameter_constraints | {
-        **SIZE_CONSTRAINTS,
-        "kl_weight": [Interval(Real, 0, None, closed="left")],
+    _parameter_constraints = {
         "context_weight": [Interval(Real, 0, 1, closed="both")],
         "erased_area": [Interval(Real, 0, 1, closed="neither")],
     }
@@ -150,28 +148,15 @@ class ContextVAE(BaseDetector):
         self.width = width
         self.n_levels = n_levels
         self.bottleneck = bottleneck
-        self.max_epochs = max_epochs
-        self.batch_size = batch_size
-        self.lr = lr
-        self.validation_fraction = validation_fraction
-        self.checkpoint_dir = checkpoint_dir
-        self.callbacks = callbacks
-        self.device = device
-        self.contamination = contamination
-        self.pixel_contamination = pixel_contamination
-        self.intensity_range = intensity_range
-        self.channel_axis = channel_axis
-        self.image_shape = image_shape
-        self.verbose = verbose
-        self.random_state = random_state
+        self._assign_shared(locals())
 
     def _build(self, image_shape):
-        return VariationalAutoEncoder(image_shape, **size_options(self))
+        return VariationalAutoEncoder(image_shape, **network_size(self))
 
-    def _train(self, network, images, y):
+    def _train(self, run, network, images):
         erase = partial(erase_squares, area=self.erased_area, value=self._image_range[0])
         options = {"erase": erase, "kl_weight": self.kl_weight, "context_weight": self.context_weight}
-        return self._run("reconstruction", ContextVariational, network, images, **options)
+        run("reconstruction", ContextVariational, network, images, **options)
 
     def _reconstruct(self, network, x):
         return network(x)

@@ -9,13 +9,12 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from torch import nn
 from torch.nn import functional as F
 
-from .._detector import BaseDetector, Judgement
 from .._losses import likelihood_error, over_channels, squared_error
+from .._parameters import network_size
 from .._random import seeded
-from .._size import SIZE_CONSTRAINTS, size_options
+from ..base import Judgement, TrainedDetector
 from ..networks.autoencoder import ConvAutoEncoder, MemoryAutoEncoder, UncertainAutoEncoder
 from ..training import MemoryTraining, Reconstruction, Training
-from ..training._adversarial import Adam
 from ..transforms.defects import foreign_patches
 
 #: Batches of the refinement.
@@ -36,27 +35,21 @@ class Backbone(NamedTuple):
     predict: callable
 
 
-def _image(member, x):
+def _certain(member, x):
     return member(x), None
 
 
-def _image_and_address(member, x):
-    return member(x)[0], None
-
-
-def _image_and_log_variance(member, x):
-    return member(x)
-
-
 BACKBONES = {
-    "ae": Backbone(ConvAutoEncoder, partial(Reconstruction, error=squared_error, parts=None), _image),
+    "ae": Backbone(ConvAutoEncoder, partial(Reconstruction, error=squared_error, parts=None), _certain),
     "memae": Backbone(
         partial(MemoryAutoEncoder, n_slots=25, threshold=0.0, cosine=False),
         partial(MemoryTraining, entropy_weight=2e-4),
-        _image_and_address,
+        _certain,
     ),
     "aeu": Backbone(
-        UncertainAutoEncoder, partial(Reconstruction, error=likelihood_error), _image_and_log_variance
+        UncertainAutoEncoder,
+        partial(Reconstruction, error=likelihood_error, predict_images=UncertainAutoEncoder.predict),
+        UncertainAutoEncoder.predict,
     ),
 }
 
@@ -144,10 +137,8 @@ class Refinement(Training):
 
     moves = {"optimizer": ["refinements"]}
     losses = ("refinement_loss",)
+    betas = 0.5, 0.999
     validates = True
-
-    def __init__(self, network, *, optimizer=Adam, **options):
-        super().__init__(network, optimizer=optimizer, **options)
 
     def loss(self, network, x):
         images, masks, _ = foreign_patches(x, probability=0.5)
@@ -164,7 +155,7 @@ class Refinement(Training):
             return self.loss(network, x)
 
 
-class DDAD(BaseDetector):
+class DDAD(TrainedDetector):
     """Dual-distribution discrepancy for anomaly detection (DDAD).
 
     Two ensembles of autoencoders: the normative one (NDM) sees normal images alone, the unknown one (UDM)
@@ -213,12 +204,18 @@ class DDAD(BaseDetector):
 
     Notes
     -----
+    :Family: ensemble
     :Trained on: normal images (y = 1), and unlabelled ones (y = 0) if there are any
     :Score: mean over pixels of the refined discrepancy, a probability
     :Map: refined discrepancy of each pixel
     :Departures: another image for ASR-Net's training is one of its batch; boxes are no squares, each side is
         drawn by itself; its labels are not smoothed (by 1e-5 in the public code, which trains for 250 and
         100 epochs)
+    :Variants:
+        * DDAD with AE: ``DDAD(backbone="ae")``
+        * DDAD with MemAE: ``DDAD(backbone="memae")``
+        * DDAD with AE-U: ``DDAD(backbone="aeu")``
+        * DDAD without refinement: ``DDAD(refine=False)``
 
     Here y means more than elsewhere: 1 is normal, 0 unlabelled. Thresholds are from the normal images.
     Without y, or without any 0 in it, all images are normal.
@@ -255,14 +252,12 @@ class DDAD(BaseDetector):
     _image_range = (-1.0, 1.0)
     _tells_unlabelled = True
 
-    _parameter_constraints = BaseDetector._parameter_constraints | {
-        **SIZE_CONSTRAINTS,
+    _parameter_constraints = {
         "backbone": [StrOptions(set(BACKBONES)), callable],
         "n_members": [Interval(Integral, 1, None, closed="left")],
         "refine": ["boolean"],
         "score_component": [StrOptions({"dual", "intra", "inter", "rec"}), None],
         "ddof": [Interval(Integral, 0, None, closed="left")],
-        "refinement_epochs": [Interval(Integral, 1, None, closed="left")],
         "refinement_width": [Interval(Integral, 1, None, closed="left")],
     }
 
@@ -306,24 +301,12 @@ class DDAD(BaseDetector):
         self.width = width
         self.n_levels = n_levels
         self.bottleneck = bottleneck
-        self.max_epochs = max_epochs
         self.refinement_epochs = refinement_epochs
         self.refinement_width = refinement_width
-        self.batch_size = batch_size
-        self.lr = lr
-        self.validation_fraction = validation_fraction
-        self.checkpoint_dir = checkpoint_dir
-        self.callbacks = callbacks
-        self.device = device
-        self.contamination = contamination
-        self.pixel_contamination = pixel_contamination
-        self.intensity_range = intensity_range
-        self.channel_axis = channel_axis
-        self.image_shape = image_shape
-        self.verbose = verbose
-        self.random_state = random_state
+        self._assign_shared(locals())
 
-    def _prepare(self, y):
+    def _prepare(self, images):
+        y = images.y
         self.n_unlabelled_ = 0 if y is None else int((y == 0).sum())
         n_normal = 2 if y is None else len(y) - self.n_unlabelled_
         if self.n_unlabelled_ and not (y == 1).any():
@@ -389,7 +372,7 @@ class DDAD(BaseDetector):
 
     def _build(self, image_shape):
         backbone = self._backbone()
-        make = partial(backbone.build, image_shape, **size_options(self))
+        make = partial(backbone.build, image_shape, **network_size(self))
         network = DDADNetwork(
             make,
             backbone.predict,
@@ -408,19 +391,18 @@ class DDAD(BaseDetector):
             raise ValueError("backbone must make new modules each time; two members share what is trained")
         return network
 
-    def _train(self, network, images, y):
-        training = partial(self._backbone().training, optimizer=Adam)
-        normals, histories = self._normals(images, y), {}
+    def _train(self, run, network, images):
+        training = partial(self._backbone().training, optimizer__betas=Refinement.betas)
+        normals = self._normals(images)
         if images.held_out is not None:
-            normals.held_out = self._normals(images.held_out, images.held_out.y)
+            normals.held_out = self._normals(images.held_out)
         for name, members, seen in (("ndm", network.ndm, normals), ("udm", network.udm or (), images)):
             for k, member in enumerate(members):
-                histories |= self._run(f"{name}_{k}", training, member, seen)
+                run(f"{name}_{k}", training, member, seen)
         if self.refine:
             options = {"max_epochs": self.refinement_epochs, "lr": REFINEMENT_LR}
             options |= {"batch_size": REFINEMENT_BATCH, "optimizer__weight_decay": 1e-4}
-            histories |= self._run("refinement", Refinement, network, normals, **options)
-        return histories
+            run("refinement", Refinement, network, normals, **options)
 
     def _reconstruct(self, network, x):
         return network(x)

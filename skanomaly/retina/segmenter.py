@@ -11,7 +11,8 @@ from sklearn.utils.validation import check_is_fitted
 from .._atomic import all_or_nothing
 from .._holder import HoldsDetector
 from .._rows import normal_rows
-from .._unwrap import open_images, raw, unwrap
+from .._unwrap import unwrap
+from ..base import open_images
 from ..segmentation import residual_mask
 from .comparison import check_depth_order, layer_thresholds, layerwise_mask
 from .graph import GraphLayerExtractor
@@ -121,7 +122,7 @@ class LayerwiseSegmenter(HoldsDetector, BaseEstimator):
         if None not in (self.v_low, self.v_high):  # else after training, when the layers are counted
             layer_thresholds(1, self.v_low, self.v_high)
         self._fit_detector(X, y)
-        scans = raw(open_images(*self._reach(normal_rows(X, y))))[:, 0]
+        scans = open_images(*self._reach(normal_rows(X, y))).raw()[:, 0]
         self.layer_extractor_ = extractor = extractor if frozen else clone(extractor).fit(scans)
         if not hasattr(extractor, "n_layers_"):
             raise TypeError("layer_extractor must have n_layers_ once fitted, the number of layers")
@@ -159,7 +160,7 @@ class LayerwiseSegmenter(HoldsDetector, BaseEstimator):
         detector, seen = self._reach(X)
         images = open_images(detector, seen)
         made = images.layout.to_network(detector.reconstruct(seen))
-        return tuple(self.layer_extractor_.predict(scans[:, 0]) for scans in (raw(images), made))
+        return tuple(self.layer_extractor_.predict(scans[:, 0]) for scans in (images.raw(), made))
 
     def predict(self, X):
         """Where layers are broken.

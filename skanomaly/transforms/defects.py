@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from sklearn.utils import Bunch, check_array
 
-from .._images import Layout
+from .._format import Layout
 from .._random import draw_seed, seeded
 
 __all__ = ["interpolate_foreign_patches"]
