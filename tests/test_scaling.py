@@ -14,6 +14,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "dask_search.py"
 
 @pytest.fixture
 def example():
+    pytest.importorskip("sklearn.callback")  # the example shows its progress bars
     spec = importlib.util.spec_from_file_location("dask_search", EXAMPLE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

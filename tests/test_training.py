@@ -8,7 +8,6 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 from rich.console import Console
-from sklearn.callback import ProgressBar as SklearnProgressBar
 from sklearn.decomposition import PCA
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -255,6 +254,7 @@ def test_a_silent_fit_prints_nothing(capsys):
 
 @pytest.mark.filterwarnings("ignore:The estimator FunctionTransformer does not support callbacks")
 def test_scikit_learn_progress_bars_nest(monkeypatch):
+    callback = pytest.importorskip("sklearn.callback")  # from scikit-learn 1.9 on
     screen = io.StringIO()
     console = Console(file=screen, width=150, height=60, force_terminal=True)
     monkeypatch.setattr("rich.progress.get_console", lambda: console)
@@ -267,12 +267,14 @@ def test_scikit_learn_progress_bars_nest(monkeypatch):
         scoring="roc_auc",
         n_jobs=2,
     )
-    search.set_callbacks(SklearnProgressBar(max_propagation_depth=None)).fit(X, y)
+    search.set_callbacks(callback.ProgressBar(max_propagation_depth=None)).fit(X, y)
     for words in "GridSearchCV", "FAnoGAN", "gan", "encoder":
         assert words in screen.getvalue()
 
 
 def test_a_scikit_learn_callback_can_stop_a_stage():
+    pytest.importorskip("sklearn.callback")
+
     class Stop:
         def setup(self, estimator, context): ...
 
