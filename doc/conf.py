@@ -114,7 +114,8 @@ def public_names(module):
             if inspect.isfunction(v) and v.__module__.startswith("skanomaly")
         ]
     exported = set() if module is skanomaly else set(skanomaly.__all__)
-    return sorted(n for n in names if not n.startswith("_") and n not in exported)
+    modules = {n for n in names if inspect.ismodule(getattr(module, n))}
+    return sorted(n for n in names if not n.startswith("_") and n not in exported | modules)
 
 
 def write(path, text):

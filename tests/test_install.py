@@ -1,8 +1,32 @@
 """What an installation brings."""
 
+import shutil
+import subprocess
+import sys
 from importlib.metadata import distributions
+from pathlib import Path
+from zipfile import ZipFile
 
 import torch
+
+ROOT = Path(__file__).parents[1]
+
+FIRST_STEPS = """
+import os, sys
+import skanomaly
+assert skanomaly.__file__.startswith(os.getcwd()), skanomaly.__file__
+assert "numpy" not in sys.modules
+X, y = skanomaly.datasets.load_chest_xray(return_X_y=True)
+assert skanomaly.metrics.auroc(y, X.mean((1, 2))) > 0
+assert {"AEU", "datasets", "__version__"} <= set(dir(skanomaly)) == set(skanomaly.__all__)
+assert "torch" not in sys.modules
+
+for name in [name for name in sys.modules if name.split(".")[0] == "skanomaly"]:
+    del sys.modules[name]
+os.environ["EAGER_IMPORT"] = "1"
+import skanomaly
+assert set(skanomaly.__all__) <= set(vars(skanomaly))
+"""
 
 
 def test_a_cpu_build_brings_nothing_of_cuda():
@@ -10,3 +34,18 @@ def test_a_cpu_build_brings_nothing_of_cuda():
     assert "torchvision" not in names
     if torch.version.cuda is None:
         assert not [name for name in names if name.startswith(("nvidia", "triton"))]
+
+
+def test_a_wheel_imports_at_first_use_what_it_lists_in_a_stub(tmp_path):
+    for name in "skanomaly", "pyproject.toml", "README.md", "LICENSE":
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    build = "from setuptools import build_meta; build_meta.build_wheel('dist')"
+    subprocess.run([sys.executable, "-c", build], cwd=tmp_path, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("dist/*.whl")
+    installed = tmp_path / "installed"
+    with ZipFile(wheel) as archive:
+        archive.extractall(installed)
+    assert (installed / "skanomaly" / "py.typed").exists()
+    ran = subprocess.run([sys.executable, "-c", FIRST_STEPS], cwd=installed, stderr=subprocess.PIPE)
+    assert ran.returncode == 0, ran.stderr.decode()

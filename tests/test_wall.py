@@ -1,5 +1,7 @@
 """What every detector passes, found by discovery."""
 
+import pkgutil
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -97,9 +99,11 @@ def test_any_layout(layout, dtype):
     check_images(Echo(random_state=0), shape, dtype, channel_axis)
 
 
-def test_public_names_are_the_detectors_and_what_unwraps_them():
+def test_public_names_are_the_detectors_what_unwraps_them_and_the_public_modules():
     functions = {"anomaly_map", "reconstruct", "segment", "__version__"}
-    assert set(skanomaly.__all__) == set(IDS) | functions
+    rooms = {module.name for module in pkgutil.iter_modules(skanomaly.__path__)}
+    rooms = {name for name in rooms if not name.startswith("_")} - {"detectors", "networks", "training"}
+    assert set(skanomaly.__all__) == set(IDS) | functions | rooms
     assert all(getattr(skanomaly, name) is detector for name, detector in all_detectors())
 
 
