@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test docs lint bench clean
+.PHONY: demo test test-oldest docs lint bench clean
 
 demo: .venv/ready-plot
 	$(BIN)/python examples/demo.py --folder demo
@@ -12,6 +12,10 @@ demo: .venv/ready-plot
 # One torch thread for each of the two workers; scikit-learn checks its array API only if told to.
 test: .venv/ready-test
 	SCIPY_ARRAY_API=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# The oldest versions that pyproject.toml promises; what they warn of is not an error.
+test-oldest: .venv-oldest/ready
+	SCIPY_ARRAY_API=1 OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 -W default
 
 lint: .venv/ready-test
 	$(PIP) ruff
@@ -29,7 +33,7 @@ bench: .venv/ready-test
 	$(BIN)/python benchmarks/speed.py --memory --images 3000
 
 clean:
-	rm -rf .venv demo build doc/_build doc/api doc/gallery doc/methods.rst doc/guide/false_alarms.inc *.egg-info
+	rm -rf .venv .venv-oldest demo build doc/_build doc/api doc/gallery doc/methods.rst doc/guide/false_alarms.inc *.egg-info
 
 .venv/ready-%: pyproject.toml constraints.txt | .venv/python
 	$(PIP) torch
@@ -38,4 +42,10 @@ clean:
 
 .venv/python:
 	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv-oldest/ready: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints-oldest.txt --editable ".[test]"
 	touch $@
