@@ -1,12 +1,15 @@
-"""Scores of images and of pixels.
+"""Metrics of anomaly scores, of anomaly maps and of masks.
 
-Anomaly scores are higher for worse images. Labels follow the package, 1 normal and -1 anomalous, with
-0 (unlabelled) left out; or name your own by `anomaly_label`, then every other value is normal.
+Anomaly scores are higher for worse images. Labels are 1 (normal), -1 (anomalous) and 0 (unlabelled: left
+out). With another `anomaly_label` that label is anomalous and every other value is normal.
 """
 
 import warnings
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import (
     average_precision_score,
@@ -34,27 +37,27 @@ __all__ = [
 ]
 
 
-def auroc(y, anomaly_score, *, anomaly_label=-1):
+def auroc(y: ArrayLike, anomaly_score: ArrayLike, *, anomaly_label: object = -1) -> float:
     """Area under the ROC curve: how often an anomalous image scores above a normal one.
 
     Parameters
     ----------
     y : (n,) array-like
-        Labels.
+        Labels: 1 normal, -1 anomalous, 0 left out; or see `anomaly_label`.
     anomaly_score : (n,) array-like
-        Higher is worse: ``-detector.score_samples(X)``.
+        Scores, higher is worse: ``-detector.score_samples(X)``.
     anomaly_label : object, default=-1
-        Label of anomalous images.
+        Label of anomalous images. With any but -1 all other values are normal.
 
     Returns
     -------
     float
-        nan, with a warning, where there are no normal images.
+        Value in [0, 1]; nan, with a warning, if there are no normal images.
 
     Raises
     ------
     ValueError
-        Where `anomaly_label` never occurs in `y`.
+        `anomaly_label` never occurs in `y`.
 
     Examples
     --------
@@ -65,99 +68,106 @@ def auroc(y, anomaly_score, *, anomaly_label=-1):
     return _ranked(roc_auc_score, *labelled(y, anomaly_score, anomaly_label)[:2])
 
 
-def average_precision(y, anomaly_score, *, anomaly_label=-1):
+def average_precision(y: ArrayLike, anomaly_score: ArrayLike, *, anomaly_label: object = -1) -> float:
     """Average precision: the sum of precision times gain in recall, without interpolation.
 
     Parameters
     ----------
     y : (n,) array-like
-        Labels.
+        Labels: 1 normal, -1 anomalous, 0 left out; or see `anomaly_label`.
     anomaly_score : (n,) array-like
-        Higher is worse.
+        Scores, higher is worse.
     anomaly_label : object, default=-1
-        Label of anomalous images.
+        Label of anomalous images. With any but -1 all other values are normal.
 
     Returns
     -------
     float
-        nan, with a warning, where there are no normal images.
+        Value in [0, 1]; nan, with a warning, if there are no normal images.
     """
     return _ranked(average_precision_score, *labelled(y, anomaly_score, anomaly_label)[:2])
 
 
-def youden_threshold(y, anomaly_score, *, anomaly_label=-1):
+def youden_threshold(y: ArrayLike, anomaly_score: ArrayLike, *, anomaly_label: object = -1) -> float:
     """The threshold with the largest sensitivity + specificity - 1.
 
-    It is chosen on labels: choose it on other images than you report on.
+    The choice uses labels: choose on other images than you report on.
 
     Parameters
     ----------
     y : (n,) array-like
-        Labels.
+        Labels: 1 normal, -1 anomalous, 0 left out; or see `anomaly_label`.
     anomaly_score : (n,) array-like
-        Higher is worse.
+        Scores, higher is worse.
     anomaly_label : object, default=-1
-        Label of anomalous images.
+        Label of anomalous images. With any but -1 all other values are normal.
 
     Returns
     -------
     float
-        Images with a score of at least this are flagged.
+        Least score of the images that are flagged.
     """
     truth, score, _ = _both_classes(y, anomaly_score, anomaly_label)
     false_alarms, hits, thresholds = roc_curve(truth, score)
     return float(thresholds[np.argmax(hits - false_alarms)])
 
 
-def best_f1_threshold(y, anomaly_score, *, anomaly_label=-1):
+def best_f1_threshold(y: ArrayLike, anomaly_score: ArrayLike, *, anomaly_label: object = -1) -> float:
     """The threshold with the largest F1.
 
-    It is chosen on labels: choose it on other images than you report on.
+    The choice uses labels: choose on other images than you report on.
 
     Parameters
     ----------
     y : (n,) array-like
-        Labels.
+        Labels: 1 normal, -1 anomalous, 0 left out; or see `anomaly_label`.
     anomaly_score : (n,) array-like
-        Higher is worse.
+        Scores, higher is worse.
     anomaly_label : object, default=-1
-        Label of anomalous images.
+        Label of anomalous images. With any but -1 all other values are normal.
 
     Returns
     -------
     float
-        Images with a score of at least this are flagged.
+        Least score of the images that are flagged.
     """
     return _best_f1(*_both_classes(y, anomaly_score, anomaly_label)[:2])[1]
 
 
-def classification_metrics(y, anomaly_score, *, threshold="youden", anomaly_label=-1):
-    """What a threshold makes of the scores.
+def classification_metrics(
+    y: ArrayLike,
+    anomaly_score: ArrayLike,
+    *,
+    threshold: float | Literal["youden"] = "youden",
+    anomaly_label: object = -1,
+) -> dict[str, float]:
+    """Accuracy, precision, recall, specificity and F1 of one threshold on the scores.
 
     Parameters
     ----------
     y : (n,) array-like
-        Labels.
+        Labels: 1 normal, -1 anomalous, 0 left out; or see `anomaly_label`.
     anomaly_score : (n,) array-like
-        Higher is worse.
+        Scores, higher is worse.
     threshold : float or "youden", default="youden"
-        Images with a score of at least this are flagged. A detector's own is
-        ``np.nextafter(-detector.offset_, np.inf)``, as `predict` calls a score equal to ``offset_``
+        Least score of the images that are flagged. A detector's own is
+        ``np.nextafter(-detector.offset_, np.inf)``, because `predict` calls a score equal to ``offset_``
         normal. "youden" chooses it on these labels, which flatters the result.
     anomaly_label : object, default=-1
-        Label of anomalous images.
+        Label of anomalous images. With any but -1 all other values are normal.
 
     Returns
     -------
     dict of str to float
         ``threshold``, ``accuracy``, ``precision``, ``recall`` (= ``sensitivity``), ``specificity``,
-        ``false_alarm_rate`` (1 - specificity) and ``f1``; nan where a class or a flag is missing.
+        ``false_alarm_rate`` (1 - specificity) and ``f1``; nan for a ratio whose denominator is 0.
     """
     truth, score, _ = labelled(y, anomaly_score, anomaly_label)
     if isinstance(threshold, str):
         if threshold != "youden":
             raise ValueError(f"threshold must be a number or 'youden', got {threshold!r}")
         threshold = youden_threshold(truth, score, anomaly_label=True)
+    # Without labels= the matrix of a single class would be 1 x 1.
     (tn, fp), (fn, tp) = confusion_matrix(truth, score >= threshold, labels=[False, True])
     sensitivity, specificity = _ratio(tp, tp + fn), _ratio(tn, tn + fp)
     return {
@@ -173,8 +183,16 @@ def classification_metrics(y, anomaly_score, *, threshold="youden", anomaly_labe
 
 
 def bootstrap_interval(
-    metric, y, anomaly_score, *, groups=None, level=0.95, n_resamples=1000, random_state=None, **options
-):
+    metric: Callable[..., float],
+    y: ArrayLike,
+    anomaly_score: ArrayLike,
+    *,
+    groups: ArrayLike | None = None,
+    level: float = 0.95,
+    n_resamples: int = 1000,
+    random_state: int | np.random.RandomState | None = None,
+    **options: Any,
+) -> tuple[float, float]:
     """Percentile bootstrap interval of a metric, drawing whole groups.
 
     Images of one patient are not independent: give the patients as `groups`.
@@ -182,39 +200,37 @@ def bootstrap_interval(
     Parameters
     ----------
     metric : callable
-        Of this module, or your own: ``metric(y, anomaly_score, anomaly_label=..., **options)``, a float.
+        Metric of this module, or your own: ``metric(y, anomaly_score, anomaly_label=..., **options)``
+        returns a float.
     y : (n,) array-like
-        Labels.
+        Labels: 1 normal, -1 anomalous, 0 left out; or see `anomaly_label`.
     anomaly_score : (n,) array-like
-        Higher is worse.
+        Scores, higher is worse.
     groups : (n,) array-like, default=None
-        Images that are drawn together; None draws single images.
+        Group of each image; images of one group are drawn together. None draws single images.
     level : float, default=0.95
         Share of the draws inside the interval.
     n_resamples : int, default=1000
-        Draws without both classes are drawn again.
+        Number of draws. A draw without both classes is drawn again.
     random_state : int, RandomState or None, default=None
-        Decides the draws.
+        Seed or generator of the draws.
     **options : dict
-        For the metric, `anomaly_label` among them.
+        Options of the metric, `anomaly_label` among them.
 
     Returns
     -------
     low, high : float
-        Ends of the interval.
+        Lower and upper end of the interval.
     """
     truth, score, rows = _both_classes(y, anomaly_score, options.pop("anomaly_label", -1))
-    if groups is not None:
-        groups = column_or_1d(groups)
-        check_consistent_length(y, groups)
-        groups = groups[rows]
-    else:
-        groups = np.arange(len(truth))
+    check_consistent_length(y, groups)
+    group_of = np.arange(len(truth)) if groups is None else column_or_1d(groups)[rows]
     rng = check_random_state(random_state)
-    names, members = np.unique(groups, return_inverse=True)
+    names, members = np.unique(group_of, return_inverse=True)
+    # The rows of each group are found once; a mask per drawn group would read all rows each time.
     order = np.argsort(members, kind="stable")
     rows_of = np.split(order, np.cumsum(np.bincount(members))[:-1])
-    values = []
+    values: list[float] = []
     while len(values) < n_resamples:
         rows = np.concatenate([rows_of[i] for i in rng.randint(len(names), size=len(names))])
         if 0 < truth[rows].sum() < len(rows):
@@ -223,92 +239,96 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def pixel_auroc(masks, maps):
+def pixel_auroc(masks: ArrayLike, maps: ArrayLike) -> float:
     """Area under the ROC curve of all pixels of all images together.
 
     Parameters
     ----------
     masks : (n, H, W) bool array-like
-        True where anomalous; all False for normal images.
+        Masks, True where anomalous; all False for a normal image.
     maps : (n, H, W) array-like
         Anomaly maps.
 
     Returns
     -------
     float
+        Value in [0, 1]; nan, with a warning, if all pixels are anomalous.
     """
     return _ranked(roc_auc_score, *_pixels(masks, maps))
 
 
-def pixel_average_precision(masks, maps):
+def pixel_average_precision(masks: ArrayLike, maps: ArrayLike) -> float:
     """Average precision of all pixels of all images together.
 
     Parameters
     ----------
     masks : (n, H, W) bool array-like
-        True where anomalous; all False for normal images.
+        Masks, True where anomalous; all False for a normal image.
     maps : (n, H, W) array-like
         Anomaly maps.
 
     Returns
     -------
     float
+        Value in [0, 1]; nan, with a warning, if all pixels are anomalous.
     """
     return _ranked(average_precision_score, *_pixels(masks, maps))
 
 
-def dice(masks, predicted, *, average="pooled"):
-    """Dice coefficient of masks, twice their overlap over the sum of their areas.
+def dice(
+    masks: ArrayLike, predicted: ArrayLike, *, average: Literal["pooled", "per_image"] = "pooled"
+) -> float:
+    """Dice coefficient of masks: twice their overlap, divided by the sum of their areas.
 
     Parameters
     ----------
     masks : (n, H, W) bool array-like
-        True masks.
+        Masks that are right.
     predicted : (n, H, W) bool array-like
-        Masks to judge.
+        Masks that are judged.
     average : {"pooled", "per_image"}, default="pooled"
-        Over all pixels together, or the mean over images, where two empty masks count 1.
+        Dice of all pixels together, or the mean of the images' own, with 1 for two empty masks.
 
     Returns
     -------
     float
-        nan where all masks are empty and `average` is "pooled".
+        Value in [0, 1]; nan if all masks are empty and `average` is "pooled".
     """
-    masks, predicted = _stacks(masks, predicted)
-    predicted = predicted.astype(bool)
+    truth, flagged = _stacks(masks, predicted)
+    flagged = flagged.astype(bool)
     axes = {"pooled": None, "per_image": (1, 2)}
     if average not in axes:
         raise ValueError(f"average must be 'pooled' or 'per_image', got {average!r}")
-    common = (masks & predicted).sum(axis=axes[average])
-    total = masks.sum(axis=axes[average]) + predicted.sum(axis=axes[average])
+    common = (truth & flagged).sum(axis=axes[average])
+    total = truth.sum(axis=axes[average]) + flagged.sum(axis=axes[average])
     if average == "pooled":
         return _ratio(2 * common, total)
     return float(np.where(total == 0, 1.0, 2 * common / np.maximum(total, 1)).mean())
 
 
-def best_dice(masks, maps):
-    """The largest pooled Dice any threshold on the maps reaches, and that threshold.
+def best_dice(masks: ArrayLike, maps: ArrayLike) -> tuple[float, float]:
+    """The largest pooled Dice that any threshold on the maps reaches, and that threshold.
 
-    It is chosen on the true masks: an upper bound for a method, not a result.
+    The choice uses the true masks: this is an upper bound for a method, not a result.
 
     Parameters
     ----------
     masks : (n, H, W) bool array-like
-        True where anomalous; all False for normal images.
+        Masks, True where anomalous; all False for a normal image.
     maps : (n, H, W) array-like
         Anomaly maps.
 
     Returns
     -------
     dice : float
-        The largest Dice.
+        Largest Dice.
     threshold : float
-        Pixels of at least this are flagged.
+        Least map value of the pixels that are flagged.
     """
     return _best_f1(*_pixels(masks, maps))
 
 
-def pro(masks, maps, *, max_false_alarm_rate=0.3):
+def pro(masks: ArrayLike, maps: ArrayLike, *, max_false_alarm_rate: float = 0.3) -> float:
     """Area under the per-region overlap curve up to a false alarm rate, divided by that rate.
 
     The overlap is the share of a true region (8-connected) that is flagged, averaged over regions,
@@ -317,21 +337,21 @@ def pro(masks, maps, *, max_false_alarm_rate=0.3):
     Parameters
     ----------
     masks : (n, H, W) bool array-like
-        True where anomalous; all False for normal images.
+        Masks, True where anomalous; all False for a normal image.
     maps : (n, H, W) array-like
         Anomaly maps.
     max_false_alarm_rate : float, default=0.3
-        Share of normal pixels flagged at which the area ends.
+        False alarm rate at which the area ends: a share of the normal pixels.
 
     Returns
     -------
     float
-        1 for perfect maps; max_false_alarm_rate / 2 for maps that know nothing.
+        Value in [0, 1]: 1 for perfect maps, max_false_alarm_rate / 2 for random ones.
     """
-    masks, maps = _stacks(masks, maps)
     truth, score = _pixels(masks, maps)
-    labels, _ = connected_regions(masks)
-    # Overlap averaged over regions is a ROC curve in which each region weighs the same.
+    labels, _ = connected_regions(np.asarray(masks, dtype=bool))
+    # The overlap averaged over regions is a weighted hit rate, so roc_curve computes it: all regions weigh
+    # the same, whatever their size.
     sizes = np.bincount(labels.ravel())
     weight = np.where(labels > 0, 1.0 / np.maximum(sizes, 1)[labels], 1.0).ravel()
     false_alarms, overlap, _ = roc_curve(truth, score, sample_weight=weight)
@@ -342,7 +362,7 @@ def pro(masks, maps, *, max_false_alarm_rate=0.3):
 
 
 def labelled(y, anomaly_score, anomaly_label):
-    """Truth (True = anomalous) and score of the labelled rows, and which rows those are."""
+    """Truth (True = anomalous) and score of the labelled rows, and a mask of these rows."""
     y, score = column_or_1d(y), column_or_1d(anomaly_score)
     check_consistent_length(y, score)
     truth = y == anomaly_label
@@ -351,7 +371,7 @@ def labelled(y, anomaly_score, anomaly_label):
             f"anomaly_label={anomaly_label!r} never occurs in y, whose values are "
             f"{np.unique(y).tolist()}; set anomaly_label to the label of anomalous images"
         )
-    # Only in the package's own labels does 0 mean unlabelled.
+    # With labels of one's own, 0 is often the normal class: only among the package's is it "unlabelled".
     rows = y != 0 if anomaly_label == -1 else np.ones(len(y), dtype=bool)
     return truth[rows], score[rows], rows
 
@@ -378,6 +398,7 @@ def _best_f1(truth, score):
     """The largest F1 (of pixels: Dice), and its threshold."""
     precision, recall, thresholds = precision_recall_curve(truth, score)
     total = np.maximum(precision + recall, np.finfo(float).tiny)
+    # The last point of the curve, precision 1 and recall 0, has no threshold.
     f1 = (2 * precision * recall / total)[:-1]
     best = np.argmax(f1)
     return float(f1[best]), float(thresholds[best])

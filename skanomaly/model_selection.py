@@ -1,10 +1,14 @@
 """Splitters that train on normal images only, and scorers that know which label is anomalous.
 
-Labels are 1 (normal), -1 (anomalous) and 0 (unlabelled: trained on, never tested on); or name the
-anomalous one by `anomaly_label`, then every other value is normal.
+Labels are 1 (normal), -1 (anomalous) and 0 (unlabelled: trained on, never tested on). With another
+`anomaly_label` that label is anomalous and every other value is normal.
 """
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, StratifiedShuffleSplit
 from sklearn.utils import column_or_1d
 
@@ -17,21 +21,27 @@ __all__ = [
     "NormalOnlyShuffleSplit",
 ]
 
+Seed = int | np.random.RandomState | None
+
 
 class _NormalOnlySplit:
     """Drops anomalies from the training side of a stratified splitter, unlabelled rows from the test side."""
 
-    def split(self, X, y=None, groups=None):
+    anomaly_label: Any
+
+    def split(
+        self, X: object, y: ArrayLike | None = None, groups: ArrayLike | None = None
+    ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
         """Yield (train, test) row indices: normal rows only, and rows of both classes.
 
         Parameters
         ----------
         X : array-like of length n
-            Not looked at.
+            Images, which are not read.
         y : (n,) array-like
             Labels.
         groups : (n,) array-like, default=None
-            For the grouped splitter: rows that stay together.
+            Group of each row, for `NormalOnlyGroupKFold`: the rows of one stay together.
 
         Yields
         ------
@@ -42,20 +52,21 @@ class _NormalOnlySplit:
         """
         if y is None:
             raise ValueError(f"{type(self).__name__} needs y: it keeps anomalies out of the training folds")
-        y = column_or_1d(y)
-        anomalous = y == self.anomaly_label
+        labels = column_or_1d(y)
+        anomalous = labels == self.anomaly_label
         if not anomalous.any():
             raise ValueError(
                 f"anomaly_label={self.anomaly_label!r} never occurs in y, whose values are "
-                f"{np.unique(y).tolist()}; set anomaly_label to the label of anomalous images"
+                f"{np.unique(labels).tolist()}; set anomaly_label to the label of anomalous images"
             )
-        unlabelled = y == 0 if self.anomaly_label == -1 else np.zeros(len(y), dtype=bool)
-        for train, test in super().split(np.empty(len(y)), anomalous, groups):
+        unlabelled = labels == 0 if self.anomaly_label == -1 else np.zeros(len(labels), dtype=bool)
+        # Only the number of rows matters, so X may be anything, None too.
+        for train, test in super().split(np.empty(len(labels)), anomalous, groups):
             train, test = train[~anomalous[train]], test[~unlabelled[test]]
             if len(set(anomalous[test])) < 2:
                 raise ValueError(
                     f"{type(self).__name__} made a test fold with one class only: {anomalous.sum()} "
-                    f"anomalous of {len(y)} rows are too few, or their groups too large; lower n_splits"
+                    f"anomalous of {len(labels)} rows are too few, or their groups too large; lower n_splits"
                 )
             yield train, test
 
@@ -68,11 +79,11 @@ class NormalOnlyKFold(_NormalOnlySplit, StratifiedKFold):
     n_splits : int, default=5
         Number of folds.
     shuffle : bool, default=True
-        Whether rows are drawn at random.
+        Whether rows are shuffled first.
     random_state : int, RandomState or None, default=None
-        Decides the draw.
+        Seed or generator of the draw.
     anomaly_label : object, default=-1
-        Label of anomalous images.
+        Label of anomalous images. With any but -1 all other values are normal.
 
     Examples
     --------
@@ -83,27 +94,32 @@ class NormalOnlyKFold(_NormalOnlySplit, StratifiedKFold):
     [[1, 1], [1, 1]]
     """
 
-    def __init__(self, n_splits=5, *, shuffle=True, random_state=None, anomaly_label=-1):
+    def __init__(
+        self, n_splits: int = 5, *, shuffle: bool = True, random_state: Seed = None, anomaly_label: Any = -1
+    ):
+        # scikit-learn refuses a random_state that has no effect; ours may be given all the same.
         super().__init__(n_splits, shuffle=shuffle, random_state=random_state if shuffle else None)
         self.anomaly_label = anomaly_label
 
 
 class NormalOnlyGroupKFold(_NormalOnlySplit, StratifiedGroupKFold):
-    """As `NormalOnlyKFold`, with the rows of one group (a patient) in one fold.
+    """Folds of `NormalOnlyKFold`'s kind that never divide a group, for example the images of a patient.
 
     Parameters
     ----------
     n_splits : int, default=5
         Number of folds.
     shuffle : bool, default=True
-        Whether rows are drawn at random.
+        Whether rows are shuffled first.
     random_state : int, RandomState or None, default=None
-        Decides the draw.
+        Seed or generator of the draw.
     anomaly_label : object, default=-1
-        Label of anomalous images.
+        Label of anomalous images. With any but -1 all other values are normal.
     """
 
-    def __init__(self, n_splits=5, *, shuffle=True, random_state=None, anomaly_label=-1):
+    def __init__(
+        self, n_splits: int = 5, *, shuffle: bool = True, random_state: Seed = None, anomaly_label: Any = -1
+    ):
         super().__init__(n_splits, shuffle=shuffle, random_state=random_state if shuffle else None)
         self.anomaly_label = anomaly_label
 
@@ -116,16 +132,24 @@ class NormalOnlyShuffleSplit(_NormalOnlySplit, StratifiedShuffleSplit):
     n_splits : int, default=10
         Number of splits.
     test_size : float, int or None, default=None
-        As in scikit-learn's StratifiedShuffleSplit.
+        Share or number of test rows, as in scikit-learn's StratifiedShuffleSplit.
     train_size : float, int or None, default=None
-        As in scikit-learn's StratifiedShuffleSplit, before anomalies are dropped.
+        Share or number of training rows before anomalies are dropped.
     random_state : int, RandomState or None, default=None
-        Decides the draws.
+        Seed or generator of the draws.
     anomaly_label : object, default=-1
-        Label of anomalous images.
+        Label of anomalous images. With any but -1 all other values are normal.
     """
 
-    def __init__(self, n_splits=10, *, test_size=None, train_size=None, random_state=None, anomaly_label=-1):
+    def __init__(
+        self,
+        n_splits: int = 10,
+        *,
+        test_size: float | None = None,
+        train_size: float | None = None,
+        random_state: Seed = None,
+        anomaly_label: Any = -1,
+    ):
         super().__init__(n_splits, test_size=test_size, train_size=train_size, random_state=random_state)
         self.anomaly_label = anomaly_label
 
@@ -133,15 +157,15 @@ class NormalOnlyShuffleSplit(_NormalOnlySplit, StratifiedShuffleSplit):
 class AnomalyScorer:
     """A scorer for `cross_validate` and searches, from a metric of `skanomaly.metrics`.
 
-    scikit-learn's own "roc_auc" scores a detector rightly only where 1 is normal: with 1 for anomalies
-    it returns 1 - AUROC without a word. This one is told.
+    scikit-learn's own "roc_auc" is right for a detector only if 1 is the normal label. If 1 is the anomalous
+    one it silently returns 1 - AUROC; hence `anomaly_label` here.
 
     Parameters
     ----------
     metric : str or callable, default="auroc"
-        "auroc", "average_precision", or (y, anomaly_score, anomaly_label=) -> float.
+        Name "auroc" or "average_precision", or a function (y, anomaly_score, anomaly_label=) -> float.
     anomaly_label : object, default=-1
-        Label of anomalous images.
+        Label of anomalous images. With any but -1 all other values are normal.
 
     Examples
     --------
@@ -155,16 +179,16 @@ class AnomalyScorer:
     [1.0, 1.0]
     """
 
-    def __init__(self, metric="auroc", *, anomaly_label=-1):
+    def __init__(self, metric: str | Callable[..., float] = "auroc", *, anomaly_label: Any = -1):
         self.metric = metric
         self.anomaly_label = anomaly_label
 
-    def __call__(self, estimator, X, y):
+    def __call__(self, estimator: Any, X: Any, y: ArrayLike) -> float:
         """The metric of a fitted estimator on X and y."""
         metric = getattr(metrics, self.metric, None) if isinstance(self.metric, str) else self.metric
         if metric is None:
             raise ValueError(f"metric must be callable or a name in skanomaly.metrics, got {self.metric!r}")
         return metric(y, -estimator.score_samples(X), anomaly_label=self.anomaly_label)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"AnomalyScorer({self.metric!r}, anomaly_label={self.anomaly_label!r})"

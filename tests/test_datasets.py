@@ -1,3 +1,5 @@
+from typing import get_args
+
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
@@ -11,7 +13,9 @@ from skanomaly.datasets import (
     make_oct,
 )
 from skanomaly.datasets._digits import FLIPS
-from skanomaly.datasets._phantoms import OCT_KINDS, OCT_LAYERS
+from skanomaly.datasets._phantoms import OCT_LAYERS, OCTKind
+
+OCT_KINDS = get_args(OCTKind)
 
 
 def test_chest_xray():

@@ -1,15 +1,19 @@
-"""DigitAnatomy: grids of handwritten digits, in which as in a body everything has its place."""
+"""DigitAnatomy: grids of handwritten digits, each in its place like the organs of a body."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import ndimage
 from sklearn.utils import Bunch, check_consistent_length, check_random_state
 
 from ._phantoms import check_whole
 from ._shipped import load_mnist_digits
 
-DIGIT_KINDS = "normal", "missing", "misordered", "flipped", "zero"
+DigitKind = Literal["normal", "missing", "misordered", "flipped", "zero"]
 SIDE = 3
-#: How each digit may be flipped so that it does not look like itself again; 1 and 8 always may.
+#: Flips of each digit that change its looks. 1 and 8 have none: they may look like themselves after any.
 FLIPS = {
     2: ("left-right", "up-down"),
     3: ("left-right", "both"),
@@ -19,47 +23,47 @@ FLIPS = {
     7: ("left-right", "up-down", "both"),
     9: ("left-right", "up-down", "both"),
 }
-AXES = {"left-right": 1, "up-down": 0, "both": (0, 1)}
+AXES: dict[str, int | tuple[int, int]] = {"left-right": 1, "up-down": 0, "both": (0, 1)}
 
 
 def make_digit_anatomy(
-    n_samples=100,
+    n_samples: int = 100,
     *,
-    kinds=("normal",),
-    n_anomalous_cells=1,
-    size=96,
-    scale=(0.6, 1.3),
-    crop_policy="reject",
-    digits=None,
-    subset="train",
-    random_state=None,
-):
+    kinds: Sequence[DigitKind] = ("normal",),
+    n_anomalous_cells: int = 1,
+    size: int = 96,
+    scale: tuple[float, float] = (0.6, 1.3),
+    crop_policy: Literal["reject", "resize"] = "reject",
+    digits: tuple[ArrayLike, ArrayLike] | None = None,
+    subset: Literal["train", "val", "test"] = "train",
+    random_state: int | np.random.RandomState | None = None,
+) -> Bunch:
     """Grids of 3 x 3 handwritten digits, 1 to 9 in reading order: the DigitAnatomy of the SQUID paper.
 
-    A stand-in for radiographs, which are alike in structure and differ in detail, and for which nobody needs
-    a physician. In anomalous grids a digit is missing, in another's place, flipped, or a zero.
+    The grids stand in for radiographs: alike in structure, different in detail, and labelled without a
+    physician. In an anomalous grid a digit is missing, in another's place, flipped, or a zero.
 
     Parameters
     ----------
     n_samples : int, default=100
-        How many.
+        Number of images.
     kinds : sequence of {"normal", "missing", "misordered", "flipped", "zero"}, default=("normal",)
-        Taken in turn: with two kinds every second image is of the second.
+        Kinds of the images, taken in turn: of two kinds every second image has the second.
     n_anomalous_cells : int, default=1
-        Cells changed in an anomalous grid, 1 to 7; two at least are misordered.
+        Number of cells changed in an anomalous grid, 1 to 7; a misordered grid has 2 at least.
     size : int, default=96
         Height and width in pixels, a multiple of 3.
     scale : tuple (low, high), default=(0.6, 1.3)
-        Area of the random square of a digit's image that fills a cell, as a share of that image.
+        Area of the random square that is cut from a digit's image to fill a cell, as a share of that image.
     crop_policy : {"reject", "resize"}, default="reject"
-        What becomes of squares larger than the image: another is drawn, as in the public code, so that
-        digits are only ever enlarged; or black surrounds the image.
+        Treatment of a square larger than the image. "reject" draws another, as in the public code, so that
+        digits are only ever enlarged; "resize" surrounds the image with black.
     digits : tuple (images, labels), default=None
-        (m, h, w) uint8 array and their digits, 0 to 9; None takes `load_mnist_digits`.
+        Images, (m, h, w) uint8, and the digit 0 to 9 of each; None takes `load_mnist_digits`.
     subset : {"train", "val", "test"}, default="train"
-        Which of these digits, not of your own; no digit is in two of them. There is no zero in "train".
+        Part of `load_mnist_digits` to draw from; no digit is in two of them, and no zero in "train".
     random_state : int, RandomState or None, default=None
-        Decides everything; the same int gives the same bytes.
+        Seed or generator of all that is drawn; the same int gives the same bytes.
 
     Returns
     -------
@@ -67,12 +71,12 @@ def make_digit_anatomy(
         ``images`` (n, size, size) uint8; ``target`` (n,), 1 normal and -1 anomalous; ``masks`` (n, size,
         size) bool, the changed cells; ``kind`` (n,); ``cells`` (n, 9) bool, which are changed; ``normal``
         (n, size, size) uint8, the grid before the anomaly; ``digit_index`` (n, 9), row of each of its digits
-        among those used.
+        among the digits drawn from.
 
     Notes
     -----
-    Which cells the authors' test images change, and how they are flipped, is not public. Here 1 and 8 are
-    not flipped, nor other digits in a way that leaves them looking like themselves.
+    The authors' choice of the cells to change, and of how to flip them, is not public. Here 1 and 8 are not
+    flipped, nor is any other digit in a way that leaves it looking like itself.
 
     References
     ----------
@@ -86,8 +90,12 @@ def make_digit_anatomy(
     >>> grids.images.shape, grids.target.tolist(), grids.cells.sum(1).tolist()
     ((4, 96, 96), [1, -1, 1, -1], [0, 1, 0, 1])
     """
-    if isinstance(kinds, (str, set)) or not len(kinds) or any(kind not in DIGIT_KINDS for kind in kinds):
-        raise ValueError(f"kinds must be some of {', '.join(map(repr, DIGIT_KINDS))}, got {kinds!r}")
+    if (
+        isinstance(kinds, (str, set))
+        or not len(kinds)
+        or any(kind not in get_args(DigitKind) for kind in kinds)
+    ):
+        raise ValueError(f"kinds must be some of {', '.join(map(repr, get_args(DigitKind)))}, got {kinds!r}")
     check_whole("n_samples", n_samples, 1)
     check_whole("size", size, 3 * SIDE)
     if size % SIDE:
@@ -103,6 +111,7 @@ def make_digit_anatomy(
     kind = np.resize(np.asarray(kinds), n_samples)
     draw = {"scale": scale, "crop_policy": crop_policy, "size": size // SIDE, "rng": rng}
 
+    # Normal grids are drawn first and whole: kinds differ in the changed cells only, for the same seed.
     index = np.stack([rng.choice(rows_of[digit], n_samples) for digit in range(1, SIDE**2 + 1)], axis=1)
     normal = _crops(bank, index.ravel(), **draw).reshape(n_samples, SIDE**2, size // SIDE, size // SIDE)
     cells = np.zeros((n_samples, SIDE**2), dtype=bool)
@@ -115,6 +124,7 @@ def make_digit_anatomy(
         if kind[k] == "missing":
             changed[k, found] = 0
         elif kind[k] == "misordered":
+            # A cycle, not a permutation, which could leave a digit in its place.
             changed[k, found] = normal[k, np.roll(found, 1)]
         elif kind[k] == "flipped":
             for cell in found:
@@ -178,12 +188,12 @@ def _crops(bank, index, *, scale, crop_policy, size, rng):
     while len(todo):
         length[todo] = np.round(side * np.sqrt(rng.uniform(*scale, len(todo))))
         todo = todo[(length[todo] < 1) | (length[todo] > side) & (crop_policy == "reject")]
-    # Where the square ends inside the image, or the image inside the square.
+    # Between 0 and the room left; that is negative where the square is the larger, and the image moves in it.
     top, left = (
         np.round(rng.uniform(0, 1, len(index)) * (whole - length)).astype(int) for whole in bank.shape[1:]
     )
     place = (np.arange(size) + 0.5) * length[:, None] / size - 0.5
-    # A place beyond the middle of the square's outer pixels has their value.
+    # Places beyond the middle of the outer pixels take their value, not that of a pixel outside the square.
     place = place.clip(0, length[:, None] - 1)
     rows, columns = place + top[:, None], place + left[:, None]
     shape = len(index), size, size

@@ -1,6 +1,8 @@
-"""Synthetic images of the retina, whose truth is known; they look like real ones from afar only."""
+"""Synthetic images of the retina, whose truth is known; they resemble real ones from afar only."""
 
+from collections.abc import Sequence
 from numbers import Integral
+from typing import Literal, get_args
 
 import numpy as np
 from scipy import ndimage
@@ -17,46 +19,48 @@ OCT_LAYERS = (
     ("photoreceptor segments", 6, 0.62),
     ("pigment epithelium", 6, 0.90),
 )
-OCT_KINDS = "normal", "intraretinal fluid", "subretinal fluid", "drusen"
+OCTKind = Literal["normal", "intraretinal fluid", "subretinal fluid", "drusen"]
 VITREOUS, CHOROID, FLUID, DRUSE = 0.04, 0.40, 0.06, 0.60
-#: Columns for each vessel, which leaves a shadow.
+#: Columns for each vessel; a vessel casts a shadow on what lies behind it.
 SHADOW_EVERY = 32
 
 
 def make_oct(
-    n_samples=100,
+    n_samples: int = 100,
     *,
-    kinds=("normal",),
-    severity=(0.2, 1.0),
-    size=128,
-    layers=OCT_LAYERS,
-    thickness_variation=0.1,
-    n_looks=4,
-    noise=0.02,
-    random_state=None,
-):
+    kinds: Sequence[OCTKind] = ("normal",),
+    severity: float | tuple[float, float] = (0.2, 1.0),
+    size: int = 128,
+    layers: Sequence[tuple[str, float, float]] = OCT_LAYERS,
+    thickness_variation: float = 0.1,
+    n_looks: float = 4,
+    noise: float = 0.02,
+    random_state: int | np.random.RandomState | None = None,
+) -> Bunch:
     """Synthetic OCT B-scans of a curved, layered retina with speckle, shadows of vessels, and lesions.
 
     Parameters
     ----------
     n_samples : int, default=100
-        How many.
+        Number of images.
     kinds : sequence of {"normal", "intraretinal fluid", "subretinal fluid", "drusen"}, default=("normal",)
-        Taken in turn: with two kinds every second image is of the second.
+        Kinds of the images, taken in turn: of two kinds every second image has the second.
     severity : float or tuple (low, high), default=(0.2, 1.0)
-        Of the lesions, in (0, 1]: their size, and the number of cysts and drusen; drawn between two numbers.
+        Severity of the lesions in (0, 1], or a range to draw it from: their size, and the number of cysts and
+        drusen.
     size : int, default=128
         Height and width in pixels.
     layers : sequence of (name, thickness, reflectivity)
-        From the vitreous inwards; thickness in 1/128 of the height, reflectivity in [0, 1]. By default seven.
+        Layers from the vitreous inwards, seven by default; thickness in 1/128 of the height, reflectivity in
+        [0, 1].
     thickness_variation : float, default=0.1
-        Each layer is thicker or thinner by up to this share, changing along the scan.
+        Largest share by which a layer is thicker or thinner somewhere along the scan.
     n_looks : float, default=4
-        Speckle is that of the mean intensity of so many looks; fewer are grainier, inf leaves it out.
+        Number of independent looks whose mean intensity is the image: fewer give coarser speckle, inf none.
     noise : float, default=0.02
-        Standard deviation of what the detector adds.
+        Standard deviation of the noise that the camera adds.
     random_state : int, RandomState or None, default=None
-        Decides everything; the same int gives the same bytes.
+        Seed or generator of all that is drawn; the same int gives the same bytes.
 
     Returns
     -------
@@ -74,9 +78,9 @@ def make_oct(
     >>> scans.images.shape, scans.target.tolist(), scans.masks.any((1, 2)).tolist()
     ((4, 128, 128), [1, -1, 1, -1], [False, True, False, True])
     """
-    unknown = [kind for kind in kinds if kind not in OCT_KINDS]
+    unknown = [kind for kind in kinds if kind not in get_args(OCTKind)]
     if unknown or not len(kinds):
-        raise ValueError(f"kinds must be some of {', '.join(map(repr, OCT_KINDS))}, got {kinds!r}")
+        raise ValueError(f"kinds must be some of {', '.join(map(repr, get_args(OCTKind)))}, got {kinds!r}")
     check_whole("n_samples", n_samples, 1)
     check_whole("size", size, 32)
     if len(layers) < 5:
@@ -85,17 +89,15 @@ def make_oct(
         raise ValueError(f"n_looks must be above 0, and inf leaves speckle out, got {n_looks!r}")
     if not 0 <= thickness_variation < 1:
         raise ValueError(f"thickness_variation must lie in [0, 1), got {thickness_variation!r}")
-    low, high = (severity, severity) if np.isscalar(severity) else severity
+    low, high = np.broadcast_to(severity, 2)
     if not 0 < low <= high <= 1:
         raise ValueError(f"severity must lie in (0, 1], low before high, got {severity!r}")
     rng = check_random_state(random_state)
     found = []
     for i in range(n_samples):
-        kind = kinds[i % len(kinds)]
-        worst = 0.0 if kind == "normal" else rng.uniform(low, high)
-        found.append(
-            (kind, worst, *_oct(kind, worst, size, layers, thickness_variation, n_looks, noise, rng))
-        )
+        one = kinds[i % len(kinds)]
+        worst = 0.0 if one == "normal" else rng.uniform(low, high)
+        found.append((one, worst, *_oct(one, worst, size, layers, thickness_variation, n_looks, noise, rng)))
     kind, worst, images, masks, labels, boundaries = map(np.array, zip(*found))
     return Bunch(
         images=images,
@@ -116,6 +118,7 @@ def check_whole(name, value, least):
 
 def _smooth(rng, n, length):
     """A smooth random function of n places, in [-1, 1]."""
+    # The ends are cut off: there the filter mirrors its input, which flattens the function.
     values = ndimage.gaussian_filter1d(rng.normal(size=n + 8 * length), length)[4 * length : 4 * length + n]
     return values / np.abs(values).max()
 
@@ -126,7 +129,7 @@ def _oct(kind, severity, size, layers, thickness_variation, n_looks, noise, rng)
     thickness = thickness * (
         1 + thickness_variation * np.array([_smooth(rng, size, size // 6) for _ in layers])
     )
-    # The fovea: the inner layers part around a pit.
+    # The fovea, a pit that thins the inner layers only.
     pit = 0.75 * np.exp(-(((x - rng.uniform(-0.3, 0.3)) / 0.22) ** 2))
     inner = len(layers) // 2
     thickness[:inner] *= 1 - pit
@@ -149,10 +152,11 @@ def _oct(kind, severity, size, layers, thickness_variation, n_looks, noise, rng)
             bump = np.maximum(bump, height * _bump(x, rng.uniform(-0.8, 0.8), rng.uniform(0.08, 0.16)))
         floor = boundaries[-1].copy()
         boundaries[-2:] -= bump
-        # What lies over them gives way: the outer half is pressed, the inner one stays.
+        # The next boundary is lifted less and those beyond stay: a druse presses the two layers over it.
         boundaries[-3] -= bump * 0.8
         mask = (rows >= floor - bump) & (rows < floor)
     labels = (rows[None] >= boundaries[:, None]).sum(0)
+    # Cysts come after the labels, which go on through them; the other lesions move the boundaries.
     if kind == "intraretinal fluid":
         for _ in range(1 + int(5 * severity)):
             height, width = (scale * rng.uniform(low, low + (0.3 + 0.7 * severity) * low) for low in (4, 6))
@@ -175,6 +179,7 @@ def _oct(kind, severity, size, layers, thickness_variation, n_looks, noise, rng)
         place, width = rng.uniform(0, size), scale * rng.uniform(1, 2.5)
         shadow = 1 - 0.5 * np.exp(-(((np.arange(size) + 0.5 - place) / width) ** 2))
         reflectivity = np.where(labels > 1, reflectivity * shadow, reflectivity)
+    # Speckle is of the intensity, whose mean over looks is gamma distributed; the picture shows its root.
     if np.isfinite(n_looks):
         reflectivity = reflectivity * np.sqrt(rng.gamma(n_looks, 1 / n_looks, reflectivity.shape))
     image = reflectivity + rng.normal(0, noise, reflectivity.shape)
@@ -183,31 +188,38 @@ def _oct(kind, severity, size, layers, thickness_variation, n_looks, noise, rng)
 
 
 def _bump(x, place, width):
-    """A hill of height 1 that ends."""
+    """A hill of height 1 around a place, 0 beyond its width."""
     t = np.clip(np.abs(x - place) / width, 0, 1)
     return (1 - t**2) ** 2
 
 
-#: Microaneurysms and haemorrhages, exudates, and new vessels that come with each grade.
+#: Numbers of red dots (microaneurysms, haemorrhages), exudates and new vessels at each grade.
 FUNDUS_GRADES = (0, 0, 0), (4, 0, 0), (9, 4, 0), (18, 9, 0), (20, 9, 2)
 
 
-def make_fundus(n_samples=100, *, grades=(0,), size=128, noise=0.02, random_state=None):
+def make_fundus(
+    n_samples: int = 100,
+    *,
+    grades: Sequence[int] = (0,),
+    size: int = 128,
+    noise: float = 0.02,
+    random_state: int | np.random.RandomState | None = None,
+) -> Bunch:
     """Synthetic colour photographs of the retina: disc, macula and vessels, and lesions by grade.
 
     Parameters
     ----------
     n_samples : int, default=100
-        How many.
+        Number of images.
     grades : sequence of int, default=(0,)
-        Taken in turn: 0 none, 1 mild (some red dots), 2 moderate (more of them, and exudates), 3 severe, 4
-        proliferative (new vessels too).
+        Grades of the images, taken in turn: 0 none, 1 mild (some red dots), 2 moderate (more of them, and
+        exudates), 3 severe, 4 proliferative (new vessels too).
     size : int, default=128
         Height and width in pixels.
     noise : float, default=0.02
-        Standard deviation of what the camera adds.
+        Standard deviation of the noise that the camera adds.
     random_state : int, RandomState or None, default=None
-        Decides everything; the same int gives the same bytes.
+        Seed or generator of all that is drawn; the same int gives the same bytes.
 
     Returns
     -------
@@ -282,17 +294,18 @@ def _fundus(grade, size, noise, rng):
 
 
 def _line(px, py, width, size):
-    """How much of each pixel a line covers, that goes through places in [-1, 1]."""
+    """Share of each pixel that a line through places in [-1, 1] covers."""
     at = [np.clip(((p + 1) / 2 * size).astype(int), -1, size) for p in (py, px)]
     inside = np.all([(0 <= p) & (p < size) for p in at], axis=0)
     reach = np.zeros((size, size))
     np.maximum.at(reach, (at[0][inside], at[1][inside]), width[inside] * size / 2)
+    # Distances to the line's middle, one transform for all its places; the width is the nearest place's.
     distance, (row, column) = ndimage.distance_transform_edt(reach == 0, return_indices=True)
     return np.clip(reach[row, column] + 0.5 - distance, 0, 1)
 
 
 def _spot(x, y, rng, sizes):
-    """A blot somewhere in the middle of the picture."""
+    """A blot at a random place well inside the picture."""
     place, axes = rng.uniform(-0.6, 0.6, 2), rng.uniform(*sizes, 2)
     distance = np.hypot((x - place[0]) / axes[0], (y - place[1]) / axes[1])
     return expit(8 * (1 - distance))

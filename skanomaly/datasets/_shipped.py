@@ -1,25 +1,32 @@
 """Small image sets that come with the package."""
 
 from importlib import resources
+from typing import Literal, get_args, overload
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.utils import Bunch
 
-SUBSETS = "train", "val", "test"
+Subset = Literal["all", "train", "val", "test"]
+Arrays = tuple[NDArray[np.uint8], NDArray[np.intp]]
 
 
-def load_chest_xray(*, subset="all", return_X_y=False):
+@overload
+def load_chest_xray(*, subset: Subset = "all", return_X_y: Literal[False] = False) -> Bunch: ...
+@overload
+def load_chest_xray(*, subset: Subset = "all", return_X_y: Literal[True]) -> Arrays: ...
+def load_chest_xray(*, subset: Subset = "all", return_X_y: bool = False) -> Bunch | Arrays:
     """Chest X-rays of children, normal and with pneumonia: 935 grey images of 64 x 64 (CC BY 4.0).
 
-    433 normal images to train on; 77 normal, 45 bacterial and 45 viral to choose on ("val"); 155,
-    90 and 90 to report on ("test"). No patient is in two of them.
+    "train" holds 433 normal images; "val", to choose parameters on, 77 normal, 45 bacterial and 45 viral
+    ones; "test", to report on, 155, 90 and 90. No patient is in two of them.
 
     Parameters
     ----------
     subset : {"all", "train", "val", "test"}, default="all"
-        Which images.
+        Part of the set to load.
     return_X_y : bool, default=False
-        Return ``(images, target)`` only.
+        Whether to return the pair ``(images, target)`` only.
 
     Returns
     -------
@@ -38,22 +45,26 @@ def load_chest_xray(*, subset="all", return_X_y=False):
     return _load("chest_xray", subset, return_X_y)
 
 
-def load_oct(*, subset="all", return_X_y=False):
+@overload
+def load_oct(*, subset: Subset = "all", return_X_y: Literal[False] = False) -> Bunch: ...
+@overload
+def load_oct(*, subset: Subset = "all", return_X_y: Literal[True]) -> Arrays: ...
+def load_oct(*, subset: Subset = "all", return_X_y: bool = False) -> Bunch | Arrays:
     """Retinal OCT B-scans, normal and diseased: 17 grey images of 128 x 128 (CC BY 4.0).
 
-    A toy: 3 normal images to train on. For first steps and figures; it measures nothing.
+    A toy with 3 normal images to train on: it is for first steps and figures, and measures nothing.
 
     Parameters
     ----------
     subset : {"all", "train", "val", "test"}, default="all"
-        Which images.
+        Part of the set to load.
     return_X_y : bool, default=False
-        Return ``(images, target)`` only.
+        Whether to return the pair ``(images, target)`` only.
 
     Returns
     -------
     data : sklearn.utils.Bunch
-        As of `load_chest_xray`, with ``images`` (n, 128, 128).
+        Fields of `load_chest_xray`, with ``images`` (n, 128, 128).
 
     Examples
     --------
@@ -64,22 +75,26 @@ def load_oct(*, subset="all", return_X_y=False):
     return _load("oct", subset, return_X_y)
 
 
-def load_mnist_digits(*, subset="all", return_X_y=False):
+@overload
+def load_mnist_digits(*, subset: Subset = "all", return_X_y: Literal[False] = False) -> Bunch: ...
+@overload
+def load_mnist_digits(*, subset: Subset = "all", return_X_y: Literal[True]) -> Arrays: ...
+def load_mnist_digits(*, subset: Subset = "all", return_X_y: bool = False) -> Bunch | Arrays:
     """Handwritten digits of the MNIST database: 6100 grey images of 28 x 28 (CC BY-SA 3.0).
 
-    What `make_digit_anatomy` is made of. Digit 0 is the anomalous one, and not among those to train on.
+    `make_digit_anatomy` is made of them. Digit 0 is the anomalous one; "train" holds none.
 
     Parameters
     ----------
     subset : {"all", "train", "val", "test"}, default="all"
-        Which images.
+        Part of the set to load.
     return_X_y : bool, default=False
-        Return ``(images, target)`` only.
+        Whether to return the pair ``(images, target)`` only.
 
     Returns
     -------
     data : sklearn.utils.Bunch
-        As of `load_chest_xray`, with ``images`` (n, 28, 28); ``class_index`` is the digit.
+        Fields of `load_chest_xray`, with ``images`` (n, 28, 28); ``class_index`` is the digit.
 
     Examples
     --------
@@ -91,7 +106,7 @@ def load_mnist_digits(*, subset="all", return_X_y=False):
 
 
 def _load(name, subset, return_X_y):
-    if subset not in ("all", *SUBSETS):
+    if subset not in get_args(Subset):
         raise ValueError(f"subset must be 'all', 'train', 'val' or 'test', got {subset!r}")
     folder = resources.files(__package__)
     with (folder / "data" / f"{name}.npz").open("rb") as file, np.load(file) as arrays:
