@@ -61,6 +61,7 @@ html_theme_options = {
 html_show_sourcelink = False
 html_sidebars = {page: [] for page in ("index", "methods", "results", "changes", "glossary")}
 default_role = "py:obj"
+autodoc_typehints = "none"  # the pages say types in words; ArrayLike spelled out fills a line
 copybutton_prompt_text = r">>> |\.\.\. "
 copybutton_prompt_is_regexp = True
 autosummary_generate = True
