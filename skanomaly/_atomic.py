@@ -1,10 +1,16 @@
 """Fits that succeed or leave no trace."""
 
 import functools
+from collections.abc import Callable
+from typing import TypeVar
+
+from sklearn.base import _fit_context
+
+Fit = TypeVar("Fit", bound=Callable)
 
 
-def all_or_nothing(fit):
-    """A `fit` that leaves the estimator as it was when it fails."""
+def all_or_nothing(fit: Fit) -> Fit:
+    """Method `fit` that leaves the estimator as it was when it fails."""
 
     @functools.wraps(fit)
     def fit_or_restore(self, *args, **kwargs):
@@ -18,3 +24,20 @@ def all_or_nothing(fit):
             raise
 
     return fit_or_restore
+
+
+def atomic_fit(*, prefer_skip_nested_validation: bool) -> Callable[[Fit], Fit]:
+    """Decorator of a `fit`: parameters are validated first, and it is all or nothing.
+
+    Parameters
+    ----------
+    prefer_skip_nested_validation : bool
+        Whether estimators that are fitted inside are spared the validation.
+    """
+
+    # scikit-learn's decorator has no types, and would hide those of `fit`.
+    def decorate(fit: Fit) -> Fit:
+        context = _fit_context(prefer_skip_nested_validation=prefer_skip_nested_validation)
+        return context(all_or_nothing(fit))
+
+    return decorate

@@ -6,6 +6,9 @@ nothing is taken from a file that does not fit it to the last tensor.
 """
 
 import inspect
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +22,7 @@ from .base import PROCESS_PARAMETERS, BaseDetector, restore, state_of
 __all__ = ["load", "save"]
 
 
-def save(detector, path, *, leave_out=()):
+def save(detector: BaseDetector, path: str | PathLike, *, leave_out: Sequence[str] = ()) -> None:
     """Write a detector, fitted or not, to one file.
 
     Parameters
@@ -69,7 +72,7 @@ def save(detector, path, *, leave_out=()):
     _storage.write(path, "detector", _describe(detector, "", leave_out), encode=_encode)
 
 
-def load(path, *, types=(), **parameters):
+def load(path: str | PathLike, *, types: Sequence[type] = (), **parameters: Any) -> BaseDetector:
     """Read a detector that `save` wrote; no code in the file is run.
 
     Parameters

@@ -3,12 +3,12 @@
 from numbers import Integral, Real
 
 import numpy as np
-from sklearn.base import BaseEstimator, _fit_context
+from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from . import segmentation
-from ._atomic import all_or_nothing
+from ._atomic import atomic_fit
 from ._holder import HoldsDetector
 from ._rows import normal_rows
 from ._unwrap import anomaly_map
@@ -93,8 +93,7 @@ class ResidualSegmenter(HoldsDetector, BaseEstimator):
         self.fill_holes = fill_holes
         self.min_size = min_size
 
-    @_fit_context(prefer_skip_nested_validation=False)
-    @all_or_nothing
+    @atomic_fit(prefer_skip_nested_validation=False)
     def fit(self, X, y=None):
         """Fit the detector, unless it is frozen, and find the threshold.
 

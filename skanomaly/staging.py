@@ -9,7 +9,7 @@ import math
 from numbers import Integral
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context, clone
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, clone
 from sklearn.cluster import KMeans
 from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import euclidean_distances
@@ -18,7 +18,7 @@ from sklearn.utils import check_array, column_or_1d
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 
-from ._atomic import all_or_nothing
+from ._atomic import all_or_nothing, atomic_fit
 from ._holder import HoldsDetector
 from ._rows import take_rows
 from ._unwrap import anomaly_map, call_inside, unwrap
@@ -68,8 +68,7 @@ class ResidualTransformer(HoldsDetector, ClassNamePrefixFeaturesOutMixin, Transf
         self.detector = detector
         self.pooling = pooling
 
-    @_fit_context(prefer_skip_nested_validation=False)
-    @all_or_nothing
+    @atomic_fit(prefer_skip_nested_validation=False)
     def fit(self, X, y=None):
         """Fit the detector, unless it is frozen.
 
@@ -382,8 +381,7 @@ class CentroidStager(_Stages, BaseEstimator):
         self.n_stages = n_stages
         self.random_state = random_state
 
-    @_fit_context(prefer_skip_nested_validation=False)
-    @all_or_nothing
+    @atomic_fit(prefer_skip_nested_validation=False)
     def fit(self, X, y=None, *, anomaly_score=None):
         """Cluster residuals.
 
@@ -500,8 +498,7 @@ class AnomalyStager(HoldsDetector, _Stages, BaseEstimator):
         self.pooling = pooling
         self.random_state = random_state
 
-    @_fit_context(prefer_skip_nested_validation=False)
-    @all_or_nothing
+    @atomic_fit(prefer_skip_nested_validation=False)
     def fit(self, X, y=None):
         """Fit the detector to normal images, and stage the anomalous ones.
 

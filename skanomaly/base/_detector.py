@@ -10,12 +10,12 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, OutlierMixin, _fit_context
+from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from .. import _inference, segmentation
-from .._atomic import all_or_nothing
+from .._atomic import atomic_fit
 from .._format import InputFormat
 from .._parameters import SHARED, constraints_of, fill_docstring
 from .._random import draw_seed, seeded
@@ -88,6 +88,13 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
     image_shape: Any
     random_state: Any
 
+    network_: torch.nn.Module
+    offset_: float
+    pixel_offset_: float
+    map_range_: tuple[float, float]
+    device_: str
+    n_features_in_: int
+
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         names = list(inspect.signature(cls.__init__).parameters)[1:]
@@ -135,11 +142,15 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
 
     # Fitting.
 
-    image_shape_ = property(lambda self: self._format.image_shape)
-    intensity_range_ = property(lambda self: self._format.intensity_range)
+    @property
+    def image_shape_(self) -> tuple[int, int, int]:
+        return self._format.image_shape
 
-    @_fit_context(prefer_skip_nested_validation=True)
-    @all_or_nothing
+    @property
+    def intensity_range_(self) -> tuple[float, float]:
+        return self._format.intensity_range
+
+    @atomic_fit(prefer_skip_nested_validation=True)
     def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> Self:
         """Learn what is normal.
 
@@ -296,7 +307,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         """
         return self.score_samples(X) - self.offset_
 
-    def predict(self, X: ArrayLike) -> NDArray[np.int_]:
+    def predict(self, X: ArrayLike) -> NDArray[np.intp]:
         """Label of each image.
 
         Parameters
@@ -335,7 +346,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         for _, part in self._judgements(images, components):
             yield part
 
-    def anomaly_map(self, X: ArrayLike, *, out: Any = None) -> Any:
+    def anomaly_map(self, X: ArrayLike, *, out: Any = None) -> NDArray[np.float32]:
         """Anomaly of each pixel.
 
         Parameters
@@ -361,7 +372,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         fill_holes: bool = True,
         min_size: int = 0,
         out: Any = None,
-    ) -> Any:
+    ) -> NDArray[np.bool_]:
         """Mask of the anomalous pixels: `anomaly_map` above ``pixel_offset_``, cleaned.
 
         Parameters
@@ -413,7 +424,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         return type(self)._reconstruct is not BaseDetector._reconstruct
 
     @available_if(_reconstructs)
-    def reconstruct(self, X: ArrayLike, *, out: Any = None) -> Any:
+    def reconstruct(self, X: ArrayLike, *, out: Any = None) -> NDArray[np.float32]:
         """Normal version of each image, as the detector makes it.
 
         Parameters

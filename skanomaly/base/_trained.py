@@ -4,6 +4,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+from skorch.history import History
 
 from .. import _inference
 from .._images import fingerprint
@@ -29,6 +30,9 @@ class TrainedDetector(BaseDetector):
     checkpoint_dir: Any
     callbacks: Any
     verbose: int
+
+    history_: dict[str, History]
+    n_iter_: int
 
     def _train(self, run, network, images):
         """Train the network in place.

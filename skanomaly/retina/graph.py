@@ -5,11 +5,10 @@ from numbers import Integral, Real
 import numpy as np
 from joblib import Parallel, delayed
 from scipy import ndimage
-from sklearn.base import _fit_context
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 
-from .._atomic import all_or_nothing
+from .._atomic import atomic_fit
 from .comparison import NO_LAYER
 from .extractor import LayerExtractor
 
@@ -123,8 +122,7 @@ class GraphLayerExtractor(LayerExtractor):
         self.gaps = gaps
         self.n_jobs = n_jobs
 
-    @_fit_context(prefer_skip_nested_validation=True)
-    @all_or_nothing
+    @atomic_fit(prefer_skip_nested_validation=True)
     def fit(self, X, y=None):
         """Check the parameters; nothing is learned.
 

@@ -2,13 +2,13 @@
 
 from numbers import Integral, Real
 
-from sklearn.base import BaseEstimator, _fit_context, clone
+from sklearn.base import BaseEstimator, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import get_tags
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_is_fitted
 
-from .._atomic import all_or_nothing
+from .._atomic import atomic_fit
 from .._holder import HoldsDetector
 from .._rows import normal_rows
 from .._unwrap import unwrap
@@ -96,8 +96,7 @@ class LayerwiseSegmenter(HoldsDetector, BaseEstimator):
         self.fill_holes = fill_holes
         self.min_size = min_size
 
-    @_fit_context(prefer_skip_nested_validation=False)
-    @all_or_nothing
+    @atomic_fit(prefer_skip_nested_validation=False)
     def fit(self, X, y=None):
         """Fit detector and layer extractor, unless they are frozen.
 

@@ -4,7 +4,6 @@ from numbers import Integral, Real
 
 import numpy as np
 import torch
-from sklearn.base import _fit_context
 from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from .. import _inference
-from .._atomic import all_or_nothing
+from .._atomic import atomic_fit
 from .._random import draw_seed, seeded
 from ..networks.blocks import choose_strides, pad_to, padded_size
 from ..networks.unet import UNet
@@ -187,8 +186,7 @@ class UNetLayerExtractor(LayerExtractor):
         self.device = device
         self.random_state = random_state
 
-    @_fit_context(prefer_skip_nested_validation=True)
-    @all_or_nothing
+    @atomic_fit(prefer_skip_nested_validation=True)
     def fit(self, X, y, *, X_target=None):
         """Learn layers.
 
