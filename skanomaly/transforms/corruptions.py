@@ -1,6 +1,6 @@
-"""What is taken from images, or added to them, for a network to undo.
+"""Corruptions of images, for a network to undo.
 
-Drawn from torch's CPU generator, so that one seed gives the same on every device.
+All draws come from torch's generator on the CPU, so that one seed gives the same on every device.
 """
 
 import math
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 def erase_squares(x, *, area, value):
-    """Images (n, c, h, w), each with a square of that share of its area set to `value`, at its own place."""
+    """Images (n, c, h, w) with a square each, of the share `area` at its own place, set to `value`."""
     n, _, height, width = x.shape
     side = max(1, round(math.sqrt(area * height * width)))
     inside = [
@@ -27,5 +27,6 @@ def add_coarse_noise(x, *, deviation, size):
     """Images (n, c, h, w) plus normal noise of `size` x `size` values, enlarged and rolled at random."""
     noise = deviation * torch.randn(*x.shape[:2], size, size)
     noise = F.interpolate(noise, x.shape[2:], mode="bilinear", align_corners=False)
+    # Rolled, or the few places of the coarse values would be the same in every batch.
     shifts = [int(torch.randint(side, ())) for side in x.shape[2:]]
     return x + noise.roll(shifts, (2, 3)).to(x)

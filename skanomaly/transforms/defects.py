@@ -1,4 +1,8 @@
-"""Anomalies made from normal images, with their masks."""
+"""Anomalies made from normal images.
+
+A defect takes a batch of images (n, c, h, w) and gives changed images, masks (n, h, w) and labels (n,).
+All draws come from torch's generator on the CPU, so that one seed gives the same defects on every device.
+"""
 
 import numpy as np
 import torch
@@ -13,28 +17,28 @@ __all__ = ["interpolate_foreign_patches"]
 def interpolate_foreign_patches(
     X, *, half_width=(0.05, 0.2), margin=0.1, probability=1.0, channel_axis="auto", random_state=None
 ):
-    """Images with a box in which each is mixed with another (foreign patch interpolation, FPI).
+    """Images mixed with other ones within a box (foreign patch interpolation, FPI).
 
     Parameters
     ----------
     X : array-like of shape (n, H, W), (n, H, W, C) or (n, C, H, W)
         Normal images, two at least.
     half_width : tuple (low, high), default=(0.05, 0.2)
-        Range of half a box's sides, each drawn by itself, as a share of the image's.
+        Range of half the sides of a box, as shares of those of the image; the two are drawn separately.
     margin : float, default=0.1
-        Centres lie at least this share of a side from the border.
+        Least distance of the box's centre to the border, as a share of the side.
     probability : float, default=1.0
         Share of images that get a box; the others stay as they are.
     channel_axis : "auto", int or None, default="auto"
-        As of a detector.
+        Axis of X that holds the channels, as for a detector.
     random_state : int, RandomState or None, default=None
-        Decides everything; the same int gives the same images.
+        Seed; the same int gives the same images.
 
     Returns
     -------
     data : sklearn.utils.Bunch
-        ``images`` of the shape and dtype of X; ``masks`` (n, H, W) bool, the boxes; ``factors`` (n,), the
-        share alpha of the other image in each.
+        ``images``, of the shape and dtype of X; ``masks`` (n, H, W) bool, the boxes; ``factors`` (n,), the
+        share alpha of the other image in each box.
 
     References
     ----------
@@ -56,20 +60,19 @@ def interpolate_foreign_patches(
             f"X must be (n, H, W), (n, H, W, C) or (n, C, H, W), got an array of shape {X.shape}"
         )
     layout = Layout.of(X.shape, channel_axis)
+    # float64 holds every integer of 32 bits.
     x = torch.from_numpy(np.ascontiguousarray(layout.to_network(X), dtype="float64"))
-    options = {"half_width": half_width, "margin": margin, "probability": probability}
-    with seeded(draw_seed(random_state), "cpu"):
-        images, masks, factors = foreign_patches(x, **options)
+    with seeded(draw_seed(random_state)):
+        images, masks, factors = foreign_patches(
+            x, half_width=half_width, margin=margin, probability=probability
+        )
     images = layout.from_network(images.numpy())
     images = images.round() if X.dtype.kind in "iu" else images
     return Bunch(images=images.astype(X.dtype), masks=masks.numpy(), factors=factors.numpy())
 
 
 def foreign_patches(x, *, half_width=(0.05, 0.2), margin=0.1, probability=1.0):
-    """The same of a batch of tensors (n, c, h, w): images, masks (n, h, w) and factors (n,).
-
-    The other image of each is the next one of the batch. Drawn from torch's CPU generator.
-    """
+    """FPI of a batch: images, masks and factors; each image is mixed with the next one of the batch."""
     n, _, *sides = x.shape
     low, high = half_width if np.shape(half_width) == (2,) else (1, 0)
     if not 0 <= low <= high <= 1:

@@ -2,6 +2,8 @@
 
 import math
 from dataclasses import dataclass
+from functools import reduce
+from itertools import groupby
 
 import torch
 from torch.nn import functional as F
@@ -30,12 +32,12 @@ N_HYSTERESIS = 16
 
 
 def changed(transform, x):
-    """transform(x), which may change its input: it is a copy.
+    """Images transform(x) of the shape of x; the transform gets a copy, which it may change.
 
     Raises
     ------
     ValueError
-        Where that is not images of the shape of x.
+        If the transform gives anything else.
     """
     y = transform(x.clone())
     if not isinstance(y, torch.Tensor) or y.shape != x.shape:
@@ -48,10 +50,10 @@ def changed(transform, x):
 
 
 class _Geometric:
-    """A random affine map of places; those next to each other in a `Compose` are carried out as one."""
+    """A random affine map of places; neighbours in a `Compose` are carried out as one."""
 
     def _matrix(self, n, size):
-        """(n, 3, 3), from places in the view to places in the image, both in [-1, 1]."""
+        """Maps (n, 3, 3) from places in the view to places in the image, both in [-1, 1]."""
         raise NotImplementedError
 
     def __call__(self, x):
@@ -83,9 +85,9 @@ class Crop(_Geometric):
     Parameters
     ----------
     area : tuple (low, high), default=(0.08, 1.0)
-        Share of the image.
+        Share of the image that is seen.
     ratio : tuple (low, high), default=(3 / 4, 4 / 3)
-        Width to height, of the part's share of the sides.
+        Ratio of the part's share of the width to that of the height.
     """
 
     area: tuple = (0.08, 1.0)
@@ -101,12 +103,12 @@ class Crop(_Geometric):
 
 @dataclass(frozen=True)
 class Flip(_Geometric):
-    """Mirrored left to right.
+    """Mirror image, left to right.
 
     Parameters
     ----------
     p : float, default=0.5
-        Share of the images.
+        Share of the images that are changed.
     """
 
     p: float = 0.5
@@ -117,12 +119,12 @@ class Flip(_Geometric):
 
 @dataclass(frozen=True)
 class Rotation(_Geometric):
-    """Turned about its middle.
+    """Turn about the middle of the image.
 
     Parameters
     ----------
     degrees : float, default=10.0
-        The angle is drawn between plus and minus that.
+        Largest angle, to either side.
     """
 
     degrees: float = 10.0
@@ -131,20 +133,20 @@ class Rotation(_Geometric):
         height, width = size
         angle = torch.deg2rad(_uniform(n, -self.degrees, self.degrees))
         cos, sin = angle.cos(), angle.sin()
-        # Places run from -1 to 1 along either side, however long.
+        # Not a plain rotation: places run from -1 to 1 along either side, however long.
         return _affine(n, xx=cos, xy=-sin * height / width, yx=sin * width / height, yy=cos)
 
 
 @dataclass(frozen=True)
 class Affine(_Geometric):
-    """Moved, and enlarged or shrunk.
+    """Shift and change of size.
 
     Parameters
     ----------
     translation : float, default=0.05
         Largest shift along a side, as a share of it.
     scale : tuple (low, high), default=(0.95, 1.05)
-        Of the sides; above 1 enlarges.
+        Factor of the sides; above 1 enlarges.
     """
 
     translation: float = 0.05
@@ -158,7 +160,7 @@ class Affine(_Geometric):
 
 
 class _Appearance:
-    """A change of values, of a share `p` of the images; the others are not computed."""
+    """A change of values, for a share `p` of the images; for the others it is not computed."""
 
     def _change(self, x):
         raise NotImplementedError
@@ -195,11 +197,11 @@ class ColorJitter(_Appearance):
     Parameters
     ----------
     brightness, contrast, saturation : float
-        Each is multiplied by a factor between 1 - that and 1 + that.
+        Largest change of each: its factor is drawn from 1 - that to 1 + that.
     hue : float, default=0.1
-        Largest turn, as a share of the circle.
+        Largest turn of the hue, as a share of the circle.
     p : float, default=0.8
-        Share of the images.
+        Share of the images that are changed.
     """
 
     brightness: float = 0.4
@@ -215,6 +217,7 @@ class ColorJitter(_Appearance):
         x = torch.lerp(mean, x, _each(_uniform(n, 1 - self.contrast, 1 + self.contrast), x))
         if x.shape[1] == 3:
             yiq = torch.tensor(YIQ)
+            # Saturation scales the two axes of colour, and hue turns them; the luma stays.
             angle = 2 * math.pi * _uniform(n, -self.hue, self.hue)
             scale = _uniform(n, 1 - self.saturation, 1 + self.saturation)
             turn = torch.eye(3).repeat(n, 1, 1)
@@ -227,12 +230,12 @@ class ColorJitter(_Appearance):
 
 @dataclass(frozen=True)
 class ColorDrop(_Appearance):
-    """RGB images in grey; grey ones stay as they are.
+    """Grey instead of RGB; grey images stay as they are.
 
     Parameters
     ----------
     p : float, default=0.2
-        Share of the images.
+        Share of the images that are changed.
     """
 
     p: float = 0.2
@@ -243,14 +246,14 @@ class ColorDrop(_Appearance):
 
 @dataclass(frozen=True)
 class Solarize(_Appearance):
-    """Bright values inverted.
+    """Inversion of bright values.
 
     Parameters
     ----------
     threshold : float, default=0.5
-        Values from here on are.
+        Values from this on are inverted.
     p : float, default=0.2
-        Share of the images.
+        Share of the images that are changed.
     """
 
     threshold: float = 0.5
@@ -262,14 +265,14 @@ class Solarize(_Appearance):
 
 @dataclass(frozen=True)
 class GaussianBlur(_Appearance):
-    """Blurred, each image as much as is drawn for it.
+    """Gaussian blur, for each image of a width of its own.
 
     Parameters
     ----------
     sigma : tuple (low, high), default=(0.1, 2.0)
         Standard deviation in pixels.
     p : float, default=1.0
-        Share of the images.
+        Share of the images that are changed.
     """
 
     sigma: tuple = (0.1, 2.0)
@@ -280,12 +283,12 @@ class GaussianBlur(_Appearance):
 
 
 def _blur(x, sigma, radius):
-    """Images, each convolved with a Gaussian of its own; borders are replicated."""
+    """Images (n, c, h, w), each convolved with a Gaussian of its own; borders are replicated."""
     n, channels, height, width = x.shape
     offsets = torch.arange(-radius, radius + 1)
-    sigma = sigma[:, None].clamp(min=1e-3)  # of 0 it is the image
+    sigma = sigma[:, None].clamp(min=1e-3)  # a sigma of 0 gives the image, not nan
     kernel = torch.softmax(-offsets.square() / (2 * sigma.square()), dim=1).to(x)
-    # As a product with a matrix a side, which is faster than a convolution of each image by itself.
+    # Products with a matrix for each side are faster than a convolution of each image by itself.
     for side, axis in ((height, "nab,ncbw->ncaw"), (width, "nab,nchb->ncha")):
         reached = (torch.arange(side)[:, None] + offsets).clamp(0, side - 1).to(x.device)
         matrix = x.new_zeros(n, side, side)
@@ -301,12 +304,12 @@ class Canny(_Appearance):
     Parameters
     ----------
     sigma : float, default=1.0
-        Of the blur before, in pixels.
+        Standard deviation of the blur before, in pixels.
     low, high : float
-        Edges stronger than `high`, and those stronger than `low` that are connected with one, are kept. The
-        strength is the gradient by Sobel, for values in [0, 1].
+        Limits of the strength, which is the gradient by Sobel for values in [0, 1]. Edges above `high` are
+        kept, and edges above `low` that are connected with one.
     p : float, default=0.2
-        Share of the images.
+        Share of the images that are changed.
     """
 
     sigma: float = 1.0
@@ -329,7 +332,7 @@ class Canny(_Appearance):
 
     @staticmethod
     def _across(strength, gradient):
-        """The stronger of the two neighbours across the edge, between pixels (n, 1, h, w)."""
+        """Strength (n, 1, h, w) of the stronger of the two neighbours across the edge, between pixels."""
         _, _, height, width = strength.shape
         direction = gradient / gradient.square().sum(1, keepdim=True).sqrt().clamp(min=1e-12)
         unit = torch.eye(2, 3).to(strength)[None].expand(len(strength), -1, -1)
@@ -346,26 +349,28 @@ class Compose:
     Parameters
     ----------
     transforms : tuple of callables
-        As they are to be applied.
+        Transforms, in the order in which they are applied.
     """
 
     transforms: tuple = ()
 
     def __call__(self, x):
-        matrix = None
-        for transform in self.transforms:
-            if isinstance(transform, _Geometric):
-                step = transform._matrix(len(x), x.shape[2:])
-                matrix = step if matrix is None else matrix @ step
-                continue
-            if matrix is not None:
-                x, matrix = _warp(x, matrix), None
-            x = transform(x)
-        return x if matrix is None else _warp(x, matrix)
+        for geometric, group in groupby(self.transforms, lambda one: isinstance(one, _Geometric)):
+            if geometric:
+                # One interpolation for all of the group: each would blur a little more.
+                x = _warp(x, reduce(torch.matmul, [one._matrix(len(x), x.shape[2:]) for one in group]))
+            else:
+                for transform in group:
+                    x = transform(x)
+        return x
 
 
 def _byol(blur, solarize):
     return Compose((Crop(), Flip(), ColorJitter(), ColorDrop(), GaussianBlur(p=blur), Solarize(p=solarize)))
+
+
+def _both(*transforms):
+    return (Compose(transforms),) * 2
 
 
 _GEOMETRIC = Crop(area=(0.4, 1.0)), Flip(), Rotation()
@@ -373,22 +378,12 @@ _COLOURS = ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2), C
 
 PRESETS = {
     "byol": (_byol(1.0, 0.0), _byol(0.1, 0.2)),
-    "structure": (Compose((*_COLOURS, Solarize())),) * 2,
-    "color": (Compose((*_GEOMETRIC, GaussianBlur(p=0.5))),) * 2,
-    "oct": (
-        Compose(
-            (
-                Crop(area=(0.7, 1.0)),
-                Flip(),
-                Rotation(5.0),
-                ColorJitter(),
-                GaussianBlur(p=0.5),
-                Canny(p=0.1),
-            )
-        ),
-    )
-    * 2,
-    "cfp": (Compose((*_GEOMETRIC, *_COLOURS, GaussianBlur(p=0.5), Canny(p=0.1))),) * 2,
+    "structure": _both(*_COLOURS, Solarize()),
+    "color": _both(*_GEOMETRIC, GaussianBlur(p=0.5)),
+    "oct": _both(
+        Crop(area=(0.7, 1.0)), Flip(), Rotation(5.0), ColorJitter(), GaussianBlur(p=0.5), Canny(p=0.1)
+    ),
+    "cfp": _both(*_GEOMETRIC, *_COLOURS, GaussianBlur(p=0.5), Canny(p=0.1)),
 }
 
 
@@ -398,14 +393,14 @@ def preset(name):
     Parameters
     ----------
     name : {"byol", "structure", "color", "oct", "cfp"}
-        "byol" is that of Grill et al. 2020 (it crops up to a twelfth of the image); "structure" changes
-        colours only, "color" all but colours; "oct" (tomography of the retina) and "cfp" (photographs of it)
+        "byol" is that of Grill et al. 2020 (it crops down to a twelfth of the image). "structure" changes
+        colours only, "color" all but colours. "oct" (tomography of the retina) and "cfp" (photographs of it)
         are for the two kinds of images of the SSL-AnoVAE paper, whose table of transforms is not public.
 
     Returns
     -------
     first, second : Compose
-        For either view.
+        Transforms of the two views.
     """
     if name not in PRESETS:
         raise ValueError(f"there is no preset {name!r}; there are {', '.join(map(repr, PRESETS))}")
