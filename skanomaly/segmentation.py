@@ -27,7 +27,7 @@ def residual_mask(maps, threshold, *, median_size=None, fill_holes=True, min_siz
     median_size : int, default=None
         Side of a median filter on the maps before the threshold.
     fill_holes : bool, default=True
-        Also flag what flagged pixels (8-connected) enclose.
+        Also flag holes: pixels that flagged ones (8-connected) enclose.
     min_size : int, default=0
         Drop 8-connected regions of fewer pixels.
 
@@ -43,11 +43,12 @@ def residual_mask(maps, threshold, *, median_size=None, fill_holes=True, min_siz
         maps = ndimage.median_filter(maps, size=(1, median_size, median_size))
     masks = maps > threshold
     if fill_holes:
+        # Outside is 4-connected, since masks are 8-connected: a diagonal border would leak otherwise.
         masks = ndimage.binary_fill_holes(masks, structure=_IN_PLANE_CROSS)
     if min_size > 1:
         labels, _ = connected_regions(masks)
         small = np.bincount(labels.ravel()) < min_size
-        small[0] = False
+        small[0] = False  # what is not flagged, of any size
         masks &= ~small[labels]
     return masks
 
@@ -65,20 +66,20 @@ def connected_regions(masks):
     labels : (n, H, W) int ndarray
         0 outside; regions of different images have different numbers.
     n_regions : int
-        How many there are.
+        Number of regions in all.
     """
     return ndimage.label(masks, structure=_IN_PLANE)
 
 
 def regions(masks, maps):
-    """Where the anomalies are, how big and how bad: one row for each 8-connected region.
+    """Place, size and severity of the anomalies: one row for each 8-connected region.
 
     Parameters
     ----------
     masks : (n, H, W) or (H, W) bool array
-        As `segment` gives.
+        Masks, as `segment` gives them.
     maps : array of the shape of `masks`
-        As `anomaly_map` gives.
+        Maps, as `anomaly_map` gives them.
 
     Returns
     -------
@@ -108,9 +109,9 @@ def regions(masks, maps):
     if masks.ndim == 2:
         masks, maps = masks[None], maps[None]
     labels, _ = connected_regions(masks)
-    found = regionprops_table(
-        labels, maps, properties=("bbox", "area", "centroid", "intensity_mean", "intensity_max")
-    )
+    # The stack is one volume for scikit-image: its first axis is the number of the image.
+    properties = "bbox", "area", "centroid", "intensity_mean", "intensity_max"
+    found = regionprops_table(labels, maps, properties=properties)
     columns = {
         "image": "bbox-0",
         "area": "area",
@@ -144,6 +145,7 @@ def pool_blocks(images, block_size):
     for axis in (-2, -1):
         starts = np.arange(0, images.shape[axis], block_size)
         sizes = np.diff(np.append(starts, images.shape[axis]))
+        # Not a reshape: the last block of a side may be cut off.
         sums = np.add.reduceat(images, starts, axis=axis)
         images = sums / (sizes[:, None] if axis == -2 else sizes)
     return images
@@ -155,7 +157,7 @@ def block_means(maps, block_size):
     Parameters
     ----------
     maps : (n, H, W) array
-        As `anomaly_map` gives.
+        Maps, as `anomaly_map` gives them.
     block_size : int
         Side of a block.
 

@@ -1,4 +1,4 @@
-"""Estimators that segment: a detector, and a rule from what it makes of images to masks."""
+"""Estimators that segment: a detector, and a rule from its maps or reconstructions to masks."""
 
 from numbers import Integral, Real
 
@@ -18,7 +18,7 @@ __all__ = ["LayerwiseSegmenter", "ResidualSegmenter"]
 
 
 class ResidualSegmenter(HoldsDetector, BaseEstimator):
-    """Segments by the anomaly map: threshold, and fill.
+    """Segmentation by the anomaly map: threshold, and fill.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ class ResidualSegmenter(HoldsDetector, BaseEstimator):
         None is ``AutoEncoder()``. A FrozenEstimator is used as it is, anything else is cloned and fitted to
         the rows with y other than -1.
     level : {"pixel", "block"}, default="pixel"
-        Whether single pixels or means of blocks are compared with the threshold.
+        Single pixels, or means of blocks, are compared with the threshold.
     block_size : int, default=8
         Side of a block.
     quantile : float, default=0.99
@@ -34,20 +34,20 @@ class ResidualSegmenter(HoldsDetector, BaseEstimator):
     median_size : int, default=None
         Side of a median filter on the maps before the threshold, for "pixel".
     fill_holes : bool, default=True
-        Also flag what flagged pixels enclose.
+        Also flag pixels that flagged ones enclose.
     min_size : int, default=0
         Drop regions of fewer pixels.
 
     Attributes
     ----------
     detector_ : BaseDetector, Pipeline or FrozenEstimator
-        Fitted.
+        The fitted detector.
     threshold_ : float
-        Of the map.
+        Threshold of the map.
     n_features_in_ : int
-        As of the detector.
+        That of the detector.
     feature_names_in_ : ndarray of str
-        Where X was a DataFrame of rows.
+        Names of the columns, if X was a DataFrame of rows.
 
     See Also
     --------
@@ -102,13 +102,14 @@ class ResidualSegmenter(HoldsDetector, BaseEstimator):
         X : array-like
             Images, as the detector takes them.
         y : (n,) array-like, default=None
-            Rows with -1 are left out.
+            Labels: rows with -1 are left out.
 
         Returns
         -------
         self
         """
         self._fit_detector(X, y)
+        # Not the detector's own pixel_offset_: a search over `quantile` must not train again.
         self.threshold_ = float(np.quantile(self._maps(normal_rows(X, y)), self.quantile))
         return self
 
@@ -117,7 +118,7 @@ class ResidualSegmenter(HoldsDetector, BaseEstimator):
         return maps if self.level == "pixel" else segmentation.block_means(maps, self.block_size)
 
     def predict(self, X):
-        """Where images are anomalous.
+        """Masks of the anomalous pixels.
 
         Parameters
         ----------
@@ -133,6 +134,7 @@ class ResidualSegmenter(HoldsDetector, BaseEstimator):
         return segmentation.residual_mask(
             self._maps(X),
             self.threshold_,
+            # A median of blocks would be one of few values, each repeated.
             median_size=self.median_size if self.level == "pixel" else None,
             fill_holes=self.fill_holes,
             min_size=self.min_size,

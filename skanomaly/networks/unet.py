@@ -1,4 +1,4 @@
-"""The U-Net of P-Net."""
+"""U-Net, in the sizes of P-Net."""
 
 import torch
 from torch import nn
@@ -6,19 +6,20 @@ from torch.nn import functional as F
 
 from .blocks import choose_strides, crop_to, pad_to, padded_size
 
-#: Times an image is halved at most.
+#: Most times an image is halved.
 N_LEVELS = 4
 
 
 def _block(n_in, n_out):
     layers = []
     for a in (n_in, n_out):
+        # Without bias: BatchNorm has one.
         layers += [nn.Conv2d(a, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU()]
     return nn.Sequential(*layers)
 
 
 class UNet(nn.Module):
-    """Images to a value (logit) of each class in each pixel, (n, n_classes, H, W).
+    """Values (logits) of each class in each pixel, (n, n_classes, H, W).
 
     Parameters
     ----------

@@ -4,25 +4,25 @@ import numpy as np
 
 #: Label of retina that belongs to no layer, such as fluid.
 NO_LAYER = -1
-#: Grey codes of that and of what is not retina; those of layers are in [0, 1]. So far apart that it can be
-#: told from a difference between which of the three it is.
+#: Grey codes of that and of the background; those of layers are in [0, 1]. They are far enough apart that a
+#: difference shows which two of layer, gap and background differ.
 GAP, BACKGROUND = 3.0, 7.0
 
 
 def layer_codes(layers, n_layers):
-    """Layers as grey values: equally spaced in [0, 1] by depth; no layer is 3, what is not retina 7.
+    """Layers as grey values: equally spaced in [0, 1] by depth; a gap is 3, the background 7.
 
     Parameters
     ----------
     layers : int array
-        0 above the retina, 1 to `n_layers`, and from there on behind it; -1 for retina without a layer.
+        Labels: 0 above the retina, 1 to `n_layers`, more behind it; -1 in a gap, retina without a layer.
     n_layers : int
-        L.
+        Number of layers, L.
 
     Returns
     -------
     codes : float64 ndarray
-        Of the shape of `layers`.
+        Codes, in the shape of `layers`.
     """
     layers = np.asarray(layers)
     codes = (layers - 1) / max(1, n_layers - 1)
@@ -31,21 +31,21 @@ def layer_codes(layers, n_layers):
 
 
 def layerwise_mask(layers, reconstructed, n_layers, *, v_low=None, v_high=None):
-    """Where the layers of an image and of its reconstruction differ: v_low < difference of codes < v_high.
+    """Mask of pixels whose layer the reconstruction changes: v_low < difference of codes < v_high.
 
     Parameters
     ----------
     layers : (n, H, W) int array
-        Of the images, as a layer extractor gives.
+        Labels of the images, as a layer extractor gives them.
     reconstructed : (n, H, W) int array
-        Of their reconstructions.
+        Labels of their reconstructions.
     n_layers : int
-        L.
+        Number of layers, L.
     v_low : float, default=None
-        None is 1.5 times the difference of neighbouring layers: where only these two are exchanged, a
-        boundary is a little off.
+        Lower threshold. None is 1.5 times the difference of neighbouring layers: these are exchanged wherever
+        a boundary is a little off.
     v_high : float, default=None
-        None lets all differences within the retina pass, and none from what is not retina.
+        Upper threshold. None lets all differences within the retina pass, and none to the background.
 
     Returns
     -------
@@ -54,7 +54,7 @@ def layerwise_mask(layers, reconstructed, n_layers, *, v_low=None, v_high=None):
 
     Notes
     -----
-    Layer-wise grey-level comparison of Li et al. 2023 (SSL-AnoVAE), whose two thresholds are not in the text.
+    Layer-wise grey-level comparison of Li et al. 2023 (SSL-AnoVAE), who do not give the two thresholds.
     """
     v_low, v_high = layer_thresholds(n_layers, v_low, v_high)
     difference = np.abs(layer_codes(layers, n_layers) - layer_codes(reconstructed, n_layers))
@@ -62,16 +62,16 @@ def layerwise_mask(layers, reconstructed, n_layers, *, v_low=None, v_high=None):
 
 
 def layer_thresholds(n_layers, v_low=None, v_high=None):
-    """The two thresholds of `layerwise_mask`, derived where None.
+    """Thresholds of `layerwise_mask`; None becomes a default.
 
     Parameters
     ----------
     n_layers : int
-        L.
+        Number of layers, L.
     v_low : float, default=None
-        Lower one.
+        Lower threshold.
     v_high : float, default=None
-        Upper one.
+        Upper threshold.
 
     Returns
     -------
@@ -79,8 +79,8 @@ def layer_thresholds(n_layers, v_low=None, v_high=None):
         Lower and upper threshold.
     """
     v_low = 1.5 / max(1, n_layers - 1) if v_low is None else v_low
-    # Half-way between the largest difference within the retina and the smallest to what is not.
-    v_high = 0.5 * (GAP + BACKGROUND - GAP) if v_high is None else v_high
+    # Half-way between the largest difference within the retina and the smallest to the background.
+    v_high = 0.5 * (GAP + (BACKGROUND - GAP)) if v_high is None else v_high
     if not v_low < v_high:
         raise ValueError(f"v_low must be below v_high, got v_low={v_low} and v_high={v_high}")
     return v_low, v_high
@@ -92,19 +92,19 @@ def check_depth_order(layers):
     Parameters
     ----------
     layers : (n, H, W) int array
-        As a layer extractor gives.
+        Labels, as a layer extractor gives them.
 
     Raises
     ------
     ValueError
-        Names the first two labels that are out of order.
+        If two labels are out of order; the message names the first two.
     """
     layers = np.asarray(layers)
     rows = np.arange(layers.shape[1])
     above = None
     for label in np.unique(layers[layers != NO_LAYER]):
         found = layers == label
-        with np.errstate(invalid="ignore"):  # nan where a column does not have it
+        with np.errstate(invalid="ignore"):  # nan in columns without the label
             depth = np.einsum("nhw,h->nw", found, rows) / found.sum(1)
         if above is not None:
             difference = depth - above[1]

@@ -1,4 +1,4 @@
-"""Layers without training, as shortest paths."""
+"""Layers without training: their boundaries are shortest paths."""
 
 from numbers import Integral, Real
 
@@ -12,15 +12,15 @@ from .._atomic import atomic_fit
 from .comparison import NO_LAYER
 from .extractor import LayerExtractor
 
-#: Of a whole retina at 1/128 of the height of the scan; see `datasets.make_oct`.
+#: Thickness of seven layers, in 1/128 of the height of the scan; see `datasets.make_oct`.
 THICKNESS = 8, 14, 8, 6, 16, 6, 6
-#: What each boundary is, from above: dark to bright (1), or bright to dark (-1).
+#: Signs of the boundaries, from above: dark to bright (1), or bright to dark (-1).
 POLARITY = 1, -1, -1, 1, -1, 1, 1, -1
-#: How much thinner or thicker all layers of a scan may be together.
+#: Factors by which all layers of a scan may be thinner or thicker together.
 SCALES = np.geomspace(0.3, 1.2, 11)
-#: Where the pigment epithelium comes to lie in a flattened scan, in its height.
+#: Place of the pigment epithelium in a flattened scan, as a share of its height.
 EPITHELIUM = 5 / 8
-#: Share of a scan's range of grey values within which a margin is white, or black.
+#: Shares of a scan's range of grey values: a margin is as near as that to its maximum, or its minimum.
 WHITE, BLACK = 0.03, 0.01
 
 
@@ -31,36 +31,37 @@ class GraphLayerExtractor(LayerExtractor):
     flattened to it. The mean of its columns says how thick the retina is. Then all boundaries of a column are
     found together, in their order: the places, top to bottom, where the gradients have the right signs and
     are strongest, and layers are about as thick as they should be. Layers cannot cross, but they may have
-    gaps: retina about as dark as what lies above it, as fluid is, belongs to none. White or black margins
+    gaps: fluid, about as dark as the vitreous above the retina, belongs to no layer. White or black margins
     above and below a scan, as registered or padded ones have, are left out.
 
     Parameters
     ----------
     thickness : sequence of L floats, default=(8, 14, 8, 6, 16, 6, 6)
-        Expected thickness of the layers from the vitreous inwards, in 1/128 of the height. What counts is how
-        they relate; all together may be 0.3 to 1.2 times as thick.
+        Expected thickness of the layers from the vitreous inwards, in 1/128 of the height. Only their ratios
+        count: all together may be 0.3 to 1.2 times as thick.
     polarity : sequence of L + 1 of {-1, 1}, default=(1, -1, -1, 1, -1, 1, 1, -1)
-        Upper end of each layer and lower end of the last: 1 from dark to bright, -1 from bright to dark.
+        Signs of the upper end of each layer and the lower end of the last: 1 from dark to bright, -1 from
+        bright to dark.
     thickness_weight : float, default=0.3
-        How much a layer of twice or half its thickness costs, in standard deviations of the gradient.
+        Cost of a layer of twice or half its thickness, in standard deviations of the gradient.
     sigma : tuple (vertical, horizontal), default=(1.0, 2.5)
-        Of the Gaussian before the gradient, in 1/128 of the height.
+        Standard deviations of the Gaussian before the gradient, in 1/128 of the height.
     median_size : int, default=7
-        Columns of the median filter on the boundaries.
+        Width of the median filter on the boundaries, in columns.
     gaps : bool, default=True
-        Whether dark retina belongs to no layer, or to the one it lies in: darker than the darkest layer by
-        two thirds of what that is brighter than the vitreous.
+        Dark retina belongs to no layer, or (False) to the one it lies in. The limit is the grey value one
+        third of the way from the vitreous to the darkest layer.
     n_jobs : int, default=None
-        Scans at a time, by joblib.
+        Number of scans at a time, by joblib.
 
     Attributes
     ----------
     n_layers_ : int
-        L.
+        Number of layers, L.
     n_features_in_ : int
         Height of the scans, or pixels where they are given as rows.
     feature_names_in_ : ndarray of str
-        Where X was a DataFrame of rows.
+        Names of the columns, if X was a DataFrame of rows.
 
     See Also
     --------
@@ -71,8 +72,8 @@ class GraphLayerExtractor(LayerExtractor):
     -----
     The idea is that of Chiu et al. [1]_; here the boundaries of a column are found together by dynamic
     programming, which keeps their order, instead of one by one. Seven layers want a retina of 30 pixels or
-    more; for fewer, take three: ``thickness=(24, 16, 12), polarity=(1, -1, 1, -1)``, the inner retina, the
-    outer nuclear layer, and from the photoreceptor segments to the pigment epithelium.
+    more. A thinner one has room for three, ``thickness=(24, 16, 12), polarity=(1, -1, 1, -1)``: the inner
+    retina, the outer nuclear layer, and the layers from the photoreceptor segments to the pigment epithelium.
 
     References
     ----------
@@ -153,7 +154,7 @@ class GraphLayerExtractor(LayerExtractor):
         return self
 
     def boundaries(self, X):
-        """Where layers begin.
+        """Boundaries between layers.
 
         Parameters
         ----------
@@ -163,7 +164,7 @@ class GraphLayerExtractor(LayerExtractor):
         Returns
         -------
         boundaries : (n, L + 1, W) float64 ndarray
-            Row of the upper end of layers 1 to L and, last, of what is behind them; from above, not crossing.
+            Rows of the upper ends of layers 1 to L and of the lower end of the last; they do not cross.
         """
         return np.stack(self._each(self._boundaries, X))
 
@@ -193,8 +194,8 @@ class GraphLayerExtractor(LayerExtractor):
         Returns
         -------
         flat : (n, H, W) ndarray
-            Each column moved up or down until the pigment epithelium lies at 5/8 of the height; what is then
-            missing, and white or black margins, repeats the nearest pixel. Of the grey values of X.
+            Scans with each column moved up or down until the pigment epithelium lies at 5/8 of the height.
+            Missing pixels, and white or black margins, repeat the nearest pixel. Grey values are those of X.
         """
         return np.stack([flat for flat, _ in self._each(_flattened, X)]).astype(np.asarray(X).dtype)
 
@@ -216,12 +217,13 @@ class GraphLayerExtractor(LayerExtractor):
         flat, shift = _flattened(scan)
         gradient = ndimage.gaussian_filter(flat, np.multiply(self.sigma, scale), order=(1, 0), mode="nearest")
         gradient /= gradient.std() or 1
+        # The mean column has little noise: its retina is found at any thickness.
         profile = gradient.mean(1, keepdims=True)
         profile /= profile.std() or 1
         thickness = np.asarray(self.thickness, float) * scale
         fits = [(*self._ordered_places(profile, thickness * s), s) for s in SCALES]
         places, _, fitting = max(fits, key=lambda fit: fit[1])
-        # What is much farther up or down than the retina of the mean column is not retina.
+        # Edges much farther up or down than the retina of the mean column are not of the retina.
         first, last = places[[0, -1], 0]
         reach = (last - first) // 2
         gradient[: max(0, first - reach)] = 0
@@ -231,7 +233,7 @@ class GraphLayerExtractor(LayerExtractor):
         return ndimage.median_filter(places.astype(float), (1, size), mode="nearest") + shift + 0.5
 
     def _ordered_places(self, gradient, thickness):
-        """Rows (L + 1, W) with the largest sum of signed gradients, less odd thicknesses' cost; the sum."""
+        """Rows (L + 1, W) with the largest sum of signed gradients less costs of thickness, and that sum."""
         height = len(gradient)
         step = np.arange(height) - np.arange(height)[:, None]  # from row to row
         best, came_from = self.polarity[0] * gradient, []
@@ -248,7 +250,7 @@ class GraphLayerExtractor(LayerExtractor):
 
 
 def _flattened(scan):
-    """Scan, its margins filled and each column moved, and by how many rows: up, where positive."""
+    """Scan with its margins filled and each column moved, and by how many rows (up, if positive)."""
     height = len(scan)
     scan = _without_margins(scan, height / 128)
     band = _deepest_band(scan, height / 128).astype(float)
@@ -267,7 +269,8 @@ def _without_margins(scan, scale):
     black, white = scan <= low + BLACK * span, scan >= high - WHITE * span
     extreme = ndimage.binary_dilation(black | white)
 
-    def wider(margin):  # its blurred edge too
+    def wider(margin):
+        # The edge of a margin is blurred, and would be the strongest gradient of the scan.
         return ndimage.binary_dilation(margin, iterations=round(4 * scale) or 1)
 
     margin = wider(until(extreme) | until(extreme[::-1])[::-1])
@@ -281,7 +284,7 @@ def _without_margins(scan, scale):
 
 
 def _gaps(scan, layers, n_layers):
-    """Where the retina is about as dark as what lies above it."""
+    """Mask of the retina that is about as dark as the vitreous above it."""
     scan = ndimage.gaussian_filter(scan, len(scan) / 128)
     median = {layer: np.median(scan[layers == layer]) for layer in np.unique(layers)}
     vitreous = median.get(0, np.inf)

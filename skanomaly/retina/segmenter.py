@@ -19,42 +19,42 @@ from .graph import GraphLayerExtractor
 
 
 class LayerwiseSegmenter(HoldsDetector, BaseEstimator):
-    """Segments where the layers of a retina differ from those of its reconstruction.
+    """Segmentation by layers: masks where those of a retina and of its reconstruction differ.
 
     A lesion whose grey values are normal ones somewhere else hardly shows in the residual, but it breaks the
-    layers. Each layer is coded by one grey value, retina that belongs to none by one farther off, and what is
-    not retina by one far away; the codes of a scan and of its reconstruction are compared.
+    layers. Each layer is coded by one grey value, retina without a layer by one farther off, and the
+    background by one far away; the codes of a scan and of its reconstruction are compared.
 
     Parameters
     ----------
     detector : BaseDetector, Pipeline that ends in one, or FrozenEstimator of either, default=None
-        Must reconstruct; None is ``AutoEncoder()``. A FrozenEstimator is used as it is, anything else is
-        cloned and fitted to the rows with y other than -1.
+        The detector, which must reconstruct; None is ``AutoEncoder()``. A FrozenEstimator is used as it is,
+        anything else is cloned and fitted to the rows with y other than -1.
     layer_extractor : layer extractor, or FrozenEstimator of one, default=None
         None is ``GraphLayerExtractor()``. Any estimator whose `predict` gives integer layers (n, H, W) in
         depth order, 0 above the retina and L + 1 behind it, -1 in a gap, with ``n_layers_``. One that learns
         from labelled layers is fitted before and given as a FrozenEstimator.
     v_low : float, default=None
-        Differences of codes up to here are noise; None is 1.5 times that of neighbouring layers.
+        Differences of codes up to this are noise; None is 1.5 times that of neighbouring layers.
     v_high : float, default=None
-        Differences from here on are those between retina and what is not; None is half-way to these.
+        Differences from this on are those of retina and background; None is half-way to these.
     fill_holes : bool, default=True
-        Also flag what flagged pixels enclose.
+        Also flag pixels that flagged ones enclose.
     min_size : int, default=0
         Drop regions of fewer pixels.
 
     Attributes
     ----------
     detector_ : BaseDetector, Pipeline or FrozenEstimator
-        Fitted.
+        The fitted detector.
     layer_extractor_ : estimator
-        Fitted.
+        The fitted extractor.
     v_low_, v_high_ : float
-        The thresholds used.
+        Thresholds in use.
     n_features_in_ : int
-        As of the detector.
+        That of the detector.
     feature_names_in_ : ndarray of str
-        Where X was a DataFrame of rows.
+        Names of the columns, if X was a DataFrame of rows.
 
     See Also
     --------
@@ -105,7 +105,7 @@ class LayerwiseSegmenter(HoldsDetector, BaseEstimator):
         X : array-like
             Scans, as the detector takes them.
         y : (n,) array-like, default=None
-            Rows with -1 are left out.
+            Labels: rows with -1 are left out.
 
         Returns
         -------
@@ -118,9 +118,11 @@ class LayerwiseSegmenter(HoldsDetector, BaseEstimator):
                 f"{type(extractor).__name__} learns from labelled layers, which are not given here; fit it "
                 "before, and give it as FrozenEstimator(extractor)"
             )
-        if None not in (self.v_low, self.v_high):  # else after training, when the layers are counted
+        # Before the detector is trained; a threshold of None must wait until the layers are counted.
+        if None not in (self.v_low, self.v_high):
             layer_thresholds(1, self.v_low, self.v_high)
         self._fit_detector(X, y)
+        # Scans as the detector sees them, after the steps of a Pipeline: reconstructions are like these.
         scans = open_images(*self._reach(normal_rows(X, y))).raw()[:, 0]
         self.layer_extractor_ = extractor = extractor if frozen else clone(extractor).fit(scans)
         if not hasattr(extractor, "n_layers_"):
@@ -162,7 +164,7 @@ class LayerwiseSegmenter(HoldsDetector, BaseEstimator):
         return tuple(self.layer_extractor_.predict(scans[:, 0]) for scans in (images.raw(), made))
 
     def predict(self, X):
-        """Where layers are broken.
+        """Masks of broken layers.
 
         Parameters
         ----------
@@ -175,7 +177,6 @@ class LayerwiseSegmenter(HoldsDetector, BaseEstimator):
             True where anomalous.
         """
         layers, reconstructed = self.layers(X)
-        masks = layerwise_mask(
-            layers, reconstructed, self.layer_extractor_.n_layers_, v_low=self.v_low_, v_high=self.v_high_
-        )
+        n_layers = self.layer_extractor_.n_layers_
+        masks = layerwise_mask(layers, reconstructed, n_layers, v_low=self.v_low_, v_high=self.v_high_)
         return residual_mask(masks.astype(float), 0.5, fill_holes=self.fill_holes, min_size=self.min_size)

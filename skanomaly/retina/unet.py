@@ -1,10 +1,10 @@
-"""Layers by a U-Net that learns from labelled scans (the structure extractor of P-Net)."""
+"""The structure extractor of P-Net: a U-Net that learns layers from labelled scans."""
 
 from numbers import Integral, Real
 
 import numpy as np
 import torch
-from sklearn.utils import check_array
+from sklearn.utils import check_array, gen_batches
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import nn
@@ -23,7 +23,7 @@ from .extractor import LayerExtractor
 
 
 class PatchDiscriminator(nn.Module):
-    """Maps (n, n_classes, H, W) to logits of patches (n, h, w): labelled (real) or predicted (fake)."""
+    """Logits (n, h, w) of patches of maps (n, n_classes, H, W): labelled (real) or predicted (fake)."""
 
     def __init__(self, image_shape, *, width):
         super().__init__()
@@ -41,9 +41,9 @@ class PatchDiscriminator(nn.Module):
 
 
 class _Labelled:
-    """Scans with their labels as a second channel, to train on."""
+    """Training images: scans, with their labels as a second channel."""
 
-    held_out = None
+    held_out = None  # `Training` asks for it
 
     def __init__(self, scans, labels):
         self.both = torch.stack([scans, labels], dim=1)
@@ -53,20 +53,19 @@ class _Labelled:
 
     def epoch(self, batch_size):
         order = torch.randperm(len(self))
-        # A batch of one has no statistics: it joins the one before.
-        starts = range(0, max(1, len(order) - 1), batch_size)
-        for start, end in zip(starts, [*starts[1:], len(order)]):
-            yield self.both[order[start:end]]
+        # BatchNorm has no statistics of one scan: a last one joins the batch before.
+        for rows in gen_batches(len(order), batch_size, min_batch_size=2):
+            yield self.both[order[rows]]
 
 
 class LayerTraining(Training):
-    """The U-Net learns labels; with target scans, also to make maps there that look like labels (P-Net).
+    """Training of the U-Net on labels and, with target scans, against a discriminator of its maps (P-Net).
 
     Parameters
     ----------
     network : nn.Module with parts `unet` and `discriminator`
     target : (n, H, W) tensor, or None
-        Unlabelled scans of another device.
+        Unlabelled scans of another device; the maps of these are to look like labels.
     adversarial_weight : float
     """
 
@@ -86,15 +85,13 @@ class LayerTraining(Training):
             self.move("optimizer", train_loss=loss)
             return
         rows = torch.randint(len(self.target), (len(x),))
-        # Probabilities, not the likeliest label: through that no gradient would come back.
+        # Probabilities, not the likeliest labels: no gradient comes back through argmax.
         maps = network.unet(self.target[rows][:, None].to(x)).softmax(1)
         real = F.one_hot(labels, maps.shape[1]).movedim(3, 1).to(x)
-        discriminator = network.discriminator
-        self.move(
-            "optimizer_discriminator",
-            discriminator_loss=discriminator_loss(discriminator(real), discriminator(maps.detach())),
-        )
-        adversarial = generator_loss(discriminator(maps))
+        loss_of_both = discriminator_loss(network.discriminator(real), network.discriminator(maps.detach()))
+        self.move("optimizer_discriminator", discriminator_loss=loss_of_both)
+        # After the move: the generator meets the discriminator as it is now.
+        adversarial = generator_loss(network.discriminator(maps))
         self.record(label_loss=loss, adversarial_loss=adversarial)
         self.move("optimizer", train_loss=loss + self.adversarial_weight * adversarial)
 
@@ -107,30 +104,30 @@ class UNetLayerExtractor(LayerExtractor):
     width : int, default=8
         Channels of the first level; 2, 4, 8 and 8 times as many follow. 64 is the paper's network.
     adversarial_weight : float, default=0.01
-        Weight of the discriminator's judgement of maps of the target scans.
+        Weight of the adversarial loss, the discriminator's judgement of maps of the target scans.
     max_epochs : int, default=30
         Passes over the labelled scans.
     batch_size : int, default=8
-        Scans of a step.
+        Scans per training step.
     lr : float, default=1e-3
         Learning rate.
     device : str, default="auto"
-        "auto" takes an accelerator where there is one; or a torch device.
+        A torch device; "auto" is "cuda" where there is one, else "cpu".
     random_state : int, RandomState or None, default=None
-        Decides weights and order.
+        Seed of the weights and of the order of scans.
 
     Attributes
     ----------
     network_ : nn.Module
         The U-Net.
     n_layers_ : int
-        L: the largest label is L + 1.
+        Number of layers, L: the largest label is L + 1.
     history_ : dict of str to History
-        Losses by epoch.
+        Losses of each epoch, under ``layers``.
     n_features_in_ : int
         Height of the scans, or pixels where they are given as rows.
     feature_names_in_ : ndarray of str
-        Where X was a DataFrame of rows.
+        Names of the columns, if X was a DataFrame of rows.
 
     See Also
     --------
@@ -139,8 +136,9 @@ class UNetLayerExtractor(LayerExtractor):
     Notes
     -----
     The structure extractor of P-Net [1]_, which SSL-AnoVAE takes too. The public code hands the likeliest
-    labels to the discriminator, through which no gradient comes back, so that scans of the retina are not
-    adapted to at all; here it gets the probabilities. Adam has its usual momentum (0.1 and 0.9 there).
+    labels to the discriminator. No gradient comes back through these, so that scans of the retina are not
+    adapted to at all; here the discriminator gets the probabilities. Adam has its usual momentum (0.1 and 0.9
+    there).
 
     References
     ----------
@@ -195,10 +193,10 @@ class UNetLayerExtractor(LayerExtractor):
         X : (n, H, W) array-like
             Scans; or rows, each a scan of one pixel's width.
         y : (n, H, W) int array-like
-            Layer of each pixel, in depth order from 0 above the retina to L + 1 behind it, -1 in a gap as of
-            fluid; (n,) where a scan is of one layer only.
+            Layer of each pixel, in depth order from 0 above the retina to L + 1 behind it, -1 in a gap, such
+            as fluid; (n,) for scans of one layer each.
         X_target : (m, H, W) array-like, default=None
-            Unlabelled scans to adapt to, of the units of X.
+            Unlabelled scans to adapt to, in the units of X.
 
         Returns
         -------
@@ -207,9 +205,10 @@ class UNetLayerExtractor(LayerExtractor):
         Raises
         ------
         ValueError
-            For labels that are not whole numbers from -1, or do not go up with depth.
+            If labels are not whole numbers from -1, or do not go up with depth.
         """
         if y is None:
+            # The first words are those that scikit-learn's check of required targets looks for.
             raise ValueError(
                 f"{type(self).__name__} requires y to be passed, but the target y is None; it learns from "
                 "labelled layers: take GraphLayerExtractor where there are none"
@@ -219,21 +218,15 @@ class UNetLayerExtractor(LayerExtractor):
         self.n_layers_ = max(1, int(labels.max()) - 1)
         self._first = min(0, int(labels.min()))
         labels -= self._first
-        self._range = float(scans.min()), float(scans.max())
+        self._range, self._size = (float(scans.min()), float(scans.max())), scans.shape[1:]
         device = _inference.resolve_device(self.device)
-        target = None if X_target is None else self._tensor(self._check(X_target, reset=False))
-        if target is not None and target.shape[1:] != scans.shape[1:]:
-            raise ValueError(
-                f"X_target must hold scans of the size of X, {scans.shape[1:]}, got {tuple(target.shape[1:])}"
-            )
+        target = None if X_target is None else self._tensor(X_target, "X_target")
         with seeded(draw_seed(self.random_state), device):
-            network = nn.Module()
-            n_classes = int(labels.max()) + 1
-            network.unet = UNet((1, *scans.shape[1:]), n_classes, width=self.width)
-            network.discriminator = PatchDiscriminator((n_classes, *scans.shape[1:]), width=self.width)
-            network = network.to(device)
+            network, n_classes = nn.Module(), int(labels.max()) + 1
+            network.unet = UNet((1, *self._size), n_classes, width=self.width)
+            network.discriminator = PatchDiscriminator((n_classes, *self._size), width=self.width)
             training = LayerTraining(
-                network,
+                network.to(device),
                 target=target,
                 adversarial_weight=self.adversarial_weight,
                 stage="layers",
@@ -243,7 +236,7 @@ class UNetLayerExtractor(LayerExtractor):
                 device=device,
                 verbose=0,
             )
-            history = training.run(_Labelled(self._tensor(scans), torch.from_numpy(labels)))
+            history = training.run(_Labelled(self._tensor(X), torch.from_numpy(labels)))
         self.history_, self.network_ = {"layers": history}, network.unet.eval()
         return self
 
@@ -258,11 +251,16 @@ class UNetLayerExtractor(LayerExtractor):
             raise ValueError(
                 f"y must hold whole numbers, the layers in depth order from 0, and {NO_LAYER} in gaps"
             )
+        # A copy: the labels are shifted, and what is broadcast cannot be written to.
         labels = np.broadcast_to(labels, scans.shape).copy()
         check_depth_order(labels)
         return labels
 
-    def _tensor(self, scans):
+    def _tensor(self, X, name="X"):
+        """Scans of the fitted size, scaled as the fitted ones to [0, 1]."""
+        scans = self._check(X, reset=False)
+        if scans.shape[1:] != self._size:
+            raise ValueError(f"{name} must hold scans of the fitted size {self._size}, got {scans.shape[1:]}")
         low, high = self._range
         return torch.from_numpy((scans - low) / ((high - low) or 1)).float()
 
@@ -280,14 +278,9 @@ class UNetLayerExtractor(LayerExtractor):
             In depth order: 0 above the retina, 1 to L, L + 1 behind it; -1 in a gap, where it was shown some.
         """
         check_is_fitted(self)
-        scans = self._tensor(self._check(X, reset=False))
-        if scans.shape[1:] != self.network_.image_size:
-            raise ValueError(
-                f"X must hold scans of the fitted size {self.network_.image_size}, got "
-                f"{tuple(scans.shape[1:])}"
-            )
-        device = next(self.network_.parameters()).device
-        network = self.network_
+        scans = self._tensor(X)
+        # Not self.device: an extractor may have been unpickled on another machine.
+        network, device = self.network_, next(self.network_.parameters()).device
         parts = _inference.run(lambda x: network(x).argmax(1) + self._first, network, scans[:, None], device)
         return np.concatenate([part for _, part in parts])
 
