@@ -4,6 +4,7 @@ from contextlib import contextmanager, nullcontext
 
 from skorch.callbacks import Callback
 
+# Methods of the detector, not functions: scikit-learn keeps a fit's context in private attributes of it.
 try:
     from sklearn.callback import CallbackSupportMixin
 except ImportError:
@@ -20,14 +21,15 @@ except ImportError:
 else:
 
     class CallbackSupport(CallbackSupportMixin):
-        """Tells scikit-learn's callbacks of a fit and its stages; `_fit_context` takes them down again."""
+        """Tells scikit-learn's callbacks of a fit and its stages; `_fit_context` tears them down."""
 
         @contextmanager
         def _fit_task(self, X, y):
-            """Context of a whole fit; only one that succeeds is reported as ended."""
+            """Context of a whole fit, to be entered before attributes are kept for a fit that fails."""
             context = self._init_callback_context(max_subtasks=None)
             context.call_on_fit_task_begin(estimator=self, X=X, y=y)
             yield
+            # No finally: scikit-learn's own estimators do not report a failed fit as ended.
             context.call_on_fit_task_end(estimator=self, X=X, y=y)
 
         def _stage_callbacks(self, stage):
