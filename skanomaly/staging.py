@@ -1,7 +1,7 @@
-"""How advanced an anomaly is, from unlabelled images: residuals are clustered, the clusters put in order.
+"""Severity of anomalies, from unlabelled images: residuals are clustered, and the clusters put in order.
 
 Li et al. 2023 (SSL-AnoVAE) cluster the residuals of anomalous images; the cluster with the larger residuals
-is the more advanced stage. Three estimators do it step by step, in a Pipeline, with any detector;
+is the more advanced stage. Three estimators do it step by step in a Pipeline, with any detector;
 `AnomalyStager` does all of it at once.
 """
 
@@ -34,20 +34,20 @@ class ResidualTransformer(HoldsDetector, ClassNamePrefixFeaturesOutMixin, Transf
     Parameters
     ----------
     detector : BaseDetector, Pipeline that ends in one, or FrozenEstimator of either, default=None
-        What reconstructs; None is ``AutoEncoder()``. A FrozenEstimator is used as it is, anything else is
-        cloned and fitted to the rows with y other than -1. Of a detector that does not reconstruct the
-        anomaly map is taken.
+        The detector that reconstructs; None is ``AutoEncoder()``. A FrozenEstimator is used as it is,
+        anything else is cloned and fitted to the rows with y other than -1. The anomaly map stands in for
+        the residuals of a detector that does not reconstruct.
     pooling : int, default=None
         Side of the squares of pixels that are averaged: residuals then forgive small shifts.
 
     Attributes
     ----------
     detector_ : BaseDetector, Pipeline or FrozenEstimator
-        Fitted.
+        The fitted detector.
     n_features_in_ : int
-        As of the detector.
+        That of the detector.
     feature_names_in_ : ndarray of str
-        Where X was a DataFrame of rows.
+        Names of the columns, if X was a DataFrame of rows.
 
     Examples
     --------
@@ -77,13 +77,14 @@ class ResidualTransformer(HoldsDetector, ClassNamePrefixFeaturesOutMixin, Transf
         X : array-like
             Images, as the detector takes them.
         y : (n,) array-like, default=None
-            Rows with -1 are not fitted to.
+            Labels: rows with -1 are not fitted to.
 
         Returns
         -------
         self
         """
         self._fit_detector(X, y)
+        # A list is read whole: its images may differ in size, which is refused.
         self._n_features_out = self._residuals(X[:1] if hasattr(X, "shape") else X).shape[1]
         return self
 
@@ -98,32 +99,56 @@ class ResidualTransformer(HoldsDetector, ClassNamePrefixFeaturesOutMixin, Transf
         Returns
         -------
         residuals : (n, n_pixels) float32 ndarray
-            In the units of X, with as many channels; not negative. (Maps may be.)
+            In the units of X, with as many channels. Residuals are not negative; maps may be.
         """
         check_is_fitted(self)
         return self._residuals(X)
 
     def _residuals(self, X):
         detector, seen = unwrap(self.detector_, X)
-        if not hasattr(detector, "reconstruct"):
-            residuals = anomaly_map(self.detector_, X)
-            if isinstance(residuals, list):
-                raise ValueError("images must be of one size to be compared with each other, got a list")
-            residuals = residuals[:, None]
-        else:
+        if hasattr(detector, "reconstruct"):
             images = open_images(detector, seen)
             residuals = np.abs(images.raw() - images.layout.to_network(detector.reconstruct(seen)))
+        else:
+            residuals = anomaly_map(self.detector_, X)
+            # Maps of different sizes come as a list.
+            if isinstance(residuals, list):
+                raise ValueError("images must be of one size to be compared with each other, got a list")
         if self.pooling is not None:
             residuals = pool_blocks(residuals, self.pooling)
         return residuals.reshape(len(residuals), -1).astype(np.float32, copy=False)
 
 
 class _Stages:
-    """What all stagers say, from distances to centroids (n, K)."""
+    """Mixin: stages of rows, from their distances (n, K) to the centroids of clusters."""
 
     def _distances(self, X):
-        """To the centroids, in the clusterer's order."""
+        """Distances to the centroids, in the clusterer's order."""
         raise NotImplementedError
+
+    def _order(self, D, anomaly_score=None, severities=None):
+        """Order clusters by given severities, or by the mean scores of the members at distances D."""
+        clusters, n_clusters = D.argmin(1), D.shape[1]
+        if severities is None:
+            counts = np.bincount(clusters, minlength=n_clusters)
+            if not counts.all():
+                raise ValueError(
+                    f"{(counts == 0).sum()} of {n_clusters} clusters have no member; ask for fewer stages, "
+                    "or give the rows that were clustered"
+                )
+            severities = np.bincount(clusters, anomaly_score, minlength=n_clusters) / counts
+        self.stage_order_ = np.argsort(severities, kind="stable")
+        self.severity_ = severities[self.stage_order_]
+        # A Pipeline hands on distances only, not centroids. The squared distance of two centroids is the mean
+        # of d_lower^2 - d_upper^2 over the members of the upper one.
+        steps = -np.diff(D[:, self.stage_order_].astype(np.float64) ** 2)
+        gaps = [
+            step[clusters == upper].mean() if (clusters == upper).any() else np.abs(step).mean()
+            for step, upper in zip(steps.T, self.stage_order_[1:])
+        ]
+        # Between centroids that coincide, everything is half-way.
+        self._gaps = np.array([gap or math.inf for gap in gaps])
+        return self
 
     def predict(self, X):
         """Stage of each row.
@@ -131,45 +156,50 @@ class _Stages:
         Parameters
         ----------
         X : array-like
-            As given to `fit`.
+            Rows, as given to `fit`.
 
         Returns
         -------
         stages : (n,) int ndarray
             1 for the least severe cluster to K for the most; that of the nearest centroid.
         """
-        D = self._distances(X)
-        return self._scorer()._stages(D)
+        nearest = self._distances(X).argmin(1)
+        # argsort inverts a permutation: from the stages' clusters to the clusters' stages.
+        return np.argsort(self.stage_order_)[nearest] + 1
 
     def severity(self, X):
-        """How far each row is on the way from the first stage to the last.
+        """Place of each row on the way from the first stage to the last.
 
         Parameters
         ----------
         X : array-like
-            As given to `fit`.
+            Rows, as given to `fit`.
 
         Returns
         -------
         severity : (n,) float64 ndarray
-            Higher is worse: 0 at the centroid of the first of two stages, 1 at that of the second, and beyond
-            on either side. Of K stages the places between each two neighbours are added: from 0 to K - 1.
+            Higher is worse. Two stages: 0 at the centroid of the first, 1 at that of the second, and beyond
+            on either side. K stages: the places between each two neighbours are added, from 0 to K - 1.
         """
-        D = self._distances(X)
-        return self._scorer()._severity(D)
+        squares = self._distances(X)[:, self.stage_order_].astype(np.float64) ** 2
+        places = 0.5 + (squares[:, :-1] - squares[:, 1:]) / (2 * self._gaps)
+        # Between neighbours; only the first and the last reach beyond their ends.
+        low, high = np.zeros(places.shape[1]), np.ones(places.shape[1])
+        low[:1], high[-1:] = -np.inf, np.inf
+        return places.clip(low, high).sum(1)
 
     def score(self, X, y=None):
-        """How distinct the stages are: the simplified silhouette, mean of (b - a) / max(a, b).
+        """Distinctness of the stages: the simplified silhouette, mean of (b - a) / max(a, b).
 
-        It is computed from distances to centroids, a to the nearest and b to the next, and does not depend
-        on the scale of the residuals, so that detectors can be compared by it.
+        It is computed from distances to centroids, a to the nearest and b to the next. It does not depend on
+        the scale of the residuals, so that detectors can be compared by it.
 
         Parameters
         ----------
         X : array-like
-            As given to `fit`.
+            Rows, as given to `fit`.
         y : (n,) array-like, default=None
-            Where -1 occurs, only those rows count.
+            Labels: if -1 occurs, only those rows count.
 
         Returns
         -------
@@ -177,19 +207,18 @@ class _Stages:
             Between 0 and 1, higher is better.
         """
         D = self._distances(X)
-        rows = _anomalous_rows(len(D), y)
-        nearest, next_nearest = np.sort(D[rows], axis=1)[:, :2].T
+        nearest, next_nearest = np.sort(D[_anomalous_rows(len(D), y)], axis=1)[:, :2].T
         return float(np.mean(1 - nearest / np.maximum(next_nearest, np.finfo(float).tiny)))
 
 
 def _anomalous_rows(n, y):
-    """Bool array: rows with y == -1 where there are any, else all."""
-    if y is None:
-        return np.ones(n, dtype=bool)
-    y = column_or_1d(y)
-    check_consistent_length(np.empty(n), y)
-    anomalous = y == -1
-    return anomalous if anomalous.any() else np.ones(n, dtype=bool)
+    """Bool array: rows with y == -1 if there are any, else all."""
+    if y is not None:
+        anomalous = column_or_1d(y) == -1
+        check_consistent_length(np.empty(n), anomalous)
+        if anomalous.any():
+            return anomalous
+    return np.ones(n, dtype=bool)
 
 
 def _check_scores(anomaly_score, X):
@@ -199,37 +228,31 @@ def _check_scores(anomaly_score, X):
     return column_or_1d(scores)
 
 
-def _gap(differences, members):
-    """Squared distance of two centroids: the mean of d_lower^2 - d_upper^2 over members of the upper one."""
-    gap = differences[members].mean() if members.any() else np.abs(differences).mean()
-    return gap or math.inf  # between centroids that coincide, everything is half-way
-
-
 class CentroidScorer(_Stages, BaseEstimator):
-    """Puts clusters in order of severity, from the distances to their centroids.
+    """Order of clusters by severity, from the distances to their centroids.
 
     The last step of ``Pipeline([("residual", ResidualTransformer(...)), ("kmeans", KMeans(2)), ("score",
-    CentroidScorer())])``. Distances alone cannot order clusters, so it wants the anomaly scores of the rows:
-    the severity of a cluster is their mean over its members, which is the size (L1) of its centroid where
-    the scores are mean residuals.
+    CentroidScorer())])``. Distances alone cannot order clusters, so it wants the anomaly scores of the rows.
+    The severity of a cluster is their mean over its members; with mean residuals as scores that is the size
+    (L1) of its centroid.
 
     Attributes
     ----------
     severity_ : (K,) ndarray
-        Of each stage, ascending.
+        Severity of each stage, ascending.
     stage_order_ : (K,) int ndarray
         Cluster of each stage.
     n_features_in_ : int
         Number of clusters, K.
     feature_names_in_ : (K,) ndarray
-        Where the distances were a DataFrame.
+        Names of the columns, if the distances were a DataFrame.
 
     Notes
     -----
     Without scores the order can be taken from labels: then the severity of a cluster is the mean distance of
     the normal rows (y other than -1) to its centroid. Cluster the anomalous rows only, by
     ``kmeans__sample_weight=(y == -1)``. This is second best: a centroid with a small bright lesion can be far
-    from the normal rows and yet the smaller one. It means nothing where y holds no -1: then all rows are
+    from the normal rows and yet the smaller one. It means nothing if y holds no -1: then all rows are
     normal, and the largest cluster is the mildest.
 
     Examples
@@ -251,11 +274,11 @@ class CentroidScorer(_Stages, BaseEstimator):
         Parameters
         ----------
         D : (n, K) array-like
-            Distances of the rows to the centroids, as `KMeans.transform` gives.
+            Distances of the rows to the centroids, as `KMeans.transform` gives them.
         y : (n,) array-like, default=None
-            Where -1 occurs and scores are given, only those rows count.
+            Labels: if -1 occurs and scores are given, only those rows count.
         anomaly_score : (n,) array-like, default=None
-            Of the rows, higher is worse. In a Pipeline ``score__anomaly_score``.
+            Scores of the rows, higher is worse. In a Pipeline ``score__anomaly_score``.
 
         Returns
         -------
@@ -264,9 +287,10 @@ class CentroidScorer(_Stages, BaseEstimator):
         Raises
         ------
         ValueError
-            With neither scores nor y, and, with scores, where a cluster has no members.
+            With neither scores nor y; with scores, if a cluster has no members.
         """
         if y is None and anomaly_score is None:
+            # The first words are those that scikit-learn's check of required targets looks for.
             raise ValueError(
                 "CentroidScorer requires y to be passed, but the target y is None; better than y, pass the "
                 "anomaly scores of the rows as anomaly_score=..., in a Pipeline score__anomaly_score=..."
@@ -283,47 +307,10 @@ class CentroidScorer(_Stages, BaseEstimator):
             )
         return self._order(D[rows], severities=D[normal].mean(0))
 
-    def _order(self, D, anomaly_score=None, severities=None):
-        """From the distances of the members and their scores, or given severities."""
-        clusters, n_clusters = D.argmin(1), D.shape[1]
-        if severities is None:
-            counts = np.bincount(clusters, minlength=n_clusters)
-            if not counts.all():
-                raise ValueError(
-                    f"{(counts == 0).sum()} of {n_clusters} clusters have no member; ask for fewer stages, "
-                    "or give the rows that were clustered"
-                )
-            severities = np.bincount(clusters, anomaly_score, minlength=n_clusters) / counts
-        self.stage_order_ = np.argsort(severities, kind="stable")
-        self.severity_ = severities[self.stage_order_]
-        squares = D.astype(np.float64) ** 2
-        self._gaps = np.array(
-            [
-                _gap(squares[:, lower] - squares[:, upper], clusters == upper)
-                for lower, upper in zip(self.stage_order_, self.stage_order_[1:])
-            ]
-        )
-        return self
-
-    def _scorer(self):
-        return self
-
     def _distances(self, D, reset=False):
         if not reset:
             check_is_fitted(self)
         return validate_data(self, D, reset=reset, dtype=[np.float64, np.float32], ensure_non_negative=True)
-
-    def _stages(self, D):
-        stage = np.argsort(self.stage_order_)
-        return stage[D.argmin(1)] + 1
-
-    def _severity(self, D):
-        squares = D[:, self.stage_order_].astype(np.float64) ** 2
-        places = 0.5 + (squares[:, :-1] - squares[:, 1:]) / (2 * self._gaps)
-        # Between neighbours; only the first and the last reach beyond their ends.
-        low, high = np.zeros(places.shape[1]), np.ones(places.shape[1])
-        low[:1], high[-1:] = -np.inf, np.inf
-        return places.clip(low, high).sum(1)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -341,24 +328,24 @@ class CentroidStager(_Stages, BaseEstimator):
         Its ``n_clusters`` or ``n_components`` is set to `n_stages`. None is ``KMeans(n_init=20)``, for which
         rows are put in an order of their own first, so that stages do not depend on that of X.
     n_stages : int, default=2
-        K in the paper.
+        Number of stages, K in the paper.
     random_state : int, RandomState or None, default=None
-        For the default clusterer.
+        Seed of the default clusterer.
 
     Attributes
     ----------
     clusterer_ : clusterer
-        Fitted.
+        The fitted clusterer.
     cluster_centers_ : (K, n_pixels) ndarray
         Mean residual of each stage.
     severity_ : (K,) ndarray
-        Of each stage, ascending: mean anomaly score of its members.
+        Severity of each stage, ascending: mean anomaly score of its members.
     stage_order_ : (K,) int ndarray
         Cluster of each stage.
     n_features_in_ : int
         Pixels of a row.
     feature_names_in_ : (n_pixels,) ndarray
-        Where X was a DataFrame.
+        Names of the columns, if X was a DataFrame.
 
     Examples
     --------
@@ -388,11 +375,11 @@ class CentroidStager(_Stages, BaseEstimator):
         Parameters
         ----------
         X : (n, n_pixels) array-like
-            Residuals, as `ResidualTransformer` gives.
+            Residuals, as `ResidualTransformer` gives them.
         y : (n,) array-like, default=None
-            Where -1 occurs, only those rows are clustered.
+            Labels: if -1 occurs, only those rows are clustered.
         anomaly_score : (n,) array-like, default=None
-            Of the rows, higher is worse; None takes the mean of each row.
+            Scores of the rows, higher is worse; None takes the mean of each row.
 
         Returns
         -------
@@ -408,11 +395,13 @@ class CentroidStager(_Stages, BaseEstimator):
         X, score = X[rows], score[rows]
         if self.clusterer is None:
             clusterer = KMeans(n_init=20, random_state=self.random_state)
+            # k-means++ draws its first centroids by position.
             members = X[np.lexsort(X.T[::-1])]
         else:
             clusterer, members = clone(self.clusterer), X
         names = {"n_clusters", "n_components"} & set(clusterer.get_params(deep=False))
         clusterer.set_params(**dict.fromkeys(names, self.n_stages))
+        # A FrozenEstimator wants a y, if only None.
         self.clusterer_ = clusterer.fit(members, None)
         centres = getattr(self.clusterer_, "cluster_centers_", getattr(self.clusterer_, "means_", None))
         if centres is None:
@@ -426,13 +415,9 @@ class CentroidStager(_Stages, BaseEstimator):
                 "n_clusters or n_components can be set"
             )
         self._centres = np.asarray(centres, dtype=X.dtype)
-        self._ordered = CentroidScorer()._order(euclidean_distances(X, self._centres), score)
-        self.stage_order_, self.severity_ = self._ordered.stage_order_, self._ordered.severity_
+        self._order(euclidean_distances(X, self._centres), score)
         self.cluster_centers_ = self._centres[self.stage_order_]
         return self
-
-    def _scorer(self):
-        return self._ordered
 
     def _distances(self, X):
         check_is_fitted(self)
@@ -441,7 +426,7 @@ class CentroidStager(_Stages, BaseEstimator):
 
 
 class AnomalyStager(HoldsDetector, _Stages, BaseEstimator):
-    """Finds anomalous images and says how advanced each is.
+    """Detection and staging at once: which images are anomalous, and how advanced each of these is.
 
     Parameters
     ----------
@@ -449,28 +434,28 @@ class AnomalyStager(HoldsDetector, _Stages, BaseEstimator):
         None is ``AutoEncoder()``. A FrozenEstimator is used as it is, anything else is cloned and fitted to
         the rows with y other than -1.
     n_stages : int, default=2
-        K in the paper.
+        Number of stages, K in the paper.
     clusterer : clusterer with ``cluster_centers_`` or mixture with ``means_``, default=None
-        As for `CentroidStager`.
+        That of `CentroidStager`.
     pooling : int, default=None
-        As for `ResidualTransformer`.
+        That of `ResidualTransformer`.
     random_state : int, RandomState or None, default=None
-        For the default clusterer.
+        Seed of the default clusterer.
 
     Attributes
     ----------
     detector_ : BaseDetector or FrozenEstimator
-        Fitted.
+        The fitted detector.
     pipeline_ : Pipeline
-        ``residual`` and ``stager``, fitted to the anomalous images.
+        Steps ``residual`` and ``stager``, fitted to the anomalous images.
     severity_ : (K,) ndarray
-        Of each stage, ascending.
+        Severity of each stage, ascending.
     stage_order_ : (K,) int ndarray
         Cluster of each stage.
     n_features_in_ : int
-        As of the detector.
+        That of the detector.
     feature_names_in_ : ndarray of str
-        Where X was a DataFrame of rows.
+        Names of the columns, if X was a DataFrame of rows.
 
     Examples
     --------
@@ -507,8 +492,8 @@ class AnomalyStager(HoldsDetector, _Stages, BaseEstimator):
         X : array-like
             Images, as the detector takes them.
         y : (n,) array-like, default=None
-            1 normal, 0 unlabelled, -1 anomalous: these are staged. Where -1 does not occur, what the detector
-            calls anomalous is.
+            Labels: 1 normal, 0 unlabelled, -1 anomalous. Images with -1 are staged; if there are none, those
+            that the detector calls anomalous.
 
         Returns
         -------
@@ -517,35 +502,30 @@ class AnomalyStager(HoldsDetector, _Stages, BaseEstimator):
         Raises
         ------
         ValueError
-            Where fewer images are anomalous than there are stages.
+            If fewer images are anomalous than there are stages.
         """
         known = y is not None and np.any(column_or_1d(y) == -1)
         if known:
-            self._check_enough(column_or_1d(y))  # before the detector is trained
+            self._anomalous(column_or_1d(y))  # before the detector is trained
         self._fit_detector(X, y)
-        labels = column_or_1d(y) if known else self.detector_.predict(X)
-        self._check_enough(labels)
-        rows = np.flatnonzero(labels == -1)
-        pipeline = Pipeline(
-            [
-                ("residual", ResidualTransformer(FrozenEstimator(self.detector_), pooling=self.pooling)),
-                (
-                    "stager",
-                    CentroidStager(self.clusterer, n_stages=self.n_stages, random_state=self.random_state),
-                ),
-            ]
-        )
-        self.pipeline_ = pipeline.fit(take_rows(X, rows))
-        stager = self.pipeline_[-1]
+        rows = self._anomalous(column_or_1d(y) if known else self.detector_.predict(X))
+        # Frozen, because the pipeline is fitted to anomalies.
+        residual = ResidualTransformer(FrozenEstimator(self.detector_), pooling=self.pooling)
+        stager = CentroidStager(self.clusterer, n_stages=self.n_stages, random_state=self.random_state)
+        self.pipeline_ = Pipeline([("residual", residual), ("stager", stager)]).fit(take_rows(X, rows))
         self.stage_order_, self.severity_ = stager.stage_order_, stager.severity_
+        self._gaps = stager._gaps
         return self
 
-    def _check_enough(self, labels):
-        if (labels == -1).sum() < self.n_stages:
+    def _anomalous(self, labels):
+        """Numbers of the rows labelled -1; there must be enough."""
+        rows = np.flatnonzero(labels == -1)
+        if len(rows) < self.n_stages:
             raise ValueError(
-                f"n_stages={self.n_stages} needs as many anomalous images at least, got "
-                f"{(labels == -1).sum()}; give more, marked by -1 in y"
+                f"n_stages={self.n_stages} needs as many anomalous images at least, got {len(rows)}; give "
+                "more, marked by -1 in y"
             )
+        return rows
 
     def predict(self, X):
         """Stage of each image.
@@ -558,25 +538,25 @@ class AnomalyStager(HoldsDetector, _Stages, BaseEstimator):
         Returns
         -------
         stages : (n,) int ndarray
-            0 for what the detector calls normal, 1 to K for anomalous images.
+            0 for images that the detector calls normal, 1 to K for anomalous ones.
         """
         check_is_fitted(self)
         return np.where(self.detector_.predict(X) == -1, super().predict(X), 0)
 
     def score(self, X, y=None):
-        """How distinct the stages of the anomalous images are; see `CentroidStager.score`.
+        """Distinctness of the stages of the anomalous images; see `CentroidStager.score`.
 
         Parameters
         ----------
         X : array-like
             Images of the fitted shape.
         y : (n,) array-like, default=None
-            Where -1 occurs, those images count, else those the detector calls anomalous.
+            Labels: images with -1 count; if there are none, those that the detector calls anomalous.
 
         Returns
         -------
         score : float
-            Between 0 and 1, higher is better; nan where no image is anomalous.
+            Between 0 and 1, higher is better; nan if no image is anomalous.
         """
         check_is_fitted(self)
         if y is None or not np.any(column_or_1d(y) == -1):
@@ -584,9 +564,6 @@ class AnomalyStager(HoldsDetector, _Stages, BaseEstimator):
             if not np.any(y == -1):
                 return math.nan
         return super().score(X, y)
-
-    def _scorer(self):
-        return self.pipeline_[-1]._scorer()
 
     def _distances(self, X):
         check_is_fitted(self)
@@ -599,9 +576,9 @@ def severity(estimator, X):
     Parameters
     ----------
     estimator : fitted stager
-        Or a Pipeline, search or FrozenEstimator that holds one.
+        A Pipeline, search or FrozenEstimator that holds one will do.
     X : array-like
-        As the estimator takes it.
+        Images or rows, as the estimator takes them.
 
     Returns
     -------
