@@ -1,4 +1,4 @@
-"""Displays: what a detector sees, and how it separates. matplotlib is imported when one is drawn."""
+"""Displays of maps, scores and stages. matplotlib is imported when one is drawn."""
 
 import numpy as np
 
@@ -20,27 +20,27 @@ def _pyplot():
 class AnomalyMapDisplay:
     """Images beside their reconstructions, anomaly maps and masks, one image a row.
 
-    All maps share one colour scale, taken from normal images when the detector was fitted or
-    calibrated: a scale of its own would make every normal image look ill.
+    All maps share one colour scale, that of normal images at the last `fit` or `calibrate`. With a scale of
+    its own every normal image would look ill.
 
     Parameters
     ----------
     images : (n, H, W) or (n, H, W, C) ndarray
-        What was judged.
+        Images that were judged.
     maps : (n, H, W) ndarray
         Higher is more anomalous.
     masks : (n, H, W) bool ndarray
-        Drawn as outlines on the images.
+        Anomalous pixels; their outlines are drawn on the images.
     map_range : (low, high)
-        Ends of the colour scale: ``detector.map_range_``.
+        Ends of the colour scale, as in ``detector.map_range_``.
     reconstructions : ndarray of images' shape, default=None
-        What the detector made of them.
+        Reconstructions of the images.
     true_masks : (n, H, W) bool ndarray, default=None
-        Drawn as outlines too.
+        Truly anomalous pixels, outlined in another colour.
     intensity_range : (low, high), default=None
         Black and white of the images; None takes those of `images`.
     titles : list of n str, default=None
-        Written beside the rows.
+        Words beside the rows.
 
     Attributes
     ----------
@@ -73,22 +73,22 @@ class AnomalyMapDisplay:
 
     @classmethod
     def from_estimator(cls, estimator, X, *, true_masks=None, titles=None, axes=None, **segment_options):
-        """Draw what a fitted detector makes of X.
+        """Draw X and the judgement of a fitted detector.
 
         Parameters
         ----------
         estimator : fitted detector
-            Or a Pipeline, search or FrozenEstimator that holds one.
+            A Pipeline, search or FrozenEstimator that holds one will do.
         X : array-like
             A few images, as the estimator takes them.
         true_masks : (n, H, W) bool array-like, default=None
-            Drawn too.
+            Truly anomalous pixels, outlined in another colour.
         titles : list of n str, default=None
-            By default what the estimator predicts.
+            Words beside the rows; by default the estimator's decisions.
         axes : (n, 3 or 4) array of matplotlib axes, default=None
-            Where to draw; None makes a figure.
+            Axes to draw into; None makes a figure.
         **segment_options : dict
-            As of the detector's `segment`.
+            Options of the detector's `segment`.
 
         Returns
         -------
@@ -121,7 +121,7 @@ class AnomalyMapDisplay:
         Parameters
         ----------
         axes : (n, 3 or 4) array of matplotlib axes, default=None
-            Where to draw; None makes a figure.
+            Axes to draw into; None makes a figure.
         cmap : str, default="inferno"
             Colours of the maps.
 
@@ -131,18 +131,13 @@ class AnomalyMapDisplay:
             Drawn.
         """
         plt = _pyplot()
-        columns = {"image": self.images, "reconstruction": self.reconstructions, "anomaly map": self.maps}
-        columns = {name: values for name, values in columns.items() if values is not None} | {
-            "mask": self.images
-        }
-        shape = len(self.images), len(columns)
+        columns = {"image": self.images, "reconstruction": self.reconstructions}
+        columns |= {"anomaly map": self.maps, "mask": self.images}
+        columns = {name: values for name, values in columns.items() if values is not None}
+        n_rows, n_columns = shape = len(self.images), len(columns)
         if axes is None:
-            _, axes = plt.subplots(
-                *shape,
-                figsize=(1.9 * shape[1] + 0.6, 1.9 * shape[0] + 0.4),
-                squeeze=False,
-                layout="constrained",
-            )
+            size = 1.9 * n_columns + 0.6, 1.9 * n_rows + 0.4
+            _, axes = plt.subplots(*shape, figsize=size, squeeze=False, layout="constrained")
         axes = np.asarray(axes).reshape(shape)
         low, high = self.intensity_range or (np.min(self.images), np.max(self.images))
         map_low, map_high = self.map_range
@@ -156,16 +151,16 @@ class AnomalyMapDisplay:
                 if row == 0:
                     ax.set_title(name, fontsize=9)
             for masks, colour in ((self.true_masks, "deepskyblue"), (self.masks, "orangered")):
-                # Rows, images of 1 x d pixels, have no outlines.
+                # Contours need an edge (else matplotlib warns) and two pixels a side, which rows lack.
                 if masks is not None and 0 < masks[row].mean() < 1 and min(masks[row].shape) > 1:
                     row_axes[-1].contour(masks[row], [0.5], colors=colour, linewidths=0.9)
             if self.titles is not None:
                 row_axes[0].set_ylabel(self.titles[row], fontsize=8)
-        self.figure_ = axes[0, 0].figure
-        self.axes_ = axes
-        self.figure_.colorbar(
-            drawn, ax=axes[:, list(columns).index("anomaly map")], shrink=0.8, location="bottom", aspect=12
-        ).ax.tick_params(labelsize=7)
+        self.figure_, self.axes_ = axes[0, 0].figure, axes
+        # One colour bar, that of the last map: all have the same scale.
+        map_axes = axes[:, list(columns).index("anomaly map")]
+        bar = self.figure_.colorbar(drawn, ax=map_axes, shrink=0.8, location="bottom", aspect=12)
+        bar.ax.tick_params(labelsize=7)
         return self
 
 
@@ -174,8 +169,10 @@ def _channels_last(images):
 
 
 def _displayed(image, low, high):
-    """An image in [0, 1], with 1 or 3 channels."""
+    """An image in [0, 1], of 1, 3 or 4 channels."""
+    # `or 1` keeps a constant image from division by zero.
     image = np.clip((image.astype(float) - low) / ((high - low) or 1), 0, 1)
+    # matplotlib takes no 2 channels, nor 5.
     return image.mean(-1) if image.ndim == 3 and image.shape[-1] not in (3, 4) else image
 
 
@@ -187,7 +184,7 @@ class ScoreHistogramDisplay:
     anomaly_score : (n,) ndarray
         Higher is worse.
     anomalous : (n,) bool ndarray
-        Which images are anomalous.
+        True for anomalous images.
     threshold : float, default=None
         Scores above it are flagged.
 
@@ -211,15 +208,15 @@ class ScoreHistogramDisplay:
         Parameters
         ----------
         estimator : fitted detector
-            Or a Pipeline, search or FrozenEstimator that holds one.
+            A Pipeline, search or FrozenEstimator that holds one will do.
         X : array-like
             Images, as the estimator takes them.
         y : (n,) array-like
-            Labels; rows with 0 are left out where `anomaly_label` is -1.
+            Labels; rows with 0 are left out if `anomaly_label` is -1.
         anomaly_label : object, default=-1
             Label of anomalous images.
         ax : matplotlib axes, default=None
-            Where to draw; None makes a figure.
+            Axes to draw into; None makes a figure.
 
         Returns
         -------
@@ -227,13 +224,8 @@ class ScoreHistogramDisplay:
             Drawn.
         """
         detector, seen = unwrap(estimator, X)
-        return cls.from_predictions(
-            y,
-            -detector.score_samples(seen),
-            threshold=-detector.offset_,
-            anomaly_label=anomaly_label,
-            ax=ax,
-        )
+        score, threshold = -detector.score_samples(seen), -detector.offset_
+        return cls.from_predictions(y, score, threshold=threshold, anomaly_label=anomaly_label, ax=ax)
 
     @classmethod
     def from_predictions(cls, y, anomaly_score, *, threshold=None, anomaly_label=-1, ax=None):
@@ -250,7 +242,7 @@ class ScoreHistogramDisplay:
         anomaly_label : object, default=-1
             Label of anomalous images.
         ax : matplotlib axes, default=None
-            Where to draw; None makes a figure.
+            Axes to draw into; None makes a figure.
 
         Returns
         -------
@@ -266,7 +258,7 @@ class ScoreHistogramDisplay:
         Parameters
         ----------
         ax : matplotlib axes, default=None
-            Where to draw; None makes a figure.
+            Axes to draw into; None makes a figure.
         bins : int, default=40
             Number of bars of each class.
 
@@ -277,20 +269,13 @@ class ScoreHistogramDisplay:
         """
         if ax is None:
             _, ax = _pyplot().subplots(figsize=(4, 3), layout="constrained")
+        # Common edges and unit areas: the classes are compared by shape, however many images each has.
         edges = np.histogram_bin_edges(self.anomaly_score, bins)
-        for name, rows, colour in (
-            ("normal", ~self.anomalous, "tab:blue"),
-            ("anomalous", self.anomalous, "tab:red"),
-        ):
+        classes = {"normal": ~self.anomalous, "anomalous": self.anomalous}
+        for (name, rows), colour in zip(classes.items(), ("tab:blue", "tab:red")):
             if rows.any():
-                ax.hist(
-                    self.anomaly_score[rows],
-                    edges,
-                    density=True,
-                    alpha=0.55,
-                    color=colour,
-                    label=f"{name} ({rows.sum()})",
-                )
+                label = f"{name} ({rows.sum()})"
+                ax.hist(self.anomaly_score[rows], edges, density=True, alpha=0.55, color=colour, label=label)
         if self.threshold is not None:
             ax.axvline(self.threshold, color="black", linestyle="--", linewidth=1, label="threshold")
         ax.set(xlabel="anomaly score", ylabel="density")
@@ -300,16 +285,16 @@ class ScoreHistogramDisplay:
 
 
 class StageDisplay:
-    """What the stages of anomalous images look like: mean residual, images in order of severity, histogram.
+    """Stages of anomalous images: mean residual, images in order of severity, and a histogram.
 
     Parameters
     ----------
     images : (n, H, W) or (n, H, W, C) ndarray
-        What was staged.
+        Images that were staged.
     residuals : (n, H, W) ndarray
         Maps of the same images.
     stages : (n,) int ndarray
-        Images of stage 0, normal ones, are not drawn.
+        Stage of each image; those of stage 0, the normal ones, are not drawn.
     severity : (n,) ndarray
         Higher is worse.
     intensity_range : (low, high), default=None
@@ -332,7 +317,7 @@ class StageDisplay:
 
     @classmethod
     def from_estimator(cls, stager, X, *, n_images=6):
-        """Draw what a fitted `AnomalyStager` makes of X.
+        """Draw the stages that a fitted `AnomalyStager` finds in X.
 
         Parameters
         ----------
@@ -341,7 +326,7 @@ class StageDisplay:
         X : array-like
             Images, as the stager takes them.
         n_images : int, default=6
-            Of each stage, from the least to the most severe.
+            Images of each stage, from the least to the most severe.
 
         Returns
         -------
@@ -364,7 +349,7 @@ class StageDisplay:
         Parameters
         ----------
         n_images : int, default=6
-            Of each stage.
+            Images of each stage.
         cmap : str, default="inferno"
             Colours of the residuals.
 
@@ -373,11 +358,11 @@ class StageDisplay:
         display : StageDisplay
             Drawn.
         """
-        plt = _pyplot()
         found = [stage for stage in np.unique(self.stages) if stage]
         if not found:
             raise ValueError("no image has a stage: the detector calls all of them normal")
-        figure = plt.figure(figsize=(1.5 * (n_images + 1), 1.6 * len(found) + 2.2), layout="constrained")
+        size = 1.5 * (n_images + 1), 1.6 * len(found) + 2.2
+        figure = _pyplot().figure(figsize=size, layout="constrained")
         grid = figure.add_gridspec(len(found) + 1, n_images + 1, height_ratios=[1.0] * len(found) + [1.2])
         low, high = self.intensity_range or (np.min(self.images), np.max(self.images))
         means = [self.residuals[self.stages == stage].mean(0) for stage in found]
@@ -390,12 +375,14 @@ class StageDisplay:
                 ax = axes[k, j] = figure.add_subplot(grid[k, j])
                 ax.set(xticks=[], yticks=[])
                 if j == 0:
+                    # One scale for all stages, or a mild one would look as bad as the worst.
                     ax.imshow(mean, cmap=cmap, vmin=0, vmax=np.max(means))
                     ax.set_ylabel(f"stage {stage} ({len(rows)})", fontsize=8)
                 elif j <= len(shown):
                     ax.imshow(_displayed(self.images[shown[j - 1]], low, high), cmap="gray", vmin=0, vmax=1)
                     ax.set_title(f"{self.severity[shown[j - 1]]:.2f}", fontsize=8)
                 else:
+                    # Hidden, not left out: axes_ has no holes.
                     ax.set_axis_off()
         axes[0, 0].set_title("mean residual", fontsize=8)
         histogram = figure.add_subplot(grid[-1, :])
