@@ -45,7 +45,7 @@ class ResidualSegmenter(HoldsDetector, BaseEstimator):
     threshold_ : float
         Threshold of the map.
     n_features_in_ : int
-        That of the detector.
+        The detector's ``n_features_in_``.
     feature_names_in_ : ndarray of str
         Names of the columns, if X was a DataFrame of rows.
 

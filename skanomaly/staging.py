@@ -45,7 +45,7 @@ class ResidualTransformer(HoldsDetector, ClassNamePrefixFeaturesOutMixin, Transf
     detector_ : BaseDetector, Pipeline or FrozenEstimator
         The fitted detector.
     n_features_in_ : int
-        That of the detector.
+        The detector's ``n_features_in_``.
     feature_names_in_ : ndarray of str
         Names of the columns, if X was a DataFrame of rows.
 
@@ -436,9 +436,9 @@ class AnomalyStager(HoldsDetector, _Stages, BaseEstimator):
     n_stages : int, default=2
         Number of stages, K in the paper.
     clusterer : clusterer with ``cluster_centers_`` or mixture with ``means_``, default=None
-        That of `CentroidStager`.
+        The clusterer of `CentroidStager`.
     pooling : int, default=None
-        That of `ResidualTransformer`.
+        The pooling of `ResidualTransformer`.
     random_state : int, RandomState or None, default=None
         Seed of the default clusterer.
 
@@ -453,7 +453,7 @@ class AnomalyStager(HoldsDetector, _Stages, BaseEstimator):
     stage_order_ : (K,) int ndarray
         Cluster of each stage.
     n_features_in_ : int
-        That of the detector.
+        The detector's ``n_features_in_``.
     feature_names_in_ : ndarray of str
         Names of the columns, if X was a DataFrame of rows.
 

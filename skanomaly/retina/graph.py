@@ -59,7 +59,7 @@ class GraphLayerExtractor(LayerExtractor):
     n_layers_ : int
         Number of layers, L.
     n_features_in_ : int
-        Height of the scans, or pixels where they are given as rows.
+        Height of the scans, or pixels of a scan given as a row.
     feature_names_in_ : ndarray of str
         Names of the columns, if X was a DataFrame of rows.
 
@@ -305,16 +305,14 @@ def _deepest_band(scan, scale):
 
 def _best_path(reward, reach):
     """Row in each column of the path from left to right that collects most, `reach` rows a step at most."""
-    height, width = reward.shape
-    best, came_from = reward[:, 0], np.empty((width, height), dtype=int)
-    for column in range(1, width):
+    rows = np.arange(len(reward))
+    best, came_from = reward[:, 0], []
+    for column in reward.T[1:]:
         padded = np.pad(best, reach, constant_values=-np.inf)
         near = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
-        step = near.argmax(1)
-        came_from[column] = np.arange(height) + step - reach
-        best = near[np.arange(height), step] + reward[:, column]
-    path = np.empty(width, dtype=int)
-    path[-1] = best.argmax()
-    for column in range(width - 1, 0, -1):
-        path[column - 1] = came_from[column, path[column]]
-    return path
+        came_from.append(rows + near.argmax(1) - reach)
+        best = near.max(1) + column
+    path = [best.argmax()]
+    for origin in reversed(came_from):
+        path.insert(0, origin[path[0]])
+    return np.array(path)

@@ -52,7 +52,7 @@ class LayerwiseSegmenter(HoldsDetector, BaseEstimator):
     v_low_, v_high_ : float
         Thresholds in use.
     n_features_in_ : int
-        That of the detector.
+        The detector's ``n_features_in_``.
     feature_names_in_ : ndarray of str
         Names of the columns, if X was a DataFrame of rows.
 

@@ -88,8 +88,8 @@ class LayerTraining(Training):
         # Probabilities, not the likeliest labels: no gradient comes back through argmax.
         maps = network.unet(self.target[rows][:, None].to(x)).softmax(1)
         real = F.one_hot(labels, maps.shape[1]).movedim(3, 1).to(x)
-        loss_of_both = discriminator_loss(network.discriminator(real), network.discriminator(maps.detach()))
-        self.move("optimizer_discriminator", discriminator_loss=loss_of_both)
+        told_apart = discriminator_loss(network.discriminator(real), network.discriminator(maps.detach()))
+        self.move("optimizer_discriminator", discriminator_loss=told_apart)
         # After the move: the generator meets the discriminator as it is now.
         adversarial = generator_loss(network.discriminator(maps))
         self.record(label_loss=loss, adversarial_loss=adversarial)
@@ -125,7 +125,7 @@ class UNetLayerExtractor(LayerExtractor):
     history_ : dict of str to History
         Losses of each epoch, under ``layers``.
     n_features_in_ : int
-        Height of the scans, or pixels where they are given as rows.
+        Height of the scans, or pixels of a scan given as a row.
     feature_names_in_ : ndarray of str
         Names of the columns, if X was a DataFrame of rows.
 

@@ -25,7 +25,7 @@ __all__ = [
 
 #: Grey value of a colour: ITU-R 601.
 LUMA = 0.299, 0.587, 0.114
-#: From RGB to luma and two axes of colour; hue is an angle between those two.
+#: Matrix from RGB to luma and two axes of colour; hue is the angle between these two.
 YIQ = (LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 #: Passes that carry a strong edge along weak ones, a pixel each.
 N_HYSTERESIS = 16
@@ -181,7 +181,7 @@ def _each(values, x):
 
 
 def _grey(x, name):
-    """(n, 1, h, w)"""
+    """Grey images (n, 1, h, w)."""
     if x.shape[1] not in (1, 3):
         raise ValueError(
             f"{name} needs images of 1 or 3 channels, grey or RGB, got {x.shape[1]}; leave it out, or take "
@@ -265,7 +265,7 @@ class Solarize(_Appearance):
 
 @dataclass(frozen=True)
 class GaussianBlur(_Appearance):
-    """Gaussian blur, for each image of a width of its own.
+    """Gaussian blur, of a width drawn for each image.
 
     Parameters
     ----------
