@@ -230,6 +230,7 @@ def bootstrap_interval(
     # The rows of each group are found once; a mask per drawn group would read all rows each time.
     order = np.argsort(members, kind="stable")
     rows_of = np.split(order, np.cumsum(np.bincount(members))[:-1])
+    # A draw of one class has no AUROC, and a quantile over nan is nan.
     values: list[float] = []
     while len(values) < n_resamples:
         rows = np.concatenate([rows_of[i] for i in rng.randint(len(names), size=len(names))])

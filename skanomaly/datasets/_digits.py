@@ -90,11 +90,7 @@ def make_digit_anatomy(
     >>> grids.images.shape, grids.target.tolist(), grids.cells.sum(1).tolist()
     ((4, 96, 96), [1, -1, 1, -1], [0, 1, 0, 1])
     """
-    if (
-        isinstance(kinds, (str, set))
-        or not len(kinds)
-        or any(kind not in get_args(DigitKind) for kind in kinds)
-    ):
+    if isinstance(kinds, (str, set)) or not len(kinds) or not set(kinds) <= set(get_args(DigitKind)):
         raise ValueError(f"kinds must be some of {', '.join(map(repr, get_args(DigitKind)))}, got {kinds!r}")
     check_whole("n_samples", n_samples, 1)
     check_whole("size", size, 3 * SIDE)

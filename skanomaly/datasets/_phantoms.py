@@ -56,7 +56,7 @@ def make_oct(
     thickness_variation : float, default=0.1
         Largest share by which a layer is thicker or thinner somewhere along the scan.
     n_looks : float, default=4
-        Number of independent looks whose mean intensity is the image: fewer give coarser speckle, inf none.
+        Number of independent looks whose mean intensity is the image: fewer give stronger speckle, inf none.
     noise : float, default=0.02
         Standard deviation of the noise that the camera adds.
     random_state : int, RandomState or None, default=None
