@@ -1,4 +1,4 @@
-"""Generators and their opponents: residual ones of WGAN-GP and f-AnoGAN, convolutional ones of DCGAN."""
+"""Networks of GANs: f-AnoGAN's residual generator, critic and encoder, and DCGAN's convolutional pair."""
 
 import math
 from functools import partial
@@ -7,17 +7,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .blocks import choose_strides, crop_to, last_size, pad_to, padded_size
+from .blocks import choose_strides, crop_to, kernel_size, last_size, level_widths, pad_to, padded_size
 
-#: LayerNorm over (C, H, W) with one scale and offset per channel, as in the reference code.
+#: LayerNorm over (C, H, W). The reference code has one scale and offset per channel, where nn.LayerNorm has
+#: them per value.
 ChannelLayerNorm = partial(nn.GroupNorm, 1)
 
 
 def _smear(weight, stride):
-    """Sum of a 3 x 3 kernel's shifts along the sides that halve, 4 x 4 for both.
+    """Kernel of a 3 x 3 convolution joined with a resampling by `stride`: 4 x 4 where that is (2, 2).
 
-    With it `avg_pool(conv3(x))` is one convolution of stride 2, and `conv3(upsample(x))` one
-    transposed convolution: the same function for 4/9 of the work.
+    It is the sum of the 3 x 3 kernel's shifts. Mean pooling after a convolution becomes one convolution of
+    stride 2, and a convolution after nearest upsampling becomes one transposed convolution: the same
+    function for 4/9 of the work.
     """
     bottom, right = (step - 1 for step in stride)
     return sum(
@@ -26,7 +28,7 @@ def _smear(weight, stride):
 
 
 class DownConv(nn.Conv2d):
-    """3 x 3 convolution followed by mean pooling by `factor`, (2, 2) but for narrow images."""
+    """3 x 3 convolution followed by mean pooling by `factor`, the stride of a level."""
 
     def __init__(self, n_in, n_out, factor):
         super().__init__(n_in, n_out, 3, padding=1)
@@ -38,20 +40,20 @@ class DownConv(nn.Conv2d):
 
 
 class UpConv(nn.Conv2d):
-    """Nearest upsampling by `factor` followed by a 3 x 3 convolution without bias."""
+    """Nearest upsampling by `factor`, followed by a 3 x 3 convolution without bias."""
 
     def __init__(self, n_in, n_out, factor):
         super().__init__(n_in, n_out, 3, padding=1, bias=False)
         self.factor = factor
 
     def forward(self, x):
-        # A transposed convolution slides the mirrored kernel.
+        # conv_transpose2d mirrors its kernel and has the input channels first; this undoes both.
         weight = _smear(self.weight, self.factor).flip(2, 3).transpose(0, 1)
         return F.conv_transpose2d(x, weight, stride=self.factor, padding=1)
 
 
 class DownBlock(nn.Module):
-    """Pre-activation residual block that halves the image; its first convolution keeps the width."""
+    """Pre-activation residual block that halves the image; its first convolution keeps the channels."""
 
     def __init__(self, n_in, n_out, factor, norm):
         super().__init__()
@@ -71,7 +73,7 @@ class UpBlock(nn.Module):
 
     def __init__(self, n_in, n_out, factor, norm):
         super().__init__()
-        self.factor = tuple(map(float, factor))
+        self.factor = factor
         self.norm1, self.conv1 = norm(n_in), UpConv(n_in, n_out, factor)
         self.norm2, self.conv2 = norm(n_out), nn.Conv2d(n_out, n_out, 3, padding=1)
         self.shortcut = nn.Conv2d(n_in, n_out, 1)
@@ -79,23 +81,18 @@ class UpBlock(nn.Module):
     def forward(self, x):
         h = self.conv1(F.relu(self.norm1(x)))
         h = self.conv2(F.relu(self.norm2(h)))
-        # A 1 x 1 convolution commutes with nearest upsampling, and is cheaper before it.
+        # The shortcut is convolved before it is enlarged: for 1 x 1 the result is the same, and cheaper.
         return h + F.interpolate(self.shortcut(x), scale_factor=self.factor)
 
 
-def _widths(width, n_levels):
-    """Channels after the stem and after each level: width x 1, 2, 4, 8, 8, ..."""
-    return [width * min(8, 2**level) for level in range(n_levels + 1)]
-
-
 class ResidualTrunk(nn.Module):
-    """Images (n, C, H, W) to flat features (n, n_features): stem and one DownBlock per level."""
+    """Images (n, C, H, W) to flat features (n, n_features): one convolution, then a DownBlock per level."""
 
     def __init__(self, image_shape, *, width, n_levels=None, norm):
         super().__init__()
         strides = choose_strides(image_shape, n_levels)
         self.size = padded_size(image_shape, strides)
-        widths = _widths(width, len(strides))
+        widths = level_widths(width, len(strides) + 1, 8)
         self.blocks = nn.Sequential(
             nn.Conv2d(image_shape[0], width, 3, padding=1),
             *(DownBlock(a, b, stride, norm) for a, b, stride in zip(widths, widths[1:], strides)),
@@ -108,10 +105,11 @@ class ResidualTrunk(nn.Module):
 
 
 class ResidualCritic(nn.Module):
-    """WGAN-GP critic: `features` (n, n_features) before the last linear layer, value (n,)."""
+    """Critic of WGAN-GP: images to values (n,), by a linear layer over `features` (n, n_features)."""
 
     def __init__(self, image_shape, *, width, n_levels=None):
         super().__init__()
+        # No BatchNorm here: the penalty is on each image's own gradient, which it would mix with the others'.
         self.features = ResidualTrunk(image_shape, width=width, n_levels=n_levels, norm=ChannelLayerNorm)
         self.value = nn.Linear(self.features.n_features, 1)
 
@@ -120,12 +118,12 @@ class ResidualCritic(nn.Module):
 
 
 class ResidualEncoder(nn.Module):
-    """The critic's trunk with BatchNorm, to codes (n, latent_size).
+    """Images to codes (n, latent_size): the critic's layers, with BatchNorm.
 
     Parameters
     ----------
     output : {"tanh", "clip", "linear"}
-        What bounds a code: bound * tanh, a hard clip to [-bound, bound], or nothing.
+        Bound of a code: bound * tanh, a clip to [-bound, bound], or none.
     """
 
     def __init__(self, image_shape, latent_size, *, width, n_levels=None, output, bound):
@@ -146,17 +144,14 @@ class ResidualGenerator(nn.Module):
 
     def __init__(self, image_shape, latent_size, *, width, n_levels=None):
         super().__init__()
-        strides = choose_strides(image_shape, n_levels)
-        widths = _widths(width, len(strides))[::-1]
+        strides = choose_strides(image_shape, n_levels)[::-1]
+        widths = level_widths(width, len(strides) + 1, 8)[::-1]
         base = widths[0], *last_size(image_shape, strides)
         self.image_size = image_shape[1:]
         self.blocks = nn.Sequential(
             nn.Linear(latent_size, math.prod(base)),
             nn.Unflatten(1, base),
-            *(
-                UpBlock(a, b, stride, nn.BatchNorm2d)
-                for a, b, stride in zip(widths, widths[1:], strides[::-1])
-            ),
+            *(UpBlock(a, b, stride, nn.BatchNorm2d) for a, b, stride in zip(widths, widths[1:], strides)),
             nn.BatchNorm2d(width),
             nn.ReLU(),
             nn.Conv2d(width, image_shape[0], 3, padding=1),
@@ -167,24 +162,19 @@ class ResidualGenerator(nn.Module):
         return crop_to(self.blocks(z), self.image_size)
 
 
-def _kernel(stride):
-    """Of a (transposed) convolution with padding 1 that changes each side by its stride."""
-    return tuple(step + 2 for step in stride)
-
-
 class ConvGenerator(nn.Module):
     """DCGAN's generator: codes (n, latent_size) to images (n, C, H, W) in [-1, 1]."""
 
     def __init__(self, image_shape, latent_size, *, width, n_levels=None):
         super().__init__()
         strides = choose_strides(image_shape, n_levels)
-        widths = _widths(width, len(strides) - 1)[::-1]
+        widths = level_widths(width, len(strides), 8)[::-1]
         base = widths[0], *last_size(image_shape, strides)
         self.image_size = image_shape[1:]
         blocks = [nn.Linear(latent_size, math.prod(base), bias=False), nn.Unflatten(1, base)]
         for n_in, n_out, stride in zip(widths, [*widths[1:], image_shape[0]], strides[::-1]):
             blocks += [nn.BatchNorm2d(n_in), nn.ReLU()]
-            blocks += [nn.ConvTranspose2d(n_in, n_out, _kernel(stride), stride, padding=1)]
+            blocks += [nn.ConvTranspose2d(n_in, n_out, kernel_size(stride), stride, padding=1)]
         self.blocks = nn.Sequential(*blocks, nn.Tanh()).apply(_init_dcgan)
 
     def forward(self, z):
@@ -192,16 +182,17 @@ class ConvGenerator(nn.Module):
 
 
 class ConvDiscriminator(nn.Module):
-    """DCGAN's discriminator: `features` (n, n_features) before the last linear layer, logit (n,)."""
+    """DCGAN's discriminator: images to logits (n,), by a linear layer over `features` (n, n_features)."""
 
     def __init__(self, image_shape, *, width, n_levels=None):
         super().__init__()
         strides = choose_strides(image_shape, n_levels)
         self.size = padded_size(image_shape, strides)
-        widths = [image_shape[0], *_widths(width, len(strides) - 1)]
+        widths = [image_shape[0], *level_widths(width, len(strides), 8)]
         blocks = []
         for level, (n_in, n_out, stride) in enumerate(zip(widths, widths[1:], strides)):
-            blocks += [nn.Conv2d(n_in, n_out, _kernel(stride), stride, padding=1)]
+            blocks += [nn.Conv2d(n_in, n_out, kernel_size(stride), stride, padding=1)]
+            # DCGAN leaves out BatchNorm where images come in: with it, training oscillated.
             blocks += [nn.BatchNorm2d(n_out)] if level else []
             blocks += [nn.LeakyReLU(0.2)]
         self.blocks = nn.Sequential(*blocks, nn.Flatten())
@@ -216,7 +207,7 @@ class ConvDiscriminator(nn.Module):
 
 
 def _init_dcgan(module):
-    """Normal weights of standard deviation 0.02; scales around 1."""
+    """DCGAN's random start: normal weights of deviation 0.02, and around 1 for BatchNorm's scales."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):

@@ -1,25 +1,20 @@
-"""The convolutional autoencoder of DDAD and MedIAnomaly."""
+"""Convolutional autoencoder of DDAD and MedIAnomaly, and its variants: memory, variances, random codes."""
 
 import math
 
 from torch import nn
 
-from .blocks import choose_strides, crop_to, last_size, pad_to, padded_size
+from .blocks import choose_strides, crop_to, kernel_size, last_size, level_widths, pad_to, padded_size
 from .memory import MemoryMatrix
 
-#: Beyond these an exponential explodes.
+#: Bounds of log-variances, ours: AE-U drives them to minus infinity where it reconstructs a background
+#: perfectly, and exp(-log_variance) explodes.
 LOG_VARIANCES = -10.0, 10.0
 
 
-def _widths(width, n_levels):
-    """Channels after each level: width x 1, 2, 4, 4, ..."""
-    return [width * min(4, 2**level) for level in range(n_levels)]
-
-
 def _resize(layer, n_in, n_out, stride):
-    """A 4 x 4 (transposed) convolution of stride 2; 3 wide along a side that keeps its size."""
-    kernel_size = tuple(2 + step for step in stride)
-    return layer(n_in, n_out, kernel_size, stride=stride, padding=1, bias=False)
+    """Convolution, plain or transposed, that changes the sides by `stride`."""
+    return layer(n_in, n_out, kernel_size(stride), stride=stride, padding=1, bias=False)
 
 
 class ConvEncoder(nn.Module):
@@ -30,16 +25,19 @@ class ConvEncoder(nn.Module):
     image_shape : tuple (C, H, W)
     latent_size : int
     hidden_size : int or None
-        Width of the dense layer before the code (n, latent_size); None keeps the code spatial,
-        (n, latent_size, h, w), by a 1 x 1 convolution.
-    width, n_levels : int
+        Units of the dense layer before a code (n, latent_size). None makes a spatial code
+        (n, latent_size, h, w) instead, by a 1 x 1 convolution.
+    width : int
+        Channels of the first level; 2 and 4 times as many follow.
+    n_levels : int or None
+        Levels, as in `choose_strides`.
     """
 
     def __init__(self, image_shape, latent_size, *, hidden_size, width, n_levels=None):
         super().__init__()
         strides = choose_strides(image_shape, n_levels)
         self.size = padded_size(image_shape, strides)
-        widths = [image_shape[0], *_widths(width, len(strides))]
+        widths = [image_shape[0], *level_widths(width, len(strides), 4)]
         down = []
         for a, b, stride in zip(widths, widths[1:], strides):
             down += [_resize(nn.Conv2d, a, b, stride), nn.BatchNorm2d(b), nn.ReLU()]
@@ -62,12 +60,12 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """The mirror of `ConvEncoder`; its output is linear."""
+    """Codes to images: the layers of `ConvEncoder` mirrored. No activation bounds its output."""
 
     def __init__(self, image_shape, latent_size, *, hidden_size, width, n_levels=None):
         super().__init__()
         strides = choose_strides(image_shape, n_levels)
-        widths = _widths(width, len(strides))[::-1]
+        widths = level_widths(width, len(strides), 4)[::-1]
         base = widths[0], *last_size(image_shape, strides)
         self.image_size = image_shape[1:]
         self.features = (
@@ -84,6 +82,7 @@ class ConvDecoder(nn.Module):
         up = []
         for a, b, stride in zip(widths, widths[1:], strides[:0:-1]):
             up += [_resize(nn.ConvTranspose2d, a, b, stride), nn.BatchNorm2d(b), nn.ReLU()]
+        # The last layer has no bias either, as in DDAD, although no BatchNorm follows to make up for it.
         last = _resize(nn.ConvTranspose2d, widths[-1], image_shape[0], strides[0])
         self.up = nn.Sequential(*up, last)
 
@@ -92,7 +91,7 @@ class ConvDecoder(nn.Module):
 
 
 class ConvAutoEncoder(nn.Module):
-    """Parts `encoder` and `decoder`."""
+    """Autoencoder with the parts `encoder` and `decoder`."""
 
     def __init__(self, image_shape, latent_size, **options):
         super().__init__()
@@ -104,7 +103,7 @@ class ConvAutoEncoder(nn.Module):
 
 
 class UncertainAutoEncoder(ConvAutoEncoder):
-    """Parts `encoder` and `decoder`, which gives each pixel a mean and a log-variance."""
+    """Autoencoder of AE-U: its `decoder` gives each pixel a mean and a log-variance."""
 
     def __init__(self, image_shape, latent_size, **options):
         super().__init__(image_shape, latent_size, **options)
@@ -117,12 +116,12 @@ class UncertainAutoEncoder(ConvAutoEncoder):
         return mean, log_variance.clamp(*LOG_VARIANCES)
 
     def forward(self, x):
-        """Means alone."""
+        """Reconstructions: the means."""
         return self.predict(x)[0]
 
 
 class MemoryAutoEncoder(nn.Module):
-    """Parts `encoder`, `memory` and `decoder`."""
+    """Autoencoder of MemAE: a `memory` between `encoder` and `decoder`."""
 
     def __init__(self, image_shape, latent_size, *, n_slots, threshold, cosine, **size):
         super().__init__()
@@ -131,17 +130,17 @@ class MemoryAutoEncoder(nn.Module):
         self.decoder = ConvDecoder(image_shape, latent_size, **size)
 
     def recall(self, x):
-        """Reconstructions, and the weights of the items (n, ..., n_slots)."""
+        """Reconstructions, and the weights of the memory's items (n, ..., n_slots)."""
         z, weights = self.memory(self.encoder(x))
         return self.decoder(z), weights
 
     def forward(self, x):
-        """Reconstructions alone."""
+        """Reconstructions, without the weights."""
         return self.recall(x)[0]
 
 
 class VariationalAutoEncoder(nn.Module):
-    """Parts `encoder`, to mean and log-variance of a code, and `decoder`."""
+    """Autoencoder of a VAE: its `encoder` gives the mean and the log-variance of a code."""
 
     def __init__(self, image_shape, latent_size, **options):
         super().__init__()

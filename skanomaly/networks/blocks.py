@@ -1,4 +1,4 @@
-"""What every network shares: how often an image is halved, and fitting any size to that."""
+"""How often a network halves an image, and how images of any size are made to fit it."""
 
 import math
 
@@ -6,22 +6,23 @@ from torch.nn import functional as F
 
 
 def choose_strides(image_shape, n_levels=None):
-    """How each level of a network shrinks the image.
+    """Strides of a network's levels.
 
     Parameters
     ----------
     image_shape : tuple (C, H, W)
     n_levels : int or None
-        None brings each side to about 4 pixels by itself (4 levels at 64 x 64; a row of 1 x d keeps
-        its height). An integer halves both sides so often, and raises where one is too short.
+        Number of levels, each of which halves both sides; an error where a side is too short. None halves
+        each side until it has about 4 pixels (4 levels at 64 x 64; a row of 1 x d keeps its height).
 
     Returns
     -------
-    list of (int, int)
-        Strides 1 or 2 of height and width, one pair a level, at least one level.
+    strides : list of (int, int)
+        Strides of height and width, 1 or 2: one pair a level, at least one level.
     """
     _, *sides = image_shape
     if n_levels is None:
+        # Each side by itself: halved alike, a row of 1 x d would have to be padded to many rows.
         halvings = [max(0, round(math.log2(side / 4))) for side in sides]
         return [tuple(1 + (level < n) for n in halvings) for level in range(max(1, *halvings))]
     most = min(sides).bit_length() - 1
@@ -33,25 +34,38 @@ def choose_strides(image_shape, n_levels=None):
     return [(2, 2)] * n_levels
 
 
+def level_widths(width, n_levels, most):
+    """Channels of each level: `width`, then twice as many a level, at most `most` times `width`."""
+    return [width * min(most, 2**level) for level in range(n_levels)]
+
+
+def kernel_size(stride):
+    """Sides of the kernel of a level: 4 where the stride is 2, 3 where it is 1.
+
+    With padding 1 a convolution then divides each side exactly by its stride, and a transposed one
+    multiplies it.
+    """
+    return tuple(2 + step for step in stride)
+
+
 def padded_size(image_shape, strides):
-    """Height and width rounded up to what the strides divide."""
+    """Height and width, rounded up to multiples of the product of the strides."""
     products = (math.prod(axis) for axis in zip(*strides))
     return tuple(math.ceil(side / product) * product for side, product in zip(image_shape[1:], products))
 
 
 def last_size(image_shape, strides):
     """Height and width after the last level."""
-    return tuple(
-        side // math.prod(axis) for side, axis in zip(padded_size(image_shape, strides), zip(*strides))
-    )
+    products = (math.prod(axis) for axis in zip(*strides))
+    return tuple(math.ceil(side / product) for side, product in zip(image_shape[1:], products))
 
 
 def pad_to(x, size):
-    """Repeat the last row and column of images (n, c, h, w) until they have `size`."""
+    """Images (n, c, h, w) padded to `size` by repeating their last row and column."""
     bottom, right = size[0] - x.shape[2], size[1] - x.shape[3]
     return F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
 
 
 def crop_to(x, size):
-    """Undo `pad_to`."""
+    """Images without what `pad_to` added."""
     return x[..., : size[0], : size[1]]

@@ -1,13 +1,14 @@
-"""Gaussian codes: drawn by reparameterisation, drawn to the prior by their divergence."""
+"""Gaussian codes: random draws from them, and their divergence from the prior N(0, I)."""
 
 import torch
 
 
 def draw(mean, log_variance):
-    """A code from N(mean, exp(log_variance)), differentiable in both."""
+    """A code drawn from N(mean, exp(log_variance)), differentiable in both (reparameterisation)."""
     return mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
 
 
 def kl_divergence(mean, log_variance):
-    """KL(N(mean, exp(log_variance)) || N(0, I)), the mean over the numbers of a code, (n,)."""
+    """KL(N(mean, exp(log_variance)) || N(0, I)) of each code, as a mean over its numbers, (n,)."""
+    # The formula has a sum. MedIAnomaly takes the mean, as it does of the errors of pixels.
     return 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).flatten(1).mean(1)

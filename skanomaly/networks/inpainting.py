@@ -1,19 +1,21 @@
-"""SQUID: windows are encoded by themselves, painted anew from what is normal in their place, and decoded."""
+"""Network of SQUID: windows of an image are encoded, painted anew from normal ones, and decoded."""
 
 import math
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .blocks import choose_strides, crop_to, pad_to
+from .blocks import choose_strides, crop_to, last_size, level_widths, pad_to, padded_size
 from .memory import MemoryMatrix
 
+#: Heads of the attention, at most: their number must divide the length of a vector.
 N_HEADS = 8
 
 
 def to_windows(x, grid):
-    """(n, c, H, W) to (n * rows * columns, c, h, w), windows of an image one after another."""
+    """Images (n, c, H, W) to windows (n * rows * columns, c, h, w), those of an image one after another."""
     n, c, height, width = x.shape
     rows, columns = grid
     x = x.reshape(n, c, rows, height // rows, columns, width // columns)
@@ -27,21 +29,20 @@ def to_images(windows, grid):
     return x.flatten(4, 5).flatten(2, 3)
 
 
+def _conv(n_in, n_out, size=3, stride=1):
+    """Layers of a convolution that keeps the sides at stride 1, with BatchNorm and ReLU."""
+    conv = nn.Conv2d(n_in, n_out, size, stride, padding=size // 2, bias=False)
+    return [conv, nn.BatchNorm2d(n_out), nn.ReLU()]
+
+
 class ConvUnit(nn.Module):
-    """Convolution, then two more beside a shortcut."""
+    """Convolution, followed by a residual block of two more."""
 
     def __init__(self, n_in, n_out, stride=1):
         super().__init__()
-        self.first = nn.Sequential(
-            nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU()
-        )
-        self.second = nn.Sequential(
-            nn.Conv2d(n_out, n_out, 3, padding=1, bias=False),
-            nn.BatchNorm2d(n_out),
-            nn.ReLU(),
-            nn.Conv2d(n_out, n_out, 3, padding=1, bias=False),
-            nn.BatchNorm2d(n_out),
-        )
+        self.first = nn.Sequential(*_conv(n_in, n_out, stride=stride))
+        # The last ReLU is left to `forward`, which adds the shortcut before it.
+        self.second = nn.Sequential(*_conv(n_out, n_out), *_conv(n_out, n_out)[:-1])
 
     def forward(self, x):
         h = self.first(x)
@@ -49,7 +50,7 @@ class ConvUnit(nn.Module):
 
 
 class WindowEncoder(nn.Module):
-    """Windows to features of each level, from their own size to the smallest.
+    """Windows to a list of features, one of each level: the first as large as the windows, the last smallest.
 
     Parameters
     ----------
@@ -57,12 +58,12 @@ class WindowEncoder(nn.Module):
     width : int
         Channels of the first level; 2, 4, 8 and at most 16 times as many follow.
     strides : list of (int, int)
-        One pair a level.
+        Strides of height and width, one pair for each level but the first.
     """
 
     def __init__(self, window_shape, *, width, strides):
         super().__init__()
-        widths = [width * min(16, 2**level) for level in range(len(strides) + 1)]
+        widths = level_widths(width, len(strides) + 1, 16)
         units = [ConvUnit(window_shape[0], width)]
         units += [ConvUnit(a, b, stride) for a, b, stride in zip(widths, widths[1:], strides)]
         self.units = nn.ModuleList(units)
@@ -75,24 +76,25 @@ class WindowEncoder(nn.Module):
 
 
 class WindowDecoder(nn.Module):
-    """Features of all levels to an image in [0, 1], and the features of each level on the way.
+    """Features of all levels to images in [0, 1]; also gives the features of each level on the way.
 
     Parameters
     ----------
     n_channels : int
-        Of images.
+        Channels of the images.
     widths : list of int
         Channels of the encoder's levels.
     grid : tuple (rows, columns)
-        Windows of an image.
+        Number of windows along each side of an image.
     skips : sequence of {"concatenation", "sum", "none"}
-        What each level does with the encoder's features of its size, the smallest first; none beyond.
+        Use that each level makes of the encoder's features of its size, from the smallest level on.
+        Levels beyond the sequence make none.
     stitch_level : int
-        Level before which windows become images.
+        Number of levels that work on windows; the others work on the whole images made of them.
     n_memories : int
-        Levels that end in a learned memory, the smallest first.
+        Number of levels that end in a learned memory, from the smallest on.
     n_slots : int
-        Items in each.
+        Number of items in each memory.
     """
 
     def __init__(self, n_channels, widths, grid, *, skips, stitch_level, n_memories=0, n_slots=0):
@@ -136,21 +138,22 @@ class WindowDecoder(nn.Module):
 
 
 def _neighbours(grid, padded):
-    """(L, L + 1) additive mask of attention: 0 to each of the neighbours in the 3 x 3 around a location.
+    """Additive attention mask (L, L + 1): each of L locations sees its neighbours in the 3 x 3 around it.
 
-    The last column is a key of zeros, which stands for neighbours beyond the border: as many as are missing,
-    for `padded`, or only where a location has no neighbour at all.
+    The last column is for a key of zeros. If `padded`, it stands for the neighbours beyond the border; else
+    it is seen only by a location without neighbours, since a softmax over nothing is nan.
     """
     places = torch.cartesian_prod(*map(torch.arange, grid))
     apart = (places[:, None] - places).abs().amax(-1)
     near = apart == 1
     missing = 8 - near.sum(1)
     zeros = missing if padded else 8 * (missing == 8)
+    # exp(log(n)) = n: in the softmax one key of zeros then counts as often as neighbours are missing.
     return torch.cat([near.float(), zeros[:, None].float()], dim=1).log()
 
 
 def _codes(n_locations):
-    """Each location's number in binary (L, bits), with the bits that L itself needs."""
+    """Numbers of the locations in binary (L, bits), with as many bits as L itself needs."""
     bits = n_locations.bit_length()
     return torch.tensor(
         [[i >> bit & 1 for bit in range(bits)] for i in range(n_locations)], dtype=torch.float
@@ -158,25 +161,30 @@ def _codes(n_locations):
 
 
 class InPainting(nn.Module):
-    """Each window's feature anew: from its nearest normal patterns, by attention to those of its neighbours.
+    """In-painting block: a window's features are made anew from normal patterns that a memory retrieves.
+
+    Each window attends to the patterns of its neighbours.
 
     Parameters
     ----------
     feature_shape : tuple (C, h, w)
-        Of a window.
+        Shape of a window's features.
     grid : tuple (rows, columns)
-    make_memory : callable (size) -> module from (n, L, size) to (n, L, size)
+        Number of windows along each side of an image; there are L in all.
+    make_memory : callable (size) -> nn.Module
+        Maker of the memory, which takes and gives vectors (n, L, size).
     padded : bool
-        Whether neighbours beyond the border count as zeros.
+        Whether neighbours beyond the border take part, as zeros.
     """
 
     def __init__(self, feature_shape, grid, *, make_memory, padded):
         super().__init__()
         channels, height, width = feature_shape
-        narrow = max(8, channels // 4)  # a LayerNorm of one number would leave nothing
+        # Not below 8: the LayerNorm of a vector of one number is zero.
+        narrow = max(8, channels // 4)
         self.shape, self.n_locations = (narrow, height, width), math.prod(grid)
         size = math.prod(self.shape)
-        self.squeeze = _pointwise(channels, narrow)
+        self.squeeze = nn.Sequential(*_conv(channels, narrow, 1))
         self.memory = make_memory(size)
         self.attention = nn.MultiheadAttention(size, math.gcd(N_HEADS, size), batch_first=True)
         hidden = max(1, size // 4)
@@ -184,10 +192,10 @@ class InPainting(nn.Module):
         self.norms = nn.ModuleList([nn.LayerNorm(size), nn.LayerNorm(size)])
         self.register_buffer("mask", _neighbours(grid, padded), persistent=False)
         self.register_buffer("codes", _codes(self.n_locations), persistent=False)
-        self.widen = _pointwise(narrow + self.codes.shape[1], channels)
+        self.widen = nn.Sequential(*_conv(narrow + self.codes.shape[1], channels, 1))
 
     def forward(self, features):
-        """Painted features (n * L, C, h, w), and as vectors (n, L, size) the features and those retrieved."""
+        """Painted features (n * L, C, h, w); as vectors (n, L, size), what was given and what retrieved."""
         vectors = self.squeeze(features).flatten(1).unflatten(0, (-1, self.n_locations))
         retrieved = self.memory(vectors)
         h = F.relu(self.norms[0](self.attend(vectors, retrieved) + retrieved))
@@ -197,38 +205,35 @@ class InPainting(nn.Module):
         return self.widen(torch.cat([h, codes], dim=1)), vectors, retrieved
 
     def attend(self, vectors, retrieved):
-        """Each location asks with its feature what its neighbours have retrieved."""
+        """Attention of each location, with its own vector as query, to what its neighbours have retrieved."""
         keys = torch.cat([retrieved, torch.zeros_like(retrieved[:, :1])], dim=1)
         return self.attention(vectors, keys, keys, attn_mask=self.mask, need_weights=False)[0]
 
 
-def _pointwise(n_in, n_out):
-    return nn.Sequential(nn.Conv2d(n_in, n_out, 1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU())
-
-
 class ImageDiscriminator(nn.Module):
-    """Images to logits (n,): high for real ones. Convolutions 5 x 5 down to about 4 pixels."""
+    """Discriminator by 5 x 5 convolutions: images to logits (n,), high for real images."""
 
     def __init__(self, image_shape, *, width):
         super().__init__()
         strides = choose_strides(image_shape)
-        widths = [image_shape[0], *(width * min(8, 2**level) for level in range(len(strides)))]
+        widths = [image_shape[0], *level_widths(width, len(strides), 8)]
         blocks = []
         for level, (a, b, stride) in enumerate(zip(widths, widths[1:], strides)):
             blocks += [nn.Conv2d(a, b, 5, stride, padding=2)]
             blocks += [nn.BatchNorm2d(b)] * (level > 0) + [nn.LeakyReLU(0.2)]
         self.features = nn.Sequential(*blocks, nn.Flatten())
-        sides = [math.ceil(side / math.prod(axis)) for side, axis in zip(image_shape[1:], zip(*strides))]
-        self.value = nn.Linear(widths[-1] * math.prod(sides), 1)
+        self.value = nn.Linear(widths[-1] * math.prod(last_size(image_shape, strides)), 1)
 
     def forward(self, x):
         return self.value(self.features(x))[:, 0]
 
 
+@torch.no_grad()
 def _shapes_of_levels(encoder, window):
-    """(c, h, w) of what an encoder gives for a window; refused where that is not levels."""
+    """Shapes (c, h, w) of the levels that an encoder gives for a window; an error where it gives none."""
     if not isinstance(encoder, nn.Module):
         raise ValueError(f"encoder must make a torch module of a shape, and made a {type(encoder).__name__}")
+    # In train mode BatchNorm refuses a single value per channel, and would count these zeros as images.
     levels = encoder.eval()(torch.zeros(1, *window))
     encoder.train()
     rule = (
@@ -247,21 +252,28 @@ def _shapes_of_levels(encoder, window):
 
 
 class InPaintingNetwork(nn.Module):
-    """Parts `encoder`, `inpainting`, `student`, `teacher` and `discriminator`.
+    """Network of SQUID: `encoder`, `inpainting`, the decoders `student` and `teacher`, and `discriminator`.
 
     Parameters
     ----------
     image_shape : tuple (C, H, W)
     n_windows : int
-        Windows along each side; a side of one pixel has one.
-    make_encoder : callable, or None
-        From the shape (C, h, w) of a window to a module that gives a list of features, each half the size of
-        the one before; None is `WindowEncoder`.
-    make_memory, padded : as of `InPainting`
+        Number of windows along each side; a side of one pixel has one.
+    make_encoder : callable (shape) -> nn.Module, or None
+        Maker of the encoder for windows (C, h, w). The encoder gives a list of features, each half the
+        size of the one before. None is `WindowEncoder`.
+    make_memory, padded
+        Parameters of `InPainting`.
     rho : float
-        Share of the places that are painted anew in training; all are else.
-    width, n_levels : int
-    options : as of `WindowDecoder`; the memories are the student's
+        Share of the places of a feature that are painted anew in training. When judging, all are.
+    width : int
+        Channels of the first level.
+    n_levels : int or None
+        Number of halvings of a window, as in `choose_strides`.
+    n_memories, n_slots
+        Parameters of the student, a `WindowDecoder`; the teacher has no memories.
+    **options
+        Parameters of both decoders.
     """
 
     def __init__(
@@ -290,44 +302,39 @@ class InPaintingNetwork(nn.Module):
         self.grid = tuple(1 if side == 1 else n_windows for side in sides)
         least = tuple(math.ceil(side / n) for side, n in zip(sides, self.grid))
         strides = choose_strides((n_channels, *least), n_levels)
-        halvings = tuple(map(math.prod, zip(*strides)))
-        window = tuple(math.ceil(side / by) * by for side, by in zip(least, halvings))
-        self.size = tuple(side * n for side, n in zip(window, self.grid))
+        window = n_channels, *padded_size((n_channels, *least), strides)
+        self.size = tuple(side * n for side, n in zip(window[1:], self.grid))
         self.image_size, self.rho = tuple(sides), rho
-        window = n_channels, *window
-        self.encoder = (
-            WindowEncoder(window, width=width, strides=strides)
-            if make_encoder is None
-            else make_encoder(window)
-        )
-        with torch.no_grad():
-            shapes = _shapes_of_levels(self.encoder, window)
+        if make_encoder is None:
+            make_encoder = partial(WindowEncoder, width=width, strides=strides)
+        self.encoder = make_encoder(window)
+        shapes = _shapes_of_levels(self.encoder, window)
         widths = [shape[0] for shape in shapes]
-        self.inpainting = InPainting(
-            tuple(shapes[-1]), grid=self.grid, make_memory=make_memory, padded=padded
-        )
-        options |= {"grid": self.grid}
-        self.student = WindowDecoder(n_channels, widths, n_memories=n_memories, n_slots=n_slots, **options)
-        self.teacher = WindowDecoder(n_channels, widths, **options)
+        self.inpainting = InPainting(shapes[-1], self.grid, make_memory=make_memory, padded=padded)
+        decoder = partial(WindowDecoder, n_channels, widths, self.grid, **options)
+        self.student = decoder(n_memories=n_memories, n_slots=n_slots)
+        self.teacher = decoder()
         self.discriminator = ImageDiscriminator(image_shape, width=max(1, width // 2))
 
     def encode(self, x):
+        """Levels of features, of the windows of images (n, C, H, W)."""
         return self.encoder(to_windows(pad_to(x, self.size), self.grid))
 
     def paint(self, levels):
-        """Levels with the last one painted anew, and its vectors and what was retrieved for them."""
+        """Levels, the last of them painted anew; its vectors; and what the memory retrieved for these."""
         features = levels[-1]
         painted, vectors, retrieved = self.inpainting(features)
         if self.training:
-            # Places that are not painted let the student learn early on (masked shortcut).
+            # Masked shortcut: the memory starts as noise, so the student learns from what is left unpainted.
             kept = torch.rand_like(features[:, :1]) >= self.rho
             painted = torch.where(kept, features, painted)
         return [*levels[:-1], painted], vectors, retrieved
 
     def decode(self, decoder, levels):
+        """Images (n, C, H, W) by one of the decoders, and its features of each level."""
         image, found = decoder(levels)
         return crop_to(image, self.image_size), found
 
     def forward(self, x):
-        """Reconstructions."""
+        """Reconstructions by the student."""
         return self.decode(self.student, self.paint(self.encode(x))[0])[0]
