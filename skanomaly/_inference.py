@@ -1,24 +1,32 @@
-"""Eval mode, padded batches of one fixed size, device, no_grad, and back to numpy."""
+"""Inference: a network applied to images, in eval mode and in padded batches of one fixed size."""
 
 import numpy as np
 import torch
 from sklearn.utils import gen_batches
 
-#: Rows of every scoring batch. float32 results depend on the size of a batch, so it is never the
-#: user's: then scores depend neither on the other rows nor on their order. (Within a batch the last bit can,
-#: after dense layers of fewer than 16 outputs whose inputs are not a multiple of 4.)
+#: Number of images in every batch. float32 results depend on the size of a batch. It is fixed, and not the
+#: user's batch_size, so that a score depends neither on the other images nor on their order. (The last bit
+#: still can, after dense layers of fewer than 16 outputs whose inputs are not a multiple of 4.)
 BATCH = 32
 
 
 def run(function, network, images, device):
-    """Yield (slice, result) over images, results cut to the slice's rows.
+    """Apply a function to images batch by batch.
 
     Parameters
     ----------
-    function : callable (BATCH, c, h, w) tensor -> tensor, or tuple or dict of them, or None
-    network : nn.Module, put in eval mode
+    function : callable (tensor) -> tensor, or tuple or dict of tensors, or None
+        Function of a batch (BATCH, c, h, w).
+    network : nn.Module
+        Network that the function uses; it is put in eval mode.
     images : Images
     device : str
+
+    Yields
+    ------
+    rows : slice
+    result : numpy array, or tuple or dict of arrays, or None
+        Result for these rows, without those of the padding.
     """
     network.eval()
     for rows in gen_batches(len(images), BATCH):
@@ -33,7 +41,7 @@ def run(function, network, images, device):
 
 
 def collect(function, network, images, device):
-    """Results of `run` for all images at once: an array, or a tuple of them."""
+    """Results of `run` for all images in one array, or in a tuple of arrays."""
     parts = [part for _, part in run(function, network, images, device)]
     if isinstance(parts[0], tuple):
         return tuple(map(np.concatenate, zip(*parts)))
@@ -51,12 +59,12 @@ def _to_numpy(result, n):
 
 
 def resolve_device(device):
-    """'auto' to 'cuda' or 'cpu'; any other name is checked.
+    """Name of a device that is there: 'cuda' or 'cpu' for 'auto', else the name given.
 
     Raises
     ------
     ValueError
-        For a name torch does not know, and for an accelerator that is absent.
+        If torch does not know the name, or the accelerator is absent.
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"

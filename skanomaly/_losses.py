@@ -1,26 +1,27 @@
-"""Errors (per pixel or per image) and losses; reduced last.
+"""Errors and losses of images (n, c, h, w).
 
-Images are (n, c, h, w), maps (n, h, w): the mean over channels.
+Errors of pixels are maps (n, h, w), means over the channels. They are reduced to scores or losses last.
 """
 
 import torch
 from torch.nn import functional as F
 
+#: Side and standard deviation of the Gaussian window of SSIM, as in the paper.
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 
 
 def squared_error(x, y):
-    """(x - y)^2, (n, h, w)."""
+    """Squared error (x - y)^2 of each pixel, (n, h, w)."""
     return over_channels((x - y).square())
 
 
 def absolute_error(x, y):
-    """|x - y|, (n, h, w)."""
+    """Absolute error |x - y| of each pixel, (n, h, w)."""
     return over_channels((x - y).abs())
 
 
 def ssim_error(x, y):
-    """1 - SSIM of images in [0, 1], (n, h, w); Wang et al. 2004, Gaussian window of 11, sigma 1.5.
+    """Structural error 1 - SSIM (Wang et al. 2004) of each pixel, (n, h, w), for images in [0, 1].
 
     Borders are replicated, so that the map has the size of the images.
     """
@@ -31,53 +32,54 @@ def ssim_error(x, y):
     kernel = kernel / kernel.sum()
     stack = torch.cat([x, y, x * x, y * y, x * y]).reshape(5 * n * c, 1, h, w)
     stack = F.pad(stack, (half,) * 4, mode="replicate")
+    # A Gaussian window is separable: two passes of 11 products instead of one of 121.
     stack = F.conv2d(F.conv2d(stack, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
     mx, my, xx, yy, xy = stack.view(5, n, c, h, w)
     c1, c2 = 0.01**2, 0.03**2
     ssim = (2 * mx * my + c1) * (2 * (xy - mx * my) + c2)
-    # Far out of [0, 1] rounding makes variances negative.
+    # clamp: far outside [0, 1], rounding makes E[x^2] - E[x]^2 negative.
     variances = (xx - mx**2).clamp(min=0) + (yy - my**2).clamp(min=0)
     ssim = ssim / ((mx**2 + my**2 + c1) * (variances + c2))
     return over_channels(1 - ssim)
 
 
 def likelihood_error(prediction, x):
-    """exp(-s) (x - m)^2 + s of means m and log-variances s, (n, h, w).
+    """Negative log-likelihood exp(-s) (x - m)^2 + s of each pixel, (n, h, w), without constants.
 
-    At a fixed error it is smallest for s = log (x - m)^2.
+    The prediction is a pair of means m and log-variances s.
     """
     mean, log_variance = prediction
     return over_channels((x - mean).square() * torch.exp(-log_variance) + log_variance)
 
 
 def over_channels(errors):
-    """Mean over channels, (n, h, w)."""
-    # A mean over one channel costs as much as over many.
+    """Mean over the channels, (n, h, w)."""
+    # A view for grey images, since a mean over one channel costs as much as one over many.
     return errors[:, 0] if errors.shape[1] == 1 else errors.mean(1)
 
 
 def gradient_map(loss, x):
-    """|d loss / d x|, (n, h, w), where loss(x) is a number for each image, (n,)."""
+    """Absolute gradient |d loss / d x| of each pixel, (n, h, w); loss(x) is a number for each image, (n,)."""
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
-        # A sum over images, so that none of them counts less in a large batch.
+        # The sum of the losses: with their mean, gradients would shrink with the size of the batch.
         (gradient,) = torch.autograd.grad(loss(x).sum(), x)
     return over_channels(gradient.abs())
 
 
 def feature_error(f, g):
-    """Mean squared difference of flat features (n, n_features), (n,)."""
+    """Mean squared difference of flat features (n, n_features) of each image, (n,)."""
     return (f - g).square().mean(1)
 
 
 def gradient_penalty(critic, x, fake):
-    """Mean of (|grad critic(u)| - 1)^2 with u drawn between x and fake, one place per sample.
+    """Gradient penalty of WGAN-GP, the mean of (|grad critic(u)| - 1)^2 (Gulrajani et al. 2017, equation 3).
 
-    Gulrajani et al. 2017, equation 3.
+    Each u is drawn between an image of x and one of fake.
     """
-    place = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device)
-    between = (x + place * (fake - x)).requires_grad_(True)
+    share = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device)
+    between = (x + share * (fake - x)).requires_grad_(True)
     (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
-    # Without the constant the root has no derivative at a gradient of exactly zero.
+    # The constant: without it the root has no derivative at a gradient of exactly zero, and gives nan.
     slope = (gradient.flatten(1).square().sum(1) + 1e-12).sqrt()
     return (slope - 1).square().mean()

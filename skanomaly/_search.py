@@ -1,33 +1,35 @@
-"""Search for the code whose image is most like a given one, by gradient descent on the code alone."""
+"""Search for the code whose generated image is most like a given one, by gradient descent on the code."""
 
 import torch
 
 
 @torch.no_grad()
 def search_codes(generator, loss, starts, n_images, *, n_search, lr, bound=None):
-    """Codes (n_images, latent_size) with the smallest loss found, each image for itself.
-
-    All images begin at the same codes, and the loss is summed over them: then Adam moves each as if it were
-    alone, and batches of one size give each the same bits.
+    """Codes (n_images, latent_size) whose generated images have the smallest losses found.
 
     Parameters
     ----------
     generator : callable (codes) -> images
+        Generator, which is not changed.
     loss : callable (images) -> (n_images,)
+        Loss of each generated image.
     starts : (n_restarts, latent_size) tensor
-        Codes to begin with; the best end is kept.
+        Codes from which every image is searched for. The best result is kept.
     n_search : int
-        Steps.
+        Number of steps from each start.
     lr : float
+        Learning rate of Adam.
     bound : float or None
-        Codes are clamped to [-bound, bound] after each step.
+        Bound of the codes, which are clamped to [-bound, bound] after each step.
     """
     best = best_loss = None
     for start in starts:
+        # One start for all images: with a start each, a score would depend on the image's place in the batch.
         z = start.expand(n_images, -1).clone()
         optimizer = torch.optim.Adam([z], lr)
         for _ in range(n_search):
             with torch.enable_grad():
+                # The sum: Adam then moves each code as if it were alone; the mean was off by 8e-4.
                 (z.grad,) = torch.autograd.grad(loss(generator(z.requires_grad_())).sum(), z)
             optimizer.step()
             if bound is not None:
@@ -43,21 +45,26 @@ def search_codes(generator, loss, starts, n_images, *, n_search, lr, bound=None)
 
 
 def search_images(x, generator, features, starts, *, discrimination_weight, **options):
-    """AnoGAN's mapping of images (n, c, h, w) to a generator's.
+    """AnoGAN's search for the codes of images (n, c, h, w).
 
     Parameters
     ----------
     features : callable (images) -> (n, n_features)
-        Of the discriminator.
+        Features that the discriminator computes.
     discrimination_weight : float
-        lambda in (1 - lambda) R + lambda D.
+        Weight lambda in the loss (1 - lambda) R + lambda D.
     **options
-        Of `search_codes`.
+        Parameters of `search_codes`.
 
     Returns
     -------
-    codes, images, residual, discrimination
-        The last two, R and D, are sums of absolute differences, over pixels and over features.
+    codes : (n, latent_size) tensor
+    images : (n, c, h, w) tensor
+        Images generated from the codes.
+    residual : (n,) tensor
+        Sum R of absolute differences over the pixels.
+    discrimination : (n,) tensor
+        Sum D of absolute differences over the features.
     """
     wanted = features(x)
 

@@ -1,4 +1,4 @@
-"""Stages of training that several methods share, and their losses."""
+"""Training of networks on skorch: the stages that several methods share, and their losses."""
 
 from ._adversarial import Adversarial, discriminator_loss, generator_loss
 from ._memory import MemoryTraining

@@ -1,4 +1,4 @@
-"""Generative adversarial network with a discriminator that ends in a probability (DCGAN)."""
+"""Adversarial: training of a GAN whose discriminator gives the logit of a probability (DCGAN)."""
 
 from torch.nn.functional import softplus
 
@@ -6,17 +6,18 @@ from ._training import Training
 
 
 def discriminator_loss(real, fake):
-    """- log D(x) - log(1 - D(G(z))), from logits; 2 log 2 where D is undecided."""
+    """- log D(x) - log(1 - D(G(z))), from logits; it is 2 log 2 where D is 1/2 everywhere."""
     return softplus(-real).mean() + softplus(fake).mean()
 
 
 def generator_loss(fake):
-    """- log D(G(z)), from logits: the form whose gradient does not vanish."""
+    """- log D(G(z)), from logits."""
+    # Not log(1 - D(G(z))): its gradient vanishes where the discriminator is sure, as it is in the beginning.
     return softplus(-fake).mean()
 
 
 class Adversarial(Training):
-    """GAN of Goodfellow et al. 2014: every batch moves the discriminator, then the generator.
+    """GAN of Goodfellow et al. 2014: each batch moves the discriminator, then the generator.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""A fit in a folder: what each stage was after its last epoch, for a killed process to go on from."""
+"""State of a fit in a folder, written after each epoch, so that a killed fit can be continued."""
 
 import warnings
 from functools import partial
@@ -15,21 +15,21 @@ SUFFIX = ".safetensors"
 
 
 class Checkpoint:
-    """One file per stage; a complete stage is loaded, a begun one goes on.
+    """Folder with the state of a fit, in one file per stage.
 
     Parameters
     ----------
     folder : str or Path
-        Made if absent.
+        The folder, made if absent.
     fit : dict of str to str
-        What decides the result: parameters and data, described.
+        Words on all that decides the result, parameters and data. A fit is continued only if they are equal.
     seed : int
-        Of this fit. Where `fit` is already there, `seed` becomes the one it began with.
+        Seed of this fit. The attribute `seed` is that of the fit in the folder, if there is one.
 
     Raises
     ------
     ValueError
-        Where the folder holds another fit; says what differs.
+        If the folder holds another fit. The message says what differs.
     """
 
     def __init__(self, folder, fit, seed):
@@ -38,10 +38,11 @@ class Checkpoint:
         self.stages = set()
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in self.folder.glob("*" + _storage.UNFINISHED):
-            path.unlink()  # of a process that was killed
+            path.unlink()  # written by a process that was killed meanwhile
         for path in sorted(self.folder.glob("*" + SUFFIX)):
             content = self._read(path)
             self.seed = content["seed"]
+            # A warning is enough: the fit is the same, only its last bits will not be.
             if changed := _changes(content["rounding"], self.rounding):
                 warnings.warn(
                     f"the fit in {str(self.folder)!r} goes on, and will round otherwise: {changed}",
@@ -49,7 +50,7 @@ class Checkpoint:
                 )
 
     def read(self, stage):
-        """State of a stage, or None."""
+        """State of a stage, or None if it was not begun."""
         if stage in self.stages:
             raise ValueError(f"two stages are named {stage!r}; their states would be one file")
         self.stages.add(stage)
@@ -57,7 +58,7 @@ class Checkpoint:
         return self._read(path)["state"] if path.exists() else None
 
     def write(self, stage, state):
-        """Replace the state of a stage, atomically."""
+        """Write the state of a stage, in place of the last one."""
         content = {"fit": self.fit, "rounding": self.rounding, "seed": self.seed, "state": state}
         _storage.write(self.folder / (stage + SUFFIX), "checkpoint", content)
 
@@ -80,7 +81,8 @@ def _changes(then, now):
 
 
 def describe(value):
-    """A parameter in words: equal ones where it would do the same, in this process or another."""
+    """Words on a parameter, equal for any two that would do the same, in this process or another."""
+    # Not repr: it shortens arrays, and shows the addresses of functions and objects.
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
     if isinstance(value, dict):
@@ -121,7 +123,7 @@ def _name(thing):
 
 
 def state_of(training):
-    """All that decides how a training goes on, as `_storage` can write it."""
+    """State that decides how a training goes on, of types that `_storage` can write."""
     generators = {"cpu": torch.get_rng_state()}
     if training.device != "cpu":
         generators["device"] = torch.get_device_module(training.device).get_rng_state(training.device)
@@ -138,7 +140,7 @@ def state_of(training):
 
 
 def restore(training, state):
-    """Undo `state_of`, in a training whose callbacks were told that it begins."""
+    """Undo `state_of`."""
     restore_network(training, state)
     for name, saved in state["optimizers"].items():
         _restore_optimizer(getattr(training, name + "_"), saved)
@@ -154,8 +156,9 @@ def restore(training, state):
 
 
 def restore_network(training, state):
-    """Weights, buffers and random generators alone: all that a complete stage leaves behind."""
+    """Restore weights, buffers and random generators: all that a complete stage leaves to the next."""
     training.module_.load_state_dict(state["network"])
+    # A step may have frozen parameters, which a state_dict does not tell.
     for name, parameter in training.module_.named_parameters():
         parameter.requires_grad_(name not in state["frozen"])
     torch.set_rng_state(state["generators"]["cpu"])
@@ -169,12 +172,12 @@ def _restore_optimizer(optimizer, saved):
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                # In the parameter's memory format, as it was: other kernels would round otherwise.
+                # A file holds tensors contiguous, and kernels of another memory format round differently.
                 values[name] = torch.empty_like(parameter).copy_(value)
 
 
 def _callback_state(callback):
-    """What a callback learned: its attributes ending in "_" as far as they can be written."""
+    """Attributes of a callback that end in "_", what it learned, as far as they can be written."""
     state, lost = {}, []
     for name, value in vars(callback).items():
         if name.endswith("_") and not isinstance(value, type):

@@ -1,4 +1,4 @@
-"""Autoencoding through a memory, whose addresses shall be sharp."""
+"""MemoryTraining: training of an autoencoder with a memory (MemAE)."""
 
 import torch
 
@@ -7,12 +7,12 @@ from ._training import Training
 
 
 def entropy(weights):
-    """Of an address in the memory, the mean over images and places: low where few items are used."""
+    """Entropy of the weights of memory items, (..., n_slots), as a mean; low where few items are used."""
     return -(weights * torch.log(weights + 1e-12)).sum(-1).mean()
 
 
 class MemoryTraining(Training):
-    """Minimise the squared error, and the entropy of the addresses.
+    """Minimise the squared error plus the weighted entropy of the memory's weights.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Reconstruction: a network learns to repeat its input."""
+"""Reconstruction: training of a network to repeat its input."""
 
 from torch import nn
 
@@ -6,18 +6,18 @@ from ._training import Training
 
 
 class Reconstruction(Training):
-    """Minimise the mean error between images and network(images).
+    """Minimise the mean error of the network's reconstructions.
 
     Parameters
     ----------
     network : nn.Module
     error : callable (predictions, images) -> map (n, h, w)
     predict_images : callable (network, images) -> predictions, default=nn.Module.__call__
-        The network's reconstructions, or those with more beside them.
+        Forward pass. Its predictions are what `error` takes: reconstructions, or more than that.
     corrupt : callable (images) -> images, default=None
-        What is done to the network's input in training; never to what it is compared with.
+        Corruption of the input in training. Predictions are compared with the clean images.
     parts : sequence of str, default=("encoder", "decoder")
-        Those that move; None for all there are.
+        Names of the parts that are trained; None trains all.
     """
 
     losses = ("train_loss",)
@@ -42,4 +42,5 @@ class Reconstruction(Training):
         self.move("optimizer", train_loss=self.error(self.predict_images(network, given), x).mean())
 
     def validate(self, network, x):
+        # Without corruption, as images are scored.
         return self.error(self.predict_images(network, x), x).mean()

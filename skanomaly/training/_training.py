@@ -1,4 +1,4 @@
-"""Training: one stage of a fit, on skorch."""
+"""Training: base of the stages of a fit, on skorch's NeuralNet."""
 
 import copy
 import math
@@ -14,72 +14,72 @@ from . import _checkpoint
 
 
 class Training(NeuralNet):
-    """One stage of a fit: which optimiser moves which parts, and one step written out in full.
+    """Stage of a fit: which optimiser moves which parts of the network, and one step written out in full.
 
-    A subclass sets `moves` and `losses` and writes `step`; one that can be validated also writes
-    `validate`. A part that no optimiser moves is frozen for the stage: eval mode, no gradient.
+    A subclass sets `moves` and `losses` and writes `step`. One whose loss can be measured on held-out images
+    sets `validates` and writes `validate`. A part that no optimiser moves is frozen: eval mode, no gradient.
 
     Parameters
     ----------
     network : nn.Module
-        All parts of the method. It is trained in place.
+        Network with all parts of the method, trained in place.
     stage : str
         Name of the stage in `history_` and in messages.
     checkpoint : Checkpoint, default=None
-        Where the stage is kept after each epoch, and taken up again. Everything that changes while
-        training must be in the network (as parameter or buffer), in an optimiser, or be `n_steps`.
+        Storage of the stage's state after each epoch, from which a killed fit goes on. Everything that
+        changes in training must be in the network, as parameter or buffer, in an optimiser, or be `n_steps`.
     optimizer : callable (parameters, lr) -> torch Optimizer, default=None
-        None is Adam with the class's `betas`.
+        Optimiser of every part; None is Adam with the class's `betas`.
     lr, max_epochs, batch_size, callbacks, device, verbose
-        As in skorch. `optimizer_<part>__lr` sets another optimiser's own rate.
+        Parameters of skorch's NeuralNet. `optimizer_<part>__lr` is the learning rate of another optimiser.
     """
 
-    #: optimiser -> names of the parts it moves. The main one is `optimizer` (schedulers find it),
-    #: others are `optimizer_<part>`.
+    #: Names of the parts that each optimiser moves. The main one must be called `optimizer`: skorch's
+    #: schedulers know no other. Others are called `optimizer_<part>`.
     moves = {}
     #: Decay rates of Adam's two moments.
     betas = 0.9, 0.999
-    #: Names of the values that `step` records, in the order of the table.
+    #: Names of the values that `step` records, in the order in which they are printed.
     losses = ()
-    #: Whether the stage has a validation loss that can stop it early.
+    #: Whether there is a validation loss, by which EarlyStopping can end the stage.
     validates = False
 
     def __init__(self, network, *, stage, checkpoint=None, optimizer=None, **options):
         self.stage, self.checkpoint = stage, checkpoint
-        #: Batches so far, this one included.
+        #: Number of batches so far, the current one included.
         self.n_steps = 0
         optimizer = optimizer or partial(torch.optim.Adam, betas=self.betas)
-        # Steps are written out, so there is no criterion; skorch insists on one.
+        # skorch insists on a criterion; here `step` computes the losses.
         super().__init__(network, criterion=torch.nn.Identity, optimizer=optimizer, **options)
 
     def step(self, network, x):
-        """One batch of images (n, c, h, w): compute losses and `move` parts."""
+        """Compute the losses of a batch of images (n, c, h, w), and `move` parts by them."""
         raise NotImplementedError
 
     def validate(self, network, x):
-        """Loss of held-out images, a scalar tensor; only where `validates`."""
+        """Loss of a batch of held-out images, as a scalar tensor; used where `validates` is True."""
         raise NotImplementedError
 
     def move(self, optimizer, **loss):
-        """One step of `optimizer` down the one loss given, which is recorded under its name."""
+        """Let `optimizer` take a step down the loss given by name, and record the loss."""
         ((_, value),) = loss.items()
         moved, optimizer = self.moved_[optimizer], getattr(self, optimizer + "_")
         optimizer.zero_grad(set_to_none=True)
-        # Only its own parameters: no stray gradients on other parts, nor the work for them.
+        # inputs=: without it, gradients of the other parts would be computed as well, and pile up in them.
         value.backward(inputs=[parameter for _, parameter in moved if parameter.requires_grad])
         self.notify("on_grad_computed", named_parameters=moved)
         optimizer.step()
         self.record(**loss)
 
     def record(self, **values):
-        """Add scalar tensors to the epoch's means; they stay on the device until its end."""
+        """Let scalar tensors count in the means of the epoch."""
         for name, value in values.items():
             total, count = self.totals_.get(name, (0.0, 0))
-            size = self.batch_size_
-            self.totals_[name] = total + value.detach() * size, count + size
+            # No .item(), which waits for the device in every step: sums are read at the end of the epoch.
+            self.totals_[name] = total + value.detach() * self.batch_size_, count + self.batch_size_
 
     def run(self, images):
-        """Train on images (and validate on `images.held_out`); returns the History."""
+        """Train on images, validate on `images.held_out`, and return the History."""
         if not self.validates and list(early_stopping_monitors(self.callbacks or [])):
             raise ValueError(
                 f"EarlyStopping needs a validation loss, and stage {self.stage!r} has none; give callbacks "
@@ -108,7 +108,7 @@ class Training(NeuralNet):
                 )
         return self.history
 
-    # What skorch does, for our parts, batches and losses.
+    # Methods of skorch, replaced: its own move one part, by one loss.
 
     @property
     def _default_callbacks(self):
@@ -129,9 +129,11 @@ class Training(NeuralNet):
         return self
 
     def partial_fit(self, images, saved=None):
+        # skorch's own swallows KeyboardInterrupt: after Ctrl-C a half-trained network would pass for a fit.
         self.stop_ = False
         self.notify("on_train_begin", X=images, y=None)
         if saved:
+            # Not before on_train_begin, in which callbacks forget what they learned.
             _checkpoint.restore(self, saved)
         if self.verbose:
             print(f"stage: {self.stage}" + (f", from epoch {len(self.history) + 1}" if saved else ""))
@@ -142,6 +144,7 @@ class Training(NeuralNet):
         return self
 
     def fit_loop(self, images):
+        # Without skorch's DataLoader: collating image by image costs more than a small network's step.
         while len(self.history) < self.max_epochs and not self.stop_:
             self.notify("on_epoch_begin", dataset_train=images, dataset_valid=images.held_out)
             self._train_epoch(images)
@@ -160,7 +163,7 @@ class Training(NeuralNet):
             try:
                 getattr(callback, method_name)(self, **kwargs)
             except KeyboardInterrupt:
-                # skorch's way to stop early; any other is a person's Ctrl-C and goes on up.
+                # EarlyStopping raises it to end a skorch fit. Any other is Ctrl-C, and is passed on.
                 if not (isinstance(callback, EarlyStopping) and callback.misses_ >= callback.patience):
                     raise
                 self.stop_ = True
@@ -168,6 +171,7 @@ class Training(NeuralNet):
     def _train_epoch(self, images):
         network = self.module_
         network.train()
+        # In train mode the BatchNorm statistics of a frozen part would move, without any gradient.
         for part in self._frozen():
             part.eval()
         self.totals_ = {}
@@ -179,7 +183,7 @@ class Training(NeuralNet):
             self.step(network, x)
             self.notify("on_batch_end", batch=x, training=True)
         for name in self.losses:
-            # A part that moves every few steps may rest for a whole epoch.
+            # With n_critic above the batches of an epoch the generator takes no step: its loss is nan.
             total, count = self.totals_.get(name, (math.nan, 1))
             self._record_epoch(name, float(total) / count, measured=name in self.totals_)
 
@@ -195,6 +199,7 @@ class Training(NeuralNet):
         self.history.record("valid_loss_best", self.history[-1, "valid_loss"] == best)
 
     def _record_epoch(self, name, value, measured=True):
+        # A nan loss stops neither torch nor skorch: all later epochs would be in vain.
         if measured and not math.isfinite(value):
             raise FloatingPointError(
                 f"{name} is {value} in stage {self.stage!r}, epoch {len(self.history)}: training "
@@ -203,13 +208,13 @@ class Training(NeuralNet):
         self.history.record(name, value)
 
     def _frozen(self):
-        """The largest submodules no optimiser moves."""
+        """Parts of the network that no optimiser moves."""
         moved = [name for parts in self.moves.values() for name in parts]
         return [part for name, part in self.module_.named_children() if name not in moved]
 
 
 def fresh_callbacks(callbacks, stage):
-    """The callbacks of one stage, copied: a stage must not see another's state.
+    """Copies of the callbacks of one stage, so that no stage sees what a callback learned in another.
 
     Parameters
     ----------
@@ -221,7 +226,7 @@ def fresh_callbacks(callbacks, stage):
 
 
 def early_stopping_monitors(callbacks):
-    """What each EarlyStopping in a list of callbacks, (name, callback) pairs or classes watches."""
+    """Yield the loss that each EarlyStopping watches, in a list of callbacks, (name, callback) or classes."""
     for callback in callbacks:
         callback = callback[1] if isinstance(callback, tuple) else callback
         if isinstance(callback, EarlyStopping):
@@ -231,11 +236,10 @@ def early_stopping_monitors(callbacks):
 
 
 def check_early_stopping(callbacks, validation_fraction):
-    """Refuse, before anything is trained, to stop on a loss that nobody will measure."""
+    """Raise an error if EarlyStopping watches ``valid_loss`` and no images are held out to measure it."""
     lists = callbacks.values() if isinstance(callbacks, dict) else [callbacks or []]
-    if not validation_fraction and "valid_loss" in {
-        m for each in lists for m in early_stopping_monitors(each)
-    }:
+    monitors = {monitor for each in lists for monitor in early_stopping_monitors(each)}
+    if not validation_fraction and "valid_loss" in monitors:
         raise ValueError(
             "EarlyStopping monitors valid_loss, and validation_fraction=0 holds out no images to measure "
             "it on; set validation_fraction, for example to 0.1"

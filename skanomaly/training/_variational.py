@@ -1,24 +1,24 @@
-"""Variational autoencoding: repeat images through codes that are drawn, and keep those near the prior."""
+"""Variational: training of a variational autoencoder (VAE)."""
 
 from ..networks.gaussian import draw, kl_divergence
 from ._training import Training
 
 
 def negative_elbo(network, x, *, error, kl_weight):
-    """Mean error from the mean code plus the weighted divergence of the code, (n,)."""
+    """Negative ELBO of each image, (n,): error from the mean code, plus the code's weighted divergence."""
     mean, log_variance = network.posterior(x)
     return error(network.decoder(mean), x).mean((1, 2)) + kl_weight * kl_divergence(mean, log_variance)
 
 
 class Variational(Training):
-    """Minimise the mean error plus the weighted divergence of the codes from N(0, I) (the negative ELBO).
+    """Minimise the negative ELBO: error from a drawn code, plus the code's weighted divergence from N(0, I).
 
     Parameters
     ----------
     network : nn.Module with parts `encoder` and `decoder`, and `posterior(x)`
     error : callable (reconstructions, images) -> map (n, h, w)
     kl_weight : float
-        Of the divergence, a mean over the numbers of a code as the error is one over pixels.
+        Weight of the divergence. The divergence is a mean over the numbers of a code, the error over pixels.
     """
 
     moves = {"optimizer": ["encoder", "decoder"]}
@@ -37,5 +37,5 @@ class Variational(Training):
         self.move("optimizer", train_loss=error + self.kl_weight * divergence)
 
     def validate(self, network, x):
-        """From the mean codes, so that it does not depend on a draw."""
+        # From the mean codes: with drawn ones the losses of two epochs would differ by chance.
         return negative_elbo(network, x, error=self.error, kl_weight=self.kl_weight).mean()

@@ -1,4 +1,4 @@
-"""Wasserstein GAN with gradient penalty (WGAN-GP)."""
+"""Wasserstein: training of a Wasserstein GAN with gradient penalty (WGAN-GP)."""
 
 import torch
 
@@ -7,13 +7,14 @@ from ._training import Training
 
 
 class Wasserstein(Training):
-    """WGAN-GP of Gulrajani et al. 2017: every batch moves the critic, every `n_critic`-th also the generator.
+    """WGAN-GP of Gulrajani et al. 2017: each batch moves the critic, each `n_critic`-th also the generator.
 
     Parameters
     ----------
     network : nn.Module with parts `generator` and `critic`, and `draw_codes(n)`
     n_critic : int
     penalty_weight : float
+        Weight of the gradient penalty, lambda in the paper.
     """
 
     moves = {"optimizer": ["generator"], "optimizer_critic": ["critic"]}
@@ -32,7 +33,7 @@ class Wasserstein(Training):
         penalty = gradient_penalty(critic, x, fake)
         self.move("optimizer_critic", critic_loss=gap + self.penalty_weight * penalty)
         self.record(wasserstein_distance=-gap)
-        # Counted over epochs: a small data set has fewer batches in one than n_critic.
+        # n_steps is not reset by an epoch: a small data set has fewer batches in one than n_critic.
         if self.n_steps % self.n_critic == 0:
             fake = generator(network.draw_codes(len(x)))
             self.move("optimizer", generator_loss=-critic(fake).mean())
