@@ -1,4 +1,4 @@
-"""AEU: an autoencoder that says how sure it is of each pixel."""
+"""AEU: an autoencoder that predicts how uncertain each pixel is."""
 
 import torch
 
@@ -12,9 +12,9 @@ from ..training import Reconstruction
 class AEU(TrainedDetector):
     """Autoencoder with uncertainty prediction (AE-U).
 
-    Some parts of normal images are hard to reconstruct, edges above all. So this autoencoder gives every
-    pixel a variance beside its value, and errors count by it: the score is the mean squared error over the
-    predicted variance, the map that of each pixel.
+    Some parts of normal images are hard to reconstruct, edges above all. This autoencoder therefore predicts
+    a variance for every pixel beside its value. The map is the squared error of each pixel divided by the
+    predicted variance, so that errors count less where they are usual. The score is the mean of the map.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ class AEU(TrainedDetector):
 
     See Also
     --------
-    AutoEncoder : Every pixel counts the same.
+    AutoEncoder : The same network without variances; every pixel counts the same.
 
     Notes
     -----
@@ -37,10 +37,11 @@ class AEU(TrainedDetector):
     :Trained on: normal images
     :Score: mean over pixels of squared error / predicted variance
     :Map: squared error / predicted variance of each pixel
-    :Departures: log-variances stay within -10 and 10, so that no pixel that is always the same decides alone
+    :Departures: log-variances stay within -10 and 10; otherwise pixels that never change, as in a black
+        border, would get variances near 0 and decide alone
 
-    `score_components` has the "residual", the mean squared error as in AutoEncoder, beside it, and the mean
-    "log_variance".
+    `score_components` gives the score as "weighted". Beside it are "residual", the mean squared error as in
+    AutoEncoder, and "log_variance", the mean of the predicted log-variances.
 
     References
     ----------
@@ -97,6 +98,7 @@ class AEU(TrainedDetector):
         return UncertainAutoEncoder(image_shape, **network_size(self))
 
     def _train(self, run, network, images):
+        # A plain call of the network returns images alone; the likelihood needs their variances, too.
         options = {"error": likelihood_error, "predict_images": UncertainAutoEncoder.predict}
         run("reconstruction", Reconstruction, network, images, **options)
 

@@ -1,4 +1,4 @@
-"""AutoEncoder: what it cannot rebuild is not normal."""
+"""AutoEncoder: what it cannot reconstruct is not normal."""
 
 from sklearn.utils._param_validation import StrOptions
 
@@ -10,6 +10,7 @@ from ..training import Reconstruction
 
 
 def _scaled_ssim_error(x, y):
+    # The two constants of SSIM are meant for intensities in [0, 1]; here images lie in [-1, 1].
     return ssim_error((x + 1) / 2, (y + 1) / 2)
 
 
@@ -19,16 +20,16 @@ ERRORS = {"l2": squared_error, "l1": absolute_error, "ssim": _scaled_ssim_error}
 class AutoEncoder(TrainedDetector):
     """Convolutional autoencoder with a narrow bottleneck.
 
-    It learns to repeat normal images through a code of a few numbers. An image is anomalous as far
-    as it differs from its reconstruction: the score is the mean error over pixels, the map the
-    error of each pixel.
+    The network learns to reconstruct normal images from a code of a few numbers. What it has never
+    seen, it reconstructs worse. The score is the error averaged over pixels; the map is the error of
+    each pixel.
 
     Parameters
     ----------
     {size}
     loss : {"l2", "l1", "ssim"}, default="l2"
-        Error of a pixel, in training and in the score: squared, absolute, or 1 - SSIM (Gaussian
-        window of 11).
+        Error of a pixel, in training and in the score: squared, absolute, or 1 - SSIM (structural
+        similarity, in a Gaussian window of 11 x 11 pixels).
     max_epochs : int, default=100
         Passes over the normal images.
     {parameters}
@@ -39,7 +40,7 @@ class AutoEncoder(TrainedDetector):
 
     See Also
     --------
-    FAnoGAN : Reconstructs through a generator that can only make normal images.
+    FAnoGAN : Detector whose reconstructions come from a generator of normal images.
 
     Notes
     -----
@@ -47,8 +48,8 @@ class AutoEncoder(TrainedDetector):
     :Trained on: normal images
     :Score: mean error over pixels
     :Map: error of each pixel
-    :Departures: SSIM is computed with replicated borders, where the public code crops the map and
-        enlarges it again
+    :Departures: SSIM is computed with replicated borders, where the public code computes a smaller
+        map and enlarges it
     :Variants:
         * l2-AE: ``AutoEncoder()``
         * l1-AE: ``AutoEncoder(loss="l1")``
@@ -56,8 +57,9 @@ class AutoEncoder(TrainedDetector):
         * spatial AE: ``AutoEncoder(bottleneck="spatial")``
 
     With the defaults at 64 x 64 this is the network of DDAD [1]_ and MedIAnomaly [2]_ (4,487,248
-    parameters), trained by Adam on images scaled to [-1, 1], in which errors are measured. Other image
-    sizes are padded to the network's stride by repeating the border, and cropped back.
+    parameters), trained by Adam. Images are scaled to [-1, 1], and errors are measured on that scale.
+    Images of other sizes are padded to a multiple of the network's stride by repeating the border;
+    reconstructions are cropped back.
 
     References
     ----------

@@ -8,7 +8,7 @@ from ..training import Training
 
 
 class Constrained(Training):
-    """Minimise the squared error, and that of the codes of images and reconstructions.
+    """Minimise the squared error of the pixels, plus that between the codes of image and reconstruction.
 
     Parameters
     ----------
@@ -27,6 +27,8 @@ class Constrained(Training):
     def terms(self, network, x):
         z = network.encoder(x)
         y = network.decoder(z)
+        # As in the public code, z is not detached: each code moves towards the other. The second pass also
+        # enters the encoder's batch statistics, which judge images alone later.
         return squared_error(y, x).mean(), (z - network.encoder(y)).square().mean()
 
     def step(self, network, x):
@@ -42,13 +44,14 @@ class Constrained(Training):
 class ConstrainedAE(TrainedDetector):
     """Constrained autoencoder.
 
-    An autoencoder that shall also give a reconstruction the code of its image, so that images that look alike
-    have codes that are. The score is the mean squared error of the pixels, the map that of each.
+    The autoencoder is trained to reconstruct normal images and to give a reconstruction the same code as its
+    image. Images that look alike then have similar codes. The score is the squared error averaged over
+    pixels; the map is the squared error of each pixel.
 
     Parameters
     ----------
     constraint_weight : float, default=1.0
-        Weight of the mean squared difference of both codes beside the mean squared error.
+        Weight of the mean squared difference of the two codes beside the mean squared error of the pixels.
     {size}
     max_epochs : int, default=100
         Passes over the normal images.
@@ -60,8 +63,8 @@ class ConstrainedAE(TrainedDetector):
 
     See Also
     --------
-    AutoEncoder : Without the constraint.
-    AdversarialAutoEncoder : Has it too, as `constraint_weight`.
+    AutoEncoder : The same network without the constraint.
+    AdversarialAutoEncoder : Autoencoder that has this constraint with ``constrained=True``.
 
     Notes
     -----

@@ -16,15 +16,16 @@ from ..transforms.corruptions import erase_squares
 class ContextAE(TrainedDetector):
     """Context autoencoder.
 
-    An autoencoder trained on images of which a square was erased, to reconstruct them whole: it has to learn
-    what belongs where. Images are judged whole: the score is the mean squared error of the pixels, the map
-    that of each.
+    A square is erased from each training image, and the network learns to reconstruct the image with the
+    square filled in. For that it has to learn what belongs where. Nothing is erased from the images to be
+    judged. The score is the squared error averaged over pixels; the map is the squared error of each pixel.
 
     Parameters
     ----------
     erased_area : float, default=0.024
-        Area of the square at a random place of each image that is set to the lowest intensity, as a share
-        of the image's; 10 x 10 pixels of 64 x 64. As much of it as fits into a narrow image.
+        Area of the erased square as a share of the image: 10 x 10 pixels of 64 x 64. The square lies at a
+        random place and gets the lowest intensity. If an image is narrower than the square, the part that
+        fits is erased.
     {size}
     max_epochs : int, default=100
         Passes over the normal images.
@@ -36,8 +37,8 @@ class ContextAE(TrainedDetector):
 
     See Also
     --------
-    AutoEncoder : Sees images whole.
-    ContextVAE : With codes that are distributions, and maps from their divergence.
+    AutoEncoder : The same network, trained on images of which nothing is erased.
+    ContextVAE : Variational form, whose map also uses a derivative.
 
     Notes
     -----
@@ -45,9 +46,10 @@ class ContextAE(TrainedDetector):
     :Trained on: normal images
     :Score: mean squared error of the pixels
     :Map: squared error of each pixel
-    :Departures: every image has its own square, where Baur's code has one for a batch
+    :Departures: every image has its own square, where the public code of Baur et al. (2021) has one for a
+        whole batch
 
-    The network is that of AutoEncoder, the square that of MedIAnomaly [2]_.
+    The network is that of AutoEncoder. Size and intensity of the square are those of MedIAnomaly [2]_.
 
     References
     ----------
@@ -109,6 +111,7 @@ class ContextAE(TrainedDetector):
         return ConvAutoEncoder(image_shape, **network_size(self))
 
     def _train(self, run, network, images):
+        # The lowest intensity is black on the network's scale; 0 would be mid-grey.
         erase = partial(erase_squares, area=self.erased_area, value=self._image_range[0])
         options = {"error": squared_error, "corrupt": erase}
         run("reconstruction", Reconstruction, network, images, **options)

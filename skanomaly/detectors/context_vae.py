@@ -15,7 +15,7 @@ from ..transforms.corruptions import erase_squares
 
 
 class ContextVariational(Training):
-    """A variational autoencoder of whole images, and a context autoencoder of erased ones, in one network.
+    """One network learns as a variational autoencoder of whole images and as a context autoencoder.
 
     Parameters
     ----------
@@ -36,7 +36,8 @@ class ContextVariational(Training):
         posterior = network.posterior(x)
         error = squared_error(network.decoder(draw(*posterior)), x).mean()
         divergence = kl_divergence(*posterior).mean()
-        # Of erased images, by the mean of their code; what is asked for is whole.
+        # No draw and no divergence here, as in the paper. Some public code compares with the erased image,
+        # which leaves nothing to fill in. The batch norms' statistics blend whole and erased images.
         context = squared_error(network(self.erase(x)), x).mean()
         self.record(reconstruction_loss=error, kl_loss=divergence, context_loss=context)
         share = self.context_weight
@@ -44,26 +45,30 @@ class ContextVariational(Training):
         self.move("optimizer", train_loss=loss)
 
     def validate(self, network, x):
+        # Whole images by their mean codes: random squares and draws would make the loss jump.
         return negative_elbo(network, x, error=squared_error, kl_weight=self.kl_weight).mean()
 
 
 class ContextVAE(TrainedDetector):
     """Context-encoding variational autoencoder (ceVAE).
 
-    A variational autoencoder that also learns, as ContextAE does, to fill in a square that was erased. The
-    score is the negative evidence lower bound (ELBO) of an image, the map the error of each pixel times the
-    derivative of the bound by it: what is wrong and what would have to change.
+    A variational autoencoder also learns, as ContextAE does, to fill in a square that was erased. The score
+    is the negative evidence lower bound (ELBO) of an image. The map is the error of each pixel times the
+    derivative of the bound by that pixel. It is large where a pixel is wrong and where, at the same time,
+    another value would make the image more normal.
 
     Parameters
     ----------
     kl_weight : float, default=0.005
-        Weight of the divergence of the codes from N(0, I), a mean over the numbers of a code, beside the
-        mean squared error.
+        Weight of the Kullback-Leibler (KL) divergence of the codes from N(0, I) beside the mean squared
+        error. The divergence is averaged over the numbers of a code.
     context_weight : float, default=0.5
-        Share of the erased images in the loss, lambda; the whole ones have the rest.
+        Weight of the images with an erased square in the loss, lambda in the paper. Whole images have the
+        weight 1 - lambda.
     erased_area : float, default=0.024
-        Area of the square at a random place of each image that is set to the lowest intensity, as a share
-        of the image's; 10 x 10 pixels of 64 x 64. As much of it as fits into a narrow image.
+        Area of the erased square as a share of the image: 10 x 10 pixels of 64 x 64. The square lies at a
+        random place and gets the lowest intensity. If an image is narrower than the square, the part that
+        fits is erased.
     {size}
     max_epochs : int, default=100
         Passes over the normal images.
@@ -75,8 +80,8 @@ class ContextVAE(TrainedDetector):
 
     See Also
     --------
-    ContextAE : With codes that are points.
-    VAE : Sees images whole; other maps from derivatives.
+    ContextAE : Form with one code for each image, and the error as the map.
+    VAE : Variational autoencoder of whole images, with other maps from derivatives.
 
     Notes
     -----
@@ -84,12 +89,13 @@ class ContextVAE(TrainedDetector):
     :Trained on: normal images
     :Score: negative ELBO: mean squared error plus weighted divergence of the code
     :Map: absolute error of each pixel times the absolute derivative of the negative ELBO by it
-    :Departures: every image has its own square, and whole images are asked for, where Baur's code has one
-        square for a batch and asks for erased ones; images are judged by the mean of their code; network and
-        learning rate of MedIAnomaly; log-variances stay within -10 and 10
+    :Departures: every image has its own square and is compared with the whole image, where the public code of
+        Baur et al. (2021) has one square for a batch and compares with the erased image; images are judged by
+        the mean of their code distribution; network and learning rate are those of MedIAnomaly; log-variances
+        stay within -10 and 10
 
-    `score_components` has the bound ("elbo"), its parts "residual" and "kl", and the mean of the map,
-    "product".
+    `score_components` gives the negative bound ("elbo"), its parts "residual" and "kl", and the mean of the
+    map, "product".
 
     References
     ----------
@@ -164,6 +170,7 @@ class ContextVAE(TrainedDetector):
     def _judge(self, network, x):
         bound = partial(negative_elbo, network, error=squared_error, kl_weight=self.kl_weight)
         score, y = bound(x), network(x)
+        # The public code's product has the absolute error, although the bound has the squared one.
         maps = absolute_error(y, x) * gradient_map(bound, x)
         components = {
             "elbo": score,

@@ -1,4 +1,4 @@
-"""DenoisingAutoEncoder: coarse noise is taken for an anomaly, and removed."""
+"""DenoisingAutoEncoder: a network that removes coarse noise removes anomalies, too."""
 
 from functools import partial
 from numbers import Integral, Real
@@ -15,18 +15,19 @@ from ..transforms.corruptions import add_coarse_noise
 class DenoisingAutoEncoder(TrainedDetector):
     """Denoising autoencoder with coarse noise.
 
-    A U-Net learns to remove noise of the size of lesions, and removes what else is not normal. Its skips keep
-    everything fine, so that reconstructions are sharp. The score is the mean squared error of the pixels, the
-    map that of each.
+    A U-Net learns to remove noise whose grains are about as large as lesions. In new images it removes
+    lesions as if they were noise. Its skip connections keep fine detail, so that reconstructions are sharp.
+    The score is the squared error averaged over pixels; the map is the squared error of each pixel.
 
     Parameters
     ----------
     noise_deviation : float, default=0.2
         Standard deviation of the noise, for images in [0, 1].
     noise_size : int, default=16
-        Noise is drawn at so many places each way, enlarged, and rolled.
+        Number of noise values along each side. They are enlarged to the size of the image and shifted at
+        random; what leaves the image on one side enters on the other.
     width : int, default=16
-        Channels of the first level; 2, 4, 8 and 8 times as many follow.
+        Channels of the first level. The next levels have 2, 4, 8 and 8 times as many.
     max_epochs : int, default=100
         Passes over the normal images.
     {parameters}
@@ -37,7 +38,7 @@ class DenoisingAutoEncoder(TrainedDetector):
 
     See Also
     --------
-    ContextAE : Fills in what was erased.
+    ContextAE : Autoencoder that fills in what was erased.
 
     Notes
     -----
@@ -45,8 +46,11 @@ class DenoisingAutoEncoder(TrainedDetector):
     :Trained on: normal images
     :Score: mean squared error of the pixels
     :Map: squared error of each pixel
-    :Departures: the U-Net is that of P-Net, with batch statistics, where the paper has normalised weights and
-        groups; noise is added everywhere, also where an image is black
+    :Departures: the U-Net is that of P-Net with batch normalisation, where the paper's has group
+        normalisation and standardised weights; noise is added to the whole image, also to black background
+
+    Batch normalisation learns its statistics from noisy images and applies them to clean ones. On brain
+    images this makes reconstructions slightly too dark.
 
     References
     ----------
@@ -63,6 +67,7 @@ class DenoisingAutoEncoder(TrainedDetector):
     ((2,), (2, 64, 64))
     """
 
+    # `noise_deviation` is the paper's on this scale; in [-1, 1] the same noise has twice the deviation.
     _image_range = (0.0, 1.0)
 
     _parameter_constraints = {
@@ -101,6 +106,7 @@ class DenoisingAutoEncoder(TrainedDetector):
 
     def _train(self, run, network, images):
         noise = partial(add_coarse_noise, deviation=self.noise_deviation, size=self.noise_size)
+        # Skips make a U-Net one piece: there are no parts `encoder` and `decoder` to name.
         options = {"error": squared_error, "corrupt": noise, "parts": None}
         run("reconstruction", Reconstruction, network, images, **options)
 

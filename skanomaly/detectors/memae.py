@@ -14,21 +14,24 @@ from ..training import MemoryTraining
 class MemAE(TrainedDetector):
     """Memory-augmented autoencoder.
 
-    An autoencoder may repeat anomalies too well. Here the decoder never sees a code itself, only a
-    combination of a few items that were learned from normal images. The score is the mean squared error of
-    the pixels, the map that of each.
+    An ordinary autoencoder may reconstruct anomalies too well. Here the decoder never receives the code of an
+    image. It receives a weighted mean of memory items that were learned from normal images; items similar to
+    the code have large weights. The score is the squared error averaged over pixels; the map is the squared
+    error of each pixel.
 
     Parameters
     ----------
     n_slots : int, default=25
-        Items in the memory, M.
+        Number of items in the memory, M in the paper.
     shrinkage_threshold : float, default=0.0025
-        Weights up to here become 0, lambda; 0 leaves them all. Where no weight is above it, the code is 0.
+        Threshold on the weights of the items, lambda in the paper. Weights up to it become 0, and the others
+        again sum to 1; if none is left, the decoder receives 0. A threshold of 0 keeps all weights.
     similarity : {"cosine", "dot"}, default="cosine"
-        Of a code and an item: that of their directions, as in the paper, or their product, as in the public
-        code.
+        Similarity of a code and an item: the cosine of the angle between them, as in the paper, or their dot
+        product, as in the public code.
     entropy_weight : float, default=2e-4
-        Weight of the entropy of the addresses in the loss, alpha.
+        Weight of the entropy of the items' weights in the loss, alpha in the paper. A larger value favours
+        combinations of fewer items.
     {size}
     max_epochs : int, default=100
         Passes over the normal images.
@@ -40,8 +43,8 @@ class MemAE(TrainedDetector):
 
     See Also
     --------
-    AutoEncoder : Without a memory.
-    SQUID : With a memory for each place, of features and not learned.
+    AutoEncoder : The same network without a memory.
+    SQUID : Detector with a memory for each place, which stores features of training images.
 
     Notes
     -----
@@ -49,14 +52,15 @@ class MemAE(TrainedDetector):
     :Trained on: normal images
     :Score: mean squared error of the pixels
     :Map: squared error of each pixel
-    :Departures: the network is that of AutoEncoder, with few items, as in DDAD and MedIAnomaly; the paper's
-        own, for videos, has 2000. A threshold between 1 and 3 times 1 / n_slots is the paper's rule; that of
-        the medical codes, the default here, hardly ever zeroes a weight
+    :Departures: the network is that of AutoEncoder and has few items, as in DDAD and MedIAnomaly; the paper's
+        own, for videos, has 2000. The paper's rule is a threshold between 1 / n_slots and 3 / n_slots; the
+        default is that of MedIAnomaly, too low to zero a weight of 25 items compared by cosine
     :Variants:
         * MemAE with a code at every place: ``MemAE(bottleneck="spatial")``
         * MemAE as in the code of DDAD: ``MemAE(similarity="dot", shrinkage_threshold=0.0)``
 
-    With ``bottleneck="spatial"`` every place is addressed by itself, as in the paper.
+    With ``bottleneck="spatial"`` every place of the last level has a code, and the memory replaces each code
+    by itself, as in the paper.
 
     References
     ----------
@@ -81,6 +85,7 @@ class MemAE(TrainedDetector):
 
     _parameter_constraints = {
         "n_slots": [Interval(Integral, 1, None, closed="left")],
+        # Weights sum to 1: a threshold of 1 would leave none.
         "shrinkage_threshold": [Interval(Real, 0, 1, closed="left")],
         "similarity": [StrOptions({"dot", "cosine"})],
     }

@@ -1,4 +1,4 @@
-"""VAE: reconstruct through codes near a normal distribution."""
+"""VAE: an autoencoder whose codes are distributions near N(0, I)."""
 
 from functools import partial
 
@@ -17,21 +17,22 @@ ERRORS = {"l2": squared_error, "l1": absolute_error}
 class VAE(TrainedDetector):
     """Variational autoencoder.
 
-    An autoencoder whose codes are distributions, kept near N(0, I): what lies far from the codes of normal
-    images cannot be reconstructed. By default the score is the mean error over pixels and the map the error
-    of each. How much the evidence lower bound (ELBO) or the divergence of the code changes with a pixel
-    makes other maps, their means other scores.
+    The encoder gives each image a normal distribution of codes, and training keeps these distributions near
+    N(0, I). What lies far from the codes of normal images is reconstructed worse. By default the map is the
+    error of each pixel. Other maps are derivatives by each pixel, of the evidence lower bound (ELBO) or of
+    the divergence of the code. The score is the mean of the map.
 
     Parameters
     ----------
     kl_weight : float, default=0.005
-        Weight of the divergence of the codes from N(0, I), a mean over the numbers of a code, beside the
-        mean error over pixels.
+        Weight of the Kullback-Leibler (KL) divergence of the codes from N(0, I) beside the error. The
+        divergence is averaged over the numbers of a code, the error over pixels.
     loss : {"l2", "l1"}, default="l2"
         Error of a pixel, in training and in the score: squared or absolute.
     score_component : {"residual", "elbo_gradient", "kl_gradient", "combination"}, default="residual"
-        What score and map are of: the error; the absolute derivative by each pixel of the negative ELBO, or
-        of the divergence alone; the error times the latter.
+        Quantity that score and map show. "residual" is the error. "elbo_gradient" is the absolute derivative
+        of the negative ELBO by each pixel, "kl_gradient" that of the divergence alone. "combination" is the
+        product of "residual" and "kl_gradient".
     {size}
     max_epochs : int, default=100
         Passes over the normal images.
@@ -43,23 +44,23 @@ class VAE(TrainedDetector):
 
     See Also
     --------
-    AutoEncoder : Codes are points.
-    SSLAnoVAE : A second encoder learns from views of the images.
+    AutoEncoder : The same network with one code for each image.
+    SSLAnoVAE : VAE with a second encoder, which learns from views of the images.
 
     Notes
     -----
     :Family: reconstruction
     :Trained on: normal images
-    :Score: mean error over pixels, or of another component
-    :Map: error of each pixel, or of another component
-    :Departures: images are judged by the mean of their code, where the public code draws one; log-variances
-        stay within -10 and 10
+    :Score: mean error over pixels, or mean of another map
+    :Map: error of each pixel, or derivatives by each pixel
+    :Departures: images are judged by the mean of their code distribution, where the public code draws a code;
+        log-variances stay within -10 and 10
     :Variants:
         * VAE by the gradient of the ELBO: ``VAE(score_component="elbo_gradient")``
         * VAE by the gradient of the KL divergence: ``VAE(score_component="kl_gradient")``
         * VAE by error times KL gradient: ``VAE(score_component="combination")``
 
-    The network is that of MedIAnomaly [2]_, as is the weight of the divergence. The other scores are those
+    The network and the weight of the divergence are those of MedIAnomaly [2]_. The scores by derivatives are
     compared in [3]_.
 
     References
@@ -83,6 +84,7 @@ class VAE(TrainedDetector):
     ['combination', 'elbo_gradient', 'kl', 'kl_gradient', 'residual']
     """
 
+    # `kl_weight` is balanced against squared errors on this scale; in [0, 1] they are a quarter as large.
     _image_range = (-1.0, 1.0)
 
     _parameter_constraints = {
@@ -143,13 +145,15 @@ class VAE(TrainedDetector):
         def divergence(x):
             return kl_divergence(*network.posterior(x))
 
+        # Functions: a gradient costs a backward pass, and most callers ask for one map alone.
         maps = {
             "residual": lambda: error(network(x), x),
             "elbo_gradient": lambda: gradient_map(bound, x),
             "kl_gradient": lambda: gradient_map(divergence, x),
         }
         maps["combination"] = lambda: maps["residual"]() * maps["kl_gradient"]()
+        # The default binds each map now; without it every function would call the last one.
         components = {name: lambda map=map: map().mean((1, 2)) for name, map in maps.items()}
         components["kl"] = lambda: divergence(x)
-        of = maps[self.score_component]()
-        return Judgement(of.mean((1, 2)), of, components)
+        shown = maps[self.score_component]()
+        return Judgement(shown.mean((1, 2)), shown, components)
