@@ -1,4 +1,4 @@
-"""AdversarialAutoEncoder: an autoencoder with an opponent, of its codes or of its images."""
+"""AdversarialAutoEncoder: an autoencoder with an opponent, which judges its codes or its images."""
 
 from numbers import Integral
 
@@ -14,7 +14,7 @@ from ..training import Training, discriminator_loss, generator_loss
 
 
 class AdversarialAutoEncoderNetwork(nn.Module):
-    """Parts `encoder`, `decoder`, and `opponent`: a critic of codes, or a discriminator of images."""
+    """Parts `encoder`, `decoder` and `opponent`, which is a critic of codes or a discriminator of images."""
 
     def __init__(self, image_shape, latent_size, *, adversary, hidden_size, width, n_levels):
         super().__init__()
@@ -24,6 +24,7 @@ class AdversarialAutoEncoderNetwork(nn.Module):
         if adversary == "image":
             self.opponent = ConvDiscriminator(image_shape, **size)
         else:
+            # No batch norm: the gradient penalty is on the gradient of each code by itself.
             layers = [nn.Linear(latent_size, 50), nn.LeakyReLU(0.2), nn.Linear(50, 50), nn.LeakyReLU(0.2)]
             self.opponent = nn.Sequential(*layers, nn.Linear(50, 1), nn.Flatten(0))
 
@@ -32,20 +33,22 @@ class AdversarialAutoEncoderNetwork(nn.Module):
 
 
 def reconstruction_loss(network, x, constraint_weight):
-    """Reconstructions, codes, and the loss: pixels, and the codes of both images where constrained."""
+    """Reconstructions, codes and loss of images; the loss compares pixels and, if constrained, codes."""
     z = network.encoder(x)
     y = network.decoder(z)
     loss = squared_error(y, x).mean()
+    # With a weight of 0 the second pass would still enter the encoder's batch statistics.
     if constraint_weight:
         loss = loss + constraint_weight * (z - network.encoder(y)).square().mean()
     return y, z, loss
 
 
 class LatentAdversarial(Training):
-    """Codes are drawn to a normal distribution by a WGAN-GP critic (Makhzani et al. 2015, as in Baur et al.).
+    """A WGAN-GP critic pulls the codes towards a normal distribution.
 
-    Each batch moves encoder and decoder by the reconstruction, the critic `n_critic` times, and the encoder
-    by the critic.
+    The idea is that of Makhzani et al. 2015, the critic that of Baur et al. 2021. Each batch
+    moves encoder and decoder down the reconstruction loss, then the critic `n_critic` times, then the encoder
+    against the critic.
 
     Parameters
     ----------
@@ -54,6 +57,8 @@ class LatentAdversarial(Training):
     n_critic : int
     """
 
+    # The encoder has a second Adam for the adversarial loss, as in the public code. Adam ignores the scale of
+    # a loss, so `adversarial_weight` matters only in being 0 or not.
     moves = {
         "optimizer": ["encoder", "decoder"],
         "optimizer_opponent": ["opponent"],
@@ -80,6 +85,7 @@ class LatentAdversarial(Training):
         critic = network.opponent
         *_, loss = reconstruction_loss(network, x, self.constraint_weight)
         self.move("optimizer", train_loss=loss)
+        # Encoded again, since the encoder has moved; no_grad, since only the critic learns from these codes.
         with torch.no_grad():
             z = network.encoder(x)
         for _ in range(self.n_critic):
@@ -93,7 +99,7 @@ class LatentAdversarial(Training):
 
 
 class ImageAdversarial(Training):
-    """Reconstructions are judged by a discriminator beside real images.
+    """A discriminator judges reconstructions beside real images.
 
     Parameters
     ----------
@@ -116,40 +122,45 @@ class ImageAdversarial(Training):
             "optimizer_opponent",
             discriminator_loss=discriminator_loss(discriminator(x), discriminator(y.detach())),
         )
+        # Judged once more: the discriminator has just moved.
         adversarial = generator_loss(discriminator(y))
         self.record(generator_loss=adversarial)
         self.move("optimizer", train_loss=loss + self.adversarial_weight * adversarial)
 
 
 class AdversarialAutoEncoder(TrainedDetector):
-    """Autoencoder with an adversary: of its codes (AAE), or of its images (AdvAE).
+    """Autoencoder with an adversary, which judges its codes (AAE) or its images (AdvAE).
 
-    It learns to repeat normal images while an opponent learns to tell its codes from normally distributed
-    ones, or its images from real ones, and it learns not to be told. An image is anomalous as far as it
-    differs from its reconstruction: the score is the mean squared error of the pixels, the map that of each.
+    The autoencoder learns to reconstruct normal images. At the same time an opponent learns to tell codes
+    from draws of a normal distribution, or reconstructions from real images, and the autoencoder learns to
+    deceive it. The score is the squared error averaged over pixels; the map is the squared error of each
+    pixel.
 
     Parameters
     ----------
     adversary : {"latent", "image"}, default="latent"
-        What the opponent sees: codes, or images.
+        Input of the opponent: codes, or images.
     latent_size : int, default=16
         Numbers in a code.
     hidden_size : int, default=2048
         Width of the dense layers on either side of the code.
     width : int, default=16
-        Channels of the first level; 2 and 4 times as many follow.
+        Channels of the first level. The next levels have 2 and 4 times as many.
     n_levels : int, default=None
-        Times the image is halved. None brings the longer side to about 4 pixels (4 at 64 x 64).
+        Number of times the image is halved. None: until the longer side has about 4 pixels (4 times at
+        64 x 64).
     adversarial_weight : float, default=0.1
-        Weight of the opponent in what encoder and decoder learn.
+        Weight of the opponent's judgement in the loss of the autoencoder. For "latent" the judgement moves
+        the encoder in steps of its own, by Adam, which ignores the scale of a loss: all values above 0 train
+        nearly the same.
     penalty_weight : float, default=10.0
-        Weight of the gradient penalty, for "latent".
+        Weight of the gradient penalty of the critic, for "latent".
     n_critic : int, default=5
-        Steps of the critic for each batch, for "latent".
+        Number of critic steps for each batch, for "latent".
     constrained : bool, default=False
-        Whether the codes of image and reconstruction are drawn together (constrained AAE).
+        Whether a reconstruction is also trained to have the same code as its image (constrained AAE).
     constraint_weight : float, default=1.0
-        Weight of that, rho in the paper.
+        Weight of that constraint in the loss, rho in the paper.
     max_epochs : int, default=100
         Passes over the normal images.
     {parameters}
@@ -160,7 +171,7 @@ class AdversarialAutoEncoder(TrainedDetector):
 
     See Also
     --------
-    AutoEncoder : The same without an opponent.
+    AutoEncoder : The same network without an opponent.
 
     Notes
     -----
@@ -169,15 +180,15 @@ class AdversarialAutoEncoder(TrainedDetector):
     :Score: mean squared error of the pixels
     :Map: squared error of each pixel
     :Departures: encoder and decoder are those of AutoEncoder; the critic of codes is that of Baur et al.
-        [2]_, 50 - 50 - 1 with a gradient penalty, which is taken between codes and draws (the public code
-        takes it beyond them), moved `n_critic` times a batch instead of 20
+        [2]_, with layers of 50, 50 and 1 units, but takes `n_critic` steps a batch instead of 20; its
+        gradient penalty is taken between codes and draws, where the public code takes it beyond the codes
     :Variants:
         * AAE: ``AdversarialAutoEncoder()``
         * constrained AAE: ``AdversarialAutoEncoder(constrained=True)``
         * AdvAE: ``AdversarialAutoEncoder(adversary="image")``
 
-    f-AnoGAN's paper compares itself with the second form: an autoencoder whose reconstructions are judged
-    by a discriminator.
+    AdvAE, whose reconstructions are judged by a discriminator, is one of the methods that f-AnoGAN's paper
+    compares itself with.
 
     References
     ----------

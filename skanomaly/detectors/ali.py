@@ -1,4 +1,4 @@
-"""ALI: a generator and an encoder learn each other's pairs of image and code."""
+"""ALI: a generator and an encoder learn to make the same pairs of image and code."""
 
 from numbers import Real
 
@@ -14,7 +14,7 @@ from ..training import Training, discriminator_loss
 
 
 class PairEncoder(ConvDiscriminator):
-    """The discriminator's trunk, to codes: a draw from a normal distribution in training, its mean after."""
+    """Images to codes. A `stochastic` encoder draws codes in training, and gives their means in eval mode."""
 
     def __init__(self, image_shape, latent_size, *, stochastic, width, n_levels):
         super().__init__(image_shape, width=width, n_levels=n_levels)
@@ -25,16 +25,18 @@ class PairEncoder(ConvDiscriminator):
         mean, *log_variance = self.value(self.features(x)).split(self.latent_size, dim=1)
         if not (self.training and log_variance):
             return mean
+        # Clamped, because the exponential of an unbounded log-variance can overflow.
         return mean + torch.exp(0.5 * log_variance[0].clamp(-10, 10)) * torch.randn_like(mean)
 
 
 class PairDiscriminator(nn.Module):
-    """Logit (n,) of pairs (image, code); `features` (n, n_features) before the last layer."""
+    """Pairs (image, code) to logits (n,). The input of the last layer is `features`, (n, n_features)."""
 
     def __init__(self, image_shape, latent_size, *, width, n_levels):
         super().__init__()
         self.image = ConvDiscriminator(image_shape, width=width, n_levels=n_levels)
         n_features, n_hidden = self.image.value.in_features, 16 * width
+        # Its own last layer would be trained by nothing, and saved all the same.
         self.image.value = nn.Identity()
         self.code = nn.Sequential(nn.Linear(latent_size, n_hidden), nn.LeakyReLU(0.2))
         self.pair = nn.Sequential(nn.Linear(n_features + n_hidden, n_hidden), nn.LeakyReLU(0.2))
@@ -63,7 +65,7 @@ class ALINetwork(nn.Module):
 
 
 class PairAdversarial(Training):
-    """Every batch moves the discriminator of pairs, then generator and encoder against it.
+    """Each batch moves the discriminator of pairs, then generator and encoder against it.
 
     Parameters
     ----------
@@ -80,7 +82,7 @@ class PairAdversarial(Training):
         y, code = network.generator(z), network.encoder(x)
         loss = discriminator_loss(discriminator(x, code.detach()), discriminator(y.detach(), z))
         self.move("optimizer_discriminator", discriminator_loss=loss)
-        # Each wants the label that the discriminator does not: the same loss with the pairs exchanged.
+        # Generator and encoder want each pair to get the other label: the same loss with the pairs exchanged.
         loss = discriminator_loss(discriminator(y, z), discriminator(x, code))
         self.move("optimizer", generator_loss=loss)
 
@@ -88,25 +90,28 @@ class PairAdversarial(Training):
 class ALI(TrainedDetector):
     """Adversarially learned inference (ALI, BiGAN).
 
-    A generator makes images from codes and an encoder codes from images, while a discriminator sees pairs of
-    both and learns which of the two a pair is from. An image is anomalous as far as it differs from the image
-    that its code makes, and as far as the discriminator tells that pair from real ones.
+    A generator makes images from codes, and an encoder makes codes from images. A discriminator sees pairs of
+    image and code and learns which of the two networks made a pair; the networks learn to deceive it. The
+    score has two terms: how far an image differs from the one generated from its code, and how far the
+    discriminator tells the two apart. The map is the absolute difference of each pixel.
 
     Parameters
     ----------
     latent_size : int, default=64
         Numbers in a code.
     width : int, default=16
-        Channels of the first level; 2, 4 and 8 times as many follow.
+        Channels of the first level. The next levels have 2, 4 and 8 times as many.
     n_levels : int, default=None
-        Times the image is halved. None brings the longer side to about 4 pixels (4 at 64 x 64).
+        Number of times the image is halved. None: until the longer side has about 4 pixels (4 times at
+        64 x 64).
     stochastic : bool, default=True
-        Whether the encoder draws its codes (ALI) or fixes them (BiGAN).
+        Whether the encoder draws codes from a distribution (ALI) or computes one code (BiGAN).
     discrimination : {"feature_matching", "cross_entropy"}, default="feature_matching"
-        Second term of the score: absolute difference of the discriminator's features of the pairs of image
-        and reconstruction, or -log D of the latter.
+        Second term of the score. "feature_matching": absolute difference between the discriminator's features
+        of the image and of the reconstruction, each paired with the code. "cross_entropy": -log D of the
+        reconstruction and the code.
     discrimination_weight : float, default=0.1
-        Weight of the second term, in [0, 1].
+        Weight w of the second term, in [0, 1]; the first term has 1 - w.
     max_epochs : int, default=100
         Passes over the normal images.
     {parameters}
@@ -117,25 +122,25 @@ class ALI(TrainedDetector):
 
     See Also
     --------
-    FAnoGAN : Trains the encoder after the GAN, on what it must reconstruct.
+    FAnoGAN : Detector whose encoder is trained after the GAN, to reconstruct images.
 
     Notes
     -----
     :Family: adversarial
     :Trained on: normal images
-    :Score: (1 - w) times the absolute differences of x and G(E(x)), summed, and w times the
+    :Score: (1 - w) times the summed absolute differences of x and G(E(x)), plus w times the
         discriminator's term
     :Map: absolute difference of each pixel
-    :Departures: networks are DCGAN's; the public code for BiGAN [3]_ scores with averaged weights, here they
-        are the last; codes are the encoder's means when images are judged
+    :Departures: networks are those of DCGAN; images are judged with the last weights, where the public code
+        for BiGAN [3]_ averages weights over training; codes are the encoder's means when images are judged
     :Variants:
         * ALI: ``ALI()``
         * BiGAN: ``ALI(stochastic=False)``
         * BiGAN, scored by cross-entropy: ``ALI(stochastic=False, discrimination="cross_entropy")``
 
-    Nothing makes G(E(x)) resemble x but the game itself: reconstructions are of the kind of x, not copies.
+    No loss compares G(E(x)) with x. A reconstruction is therefore an image similar to x, not a copy of it.
 
-    `score_components` gives "residual", "feature_matching" and "cross_entropy".
+    `score_components` gives "residual_sum", "feature_matching" and "cross_entropy".
 
     References
     ----------
@@ -215,6 +220,7 @@ class ALI(TrainedDetector):
         discriminator, z = network.discriminator, network.encoder(x)
         y = network.generator(z)
         features = discriminator.features(y, z)
+        # Sums, as in the public code for BiGAN: with means, the weight would balance other quantities.
         components = {
             "residual_sum": (x - y).abs().sum((1, 2, 3)),
             "feature_matching": (discriminator.features(x, z) - features).abs().sum(1),

@@ -1,4 +1,4 @@
-"""AnoVAEGAN: a variational autoencoder whose decoder has an opponent."""
+"""AnoVAEGAN: a variational autoencoder whose reconstructions are judged by a discriminator."""
 
 from .._losses import absolute_error
 from .._parameters import network_size
@@ -18,13 +18,13 @@ class AnoVAEGANNetwork(VariationalAutoEncoder):
 
 
 class VariationalAdversarial(Training):
-    """Each batch moves the discriminator, then encoder and decoder by all three losses.
+    """Each batch moves the discriminator, then encoder and decoder down the sum of three losses.
 
     Parameters
     ----------
     network : AnoVAEGANNetwork
     kl_weight, adversarial_weight : float
-        lambda_2 and lambda_3; 0 for the latter leaves the discriminator out.
+        lambda_2 and lambda_3 in the paper. If the latter is 0, the discriminator is not trained.
     """
 
     moves = {"optimizer": ["encoder", "decoder"], "optimizer_discriminator": ["discriminator"]}
@@ -33,6 +33,7 @@ class VariationalAdversarial(Training):
 
     def __init__(self, network, *, kl_weight, adversarial_weight, **options):
         self.kl_weight, self.adversarial_weight = kl_weight, adversarial_weight
+        # A loss that no step records would be a column of nan, with a warning.
         if not adversarial_weight:
             self.losses = "reconstruction_loss", "kl_loss", "train_loss"
         super().__init__(network, **options)
@@ -46,6 +47,7 @@ class VariationalAdversarial(Training):
         if self.adversarial_weight:
             opposed = discriminator_loss(discriminator(x), discriminator(y.detach()))
             self.move("optimizer_discriminator", discriminator_loss=opposed)
+            # Judged once more: the discriminator has just moved.
             adversarial = generator_loss(discriminator(y))
             self.record(adversarial_loss=adversarial)
             loss = loss + self.adversarial_weight * adversarial
@@ -55,16 +57,17 @@ class VariationalAdversarial(Training):
 class AnoVAEGAN(TrainedDetector):
     """Variational autoencoder with adversarial training (AnoVAEGAN).
 
-    A discriminator that tells reconstructions from images teaches the decoder of a variational autoencoder to
-    make sharper ones. The score is the mean absolute error of the pixels, the map that of each.
+    A discriminator learns to tell reconstructions from images. It teaches a variational autoencoder to make
+    sharper reconstructions. The score is the absolute error averaged over pixels; the map is the absolute
+    error of each pixel.
 
     Parameters
     ----------
     kl_weight : float, default=0.005
-        Weight of the divergence of the codes from N(0, I), a mean over the numbers of a code, beside the
-        mean absolute error.
+        Weight of the Kullback-Leibler (KL) divergence of the codes from N(0, I) beside the mean absolute
+        error. The divergence is averaged over the numbers of a code.
     adversarial_weight : float, default=0.005
-        Weight of the discriminator's judgement; 0 leaves a variational autoencoder.
+        Weight of the discriminator's judgement in the loss. With 0 the detector is a variational autoencoder.
     {size}
     max_epochs : int, default=100
         Passes over the normal images.
@@ -76,8 +79,8 @@ class AnoVAEGAN(TrainedDetector):
 
     See Also
     --------
-    VAE : Without the discriminator.
-    SSLAnoVAE : With a second encoder.
+    VAE : Variational autoencoder without a discriminator.
+    SSLAnoVAE : AnoVAEGAN with a second encoder, which learns from views of the images.
 
     Notes
     -----
@@ -85,8 +88,9 @@ class AnoVAEGAN(TrainedDetector):
     :Trained on: normal images
     :Score: mean absolute error of the pixels
     :Map: absolute error of each pixel
-    :Departures: the paper's weights are not published: these are of the order of SSLAnoVAE's; network of
-        AutoEncoder; images are judged by the mean of their code; log-variances stay within -10 and 10
+    :Departures: the paper does not give its weights, so these have the order of SSLAnoVAE's; the network is
+        that of AutoEncoder; images are judged by the mean of their code distribution; log-variances stay
+        within -10 and 10
 
     References
     ----------

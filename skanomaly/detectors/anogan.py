@@ -1,4 +1,4 @@
-"""AnoGAN: search the image most like a given one among those a generator can make."""
+"""AnoGAN: a search for the generated image that is most like a given one."""
 
 from numbers import Integral, Real
 
@@ -15,40 +15,43 @@ from ..training import Adversarial
 
 
 class AnoGANNetwork(nn.Module):
-    """Parts `generator` and `discriminator`; buffer `starts`, the codes every search begins with."""
+    """Parts `generator` and `discriminator`; buffer `starts`, the codes with which every search begins."""
 
     def __init__(self, image_shape, latent_size, *, width, n_levels, n_restarts):
         super().__init__()
         size = {"width": width, "n_levels": n_levels}
         self.generator = ConvGenerator(image_shape, latent_size, **size)
         self.discriminator = ConvDiscriminator(image_shape, **size)
+        # A buffer, saved with the network: starts drawn at each call would give other scores each time.
         self.register_buffer("starts", torch.empty(n_restarts, latent_size).uniform_(-1, 1))
 
     def draw_codes(self, n):
-        """Uniform codes (n, latent_size), by torch's generator."""
+        """Uniform codes (n, latent_size), drawn by torch's global generator."""
         return torch.empty(n, self.starts.shape[1], device=self.starts.device).uniform_(-1, 1)
 
 
 class AnoGAN(TrainedDetector):
     """Anomaly detection with a generative adversarial network and a search (AnoGAN).
 
-    A DCGAN learns to make normal images from codes. For each image that is judged, gradient descent looks
-    for the code whose image is most like it, in pixels (R) and in the features of the discriminator (D).
-    What remains unexplained is the anomaly: the score is (1 - lambda) R + lambda D, the map the absolute
-    difference of each pixel.
+    A DCGAN learns to make normal images from codes. For each image that is judged, gradient descent looks for
+    the code whose generated image is most similar, in pixels (difference R) and in the features of the
+    discriminator (difference D). What the generator cannot reproduce is anomalous. The score is
+    (1 - lambda) R + lambda D; the map is the absolute difference of each pixel.
 
     Parameters
     ----------
     latent_size : int, default=100
         Numbers in a code.
     width : int, default=16
-        Channels of the first level; 2, 4 and 8 times as many follow. 64 is the paper's network, for a GPU.
+        Channels of the first level. The next levels have 2, 4 and 8 times as many. The paper's network has
+        64 and is meant for a GPU.
     n_levels : int, default=None
-        Times the image is halved. None brings the longer side to about 4 pixels (4 at 64 x 64).
+        Number of times the image is halved. None: until the longer side has about 4 pixels (4 times at
+        64 x 64).
     n_search : int, default=500
-        Steps of the search, Gamma in the paper.
+        Number of steps of the search, Gamma in the paper.
     n_restarts : int, default=1
-        Searches from different codes; the best is kept.
+        Number of searches from different codes; the best result is kept.
     search_lr : float, default=0.01
         Learning rate of the search.
     discrimination_weight : float, default=0.1
@@ -63,7 +66,7 @@ class AnoGAN(TrainedDetector):
 
     See Also
     --------
-    FAnoGAN : An encoder in the place of the search, some hundred times faster.
+    FAnoGAN : Detector with an encoder in place of the search, some hundred times faster.
 
     Notes
     -----
@@ -72,18 +75,18 @@ class AnoGAN(TrainedDetector):
     :Score: (1 - lambda) R + lambda D: absolute differences summed over pixels, and over the
         discriminator's features
     :Map: absolute difference of each pixel
-    :Departures: the search runs by Adam, codes are clamped to the prior's range [-1, 1], and all images begin
-        at the same random codes
+    :Departures: the search uses Adam, codes are clamped to the prior's range [-1, 1], and the searches for
+        all images begin at the same random codes
 
-    R and D are sums, as in the paper, not means: with means lambda would weigh otherwise.
+    R and D are sums, as in the paper. With means instead, lambda would balance other quantities.
 
-    The search is batched, and runs in single precision. Each image's steps depend on nothing but that image,
-    so scores do not depend on the others. It is dear: `n_search` passes forward and backward through
-    generator and discriminator for every image, in `fit` also for the training images, whose scores set the
-    thresholds.
+    Images are searched in batches, in single precision. The steps for an image depend on that image alone, so
+    its score does not depend on the others. The search is expensive: for every image it takes `n_search`
+    forward and backward passes through generator and discriminator. `fit` also searches for the training
+    images, whose scores set the thresholds.
 
-    `score_components` gives "residual_sum" (R), "discrimination" (D), "reference", the score with Yeh's loss
-    -log D(G(z)) in the place of the features, and "discriminator", -log D(x), which needs no search.
+    `score_components` gives "residual_sum" (R) and "discrimination" (D). "reference" is the score with Yeh's
+    loss [2]_, -log D(G(z)), in place of the features. "discriminator" is -log D(x) and needs no search.
 
     References
     ----------
@@ -160,7 +163,7 @@ class AnoGAN(TrainedDetector):
         run("gan", Adversarial, network, images)
 
     def _search(self, network, x):
-        """Images of the generator most like those of a batch, and the two sums that they leave."""
+        """Generated images most similar to those of a batch, and the sums R and D of what remains."""
         _, *found = search_images(
             x,
             network.generator,
@@ -169,6 +172,7 @@ class AnoGAN(TrainedDetector):
             discrimination_weight=self.discrimination_weight,
             n_search=self.n_search,
             lr=self.search_lr,
+            # The prior is uniform in [-1, 1]: codes beyond it never occurred in training.
             bound=1.0,
         )
         return found
@@ -179,6 +183,7 @@ class AnoGAN(TrainedDetector):
     def _judge(self, network, x):
         y, residual, discrimination = self._search(network, x)
         weight = self.discrimination_weight
+        # softplus(-logit) is -log of the probability; the probability itself could round to 0.
         components = {
             "residual_sum": residual,
             "discrimination": discrimination,

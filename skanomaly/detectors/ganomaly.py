@@ -1,4 +1,4 @@
-"""GANomaly: an image and its reconstruction should have one code."""
+"""GANomaly: an image and its reconstruction should have the same code."""
 
 from .._losses import absolute_error, feature_error
 from .._parameters import network_size
@@ -18,14 +18,14 @@ class GANomalyNetwork(ConvAutoEncoder):
         self.discriminator = ConvDiscriminator(image_shape, **size)
 
     def codes(self, x):
-        """Codes of images and of their reconstructions, and the latter."""
+        """Codes of images, codes of their reconstructions, and the reconstructions."""
         z = self.encoder(x)
         y = self.decoder(z)
         return z.flatten(1), self.second_encoder(y).flatten(1), y
 
 
 class EncoderDecoderEncoder(Training):
-    """Each batch moves the generator (all three of encoder, decoder, encoder), then the discriminator.
+    """Each batch moves the generator (encoder, decoder and second encoder), then the discriminator.
 
     Parameters
     ----------
@@ -51,10 +51,12 @@ class EncoderDecoderEncoder(Training):
         terms = {
             "reconstruction": absolute_error(y, x).mean(),
             "code": feature_error(z, again).mean(),
+            # Feature matching, as in the paper: the discriminator's verdict itself is not used.
             "adversarial": feature_error(discriminator.features(x), discriminator.features(y)).mean(),
         }
         self.record(**{f"{name}_loss": term for name, term in terms.items()})
         self.move("optimizer", train_loss=sum(self.weights[name] * term for name, term in terms.items()))
+        # As in the public code, y is from before the generator's step.
         loss = 0.5 * discriminator_loss(discriminator(x), discriminator(y.detach()))
         self.move("optimizer_discriminator", discriminator_loss=loss)
 
@@ -62,18 +64,19 @@ class EncoderDecoderEncoder(Training):
 class GANomaly(TrainedDetector):
     """GANomaly: encoder, decoder, encoder.
 
-    An image is encoded, decoded, and the reconstruction encoded again. Trained on normal images against a
-    discriminator, both codes are alike for what is normal: the score is the mean squared distance between
-    them. The map is the absolute error of each pixel.
+    An image is encoded and decoded, and a second encoder encodes the reconstruction. The networks are trained
+    on normal images, against a discriminator, so that both codes are alike for normal images. The score is
+    the mean squared difference between the two codes. The map is the absolute error of each pixel.
 
     Parameters
     ----------
     reconstruction_weight : float, default=50.0
         Weight of the mean absolute error of the pixels.
     code_weight : float, default=1.0
-        Weight of the mean squared distance of the codes.
+        Weight of the mean squared difference between the codes.
     adversarial_weight : float, default=1.0
-        Weight of the mean squared distance of the discriminator's features.
+        Weight of the mean squared difference between the discriminator's features of image and
+        reconstruction.
     {size}
     max_epochs : int, default=100
         Passes over the normal images.
@@ -85,18 +88,20 @@ class GANomaly(TrainedDetector):
 
     See Also
     --------
-    ConstrainedAE : One encoder for both codes, and the residual as the score.
-    AnoGAN : Searches for the code of an image.
+    ConstrainedAE : Autoencoder with one encoder for both codes, whose score is the residual.
+    AnoGAN : Detector that searches for the code of an image.
 
     Notes
     -----
     :Family: adversarial
     :Trained on: normal images
-    :Score: mean squared distance of the codes of image and reconstruction
+    :Score: mean squared difference between the codes of image and reconstruction
     :Map: absolute error of each pixel
-    :Departures: networks are those of AutoEncoder with a code of 16 numbers, as in MedIAnomaly; scores are
-        not scaled by those of other test images; statistics of training judge, where public code has those
-        of the batch; a discriminator that wins is not drawn anew; encoders and decoder begin as torch has it
+    :Departures: encoders and decoder are those of AutoEncoder with a code of 16 numbers, similar to
+        MedIAnomaly's; scores are not scaled to the range of the test images; batch normalisation has the
+        statistics of training when images are judged, where the public code has those of the test batch; a
+        discriminator that wins is not initialised again; encoders and decoder start from torch's default
+        weights
 
     References
     ----------
