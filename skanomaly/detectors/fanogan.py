@@ -1,4 +1,4 @@
-"""f-AnoGAN: a generator that can only make normal images, and an encoder that inverts it."""
+"""f-AnoGAN: a generator that has only learned normal images, and an encoder that inverts it."""
 
 import warnings
 from functools import partial
@@ -19,7 +19,7 @@ from ..base import Judgement, TrainedDetector
 from ..networks.adversarial import ResidualCritic, ResidualEncoder, ResidualGenerator
 from ..training import Training, Wasserstein
 
-#: Training images whose mean critic value is the zero of the critic score, as in the paper.
+#: Number of training images, at most, whose mean critic value is the zero of the critic score; the paper's.
 N_CRITIC_MEAN = 32_000
 
 
@@ -36,7 +36,7 @@ class FAnoGANNetwork(nn.Module):
         self.latent_size, self.prior = latent_size, prior
 
     def draw_codes(self, n):
-        """Codes (n, latent_size) from the prior, by torch's generator."""
+        """Codes (n, latent_size) from the prior, drawn by torch's global generator."""
         z = torch.empty(n, self.latent_size, device=self.critic_mean.device)
         return z.normal_() if self.prior == "normal" else z.uniform_(-1, 1)
 
@@ -48,7 +48,10 @@ class FAnoGANNetwork(nn.Module):
 
 
 class Inversion(Training):
-    """The encoder learns to invert the frozen generator: izi_f, izi or ziz.
+    """The encoder learns to invert the frozen generator.
+
+    "izi" compares an image with its reconstruction, "izi_f" also their critic features. "ziz" compares a code
+    with the code of the image generated from it.
 
     Parameters
     ----------
@@ -57,6 +60,7 @@ class Inversion(Training):
     feature_weight : float
     """
 
+    # Generator and critic, which no optimiser moves, are in eval mode: the encoder inverts what will score.
     moves = {"optimizer": ["encoder"]}
     losses = ("train_loss",)
     validates = True
@@ -70,6 +74,7 @@ class Inversion(Training):
 
     def validate(self, network, x):
         if self.kind == "ziz":
+            # Drawn anew in every epoch, also to validate: early stopping sees the noise of these draws.
             z = network.draw_codes(len(x))
             return (network.encoder(network.generator(z)) - z).square().mean()
         y = network(x)
@@ -82,40 +87,43 @@ class Inversion(Training):
 class FAnoGAN(TrainedDetector):
     """Fast anomaly detection with a generative adversarial network (f-AnoGAN).
 
-    A WGAN-GP learns to make normal images from codes; then, with generator and critic frozen, an
-    encoder learns the way back. An image is anomalous as far as it differs from the normal image
-    made from its code, in pixels (A_R) and in the features of the critic (A_D): the score is
-    A_R + feature_weight * A_D, the map the squared difference of each pixel. Trained by "izi" or
-    "ziz" the score is A_R alone.
+    A Wasserstein GAN with gradient penalty (WGAN-GP) learns to make normal images from codes. Then
+    generator and critic are frozen, and an encoder learns to find the code of an image. An image is
+    compared with the one generated from its code, in pixels (A_R) and in the features of the critic
+    (A_D). The score is A_R + feature_weight * A_D, or A_R alone if the encoder is trained by "izi" or
+    "ziz". The map is the squared difference of each pixel.
 
     Parameters
     ----------
     latent_size : int, default=128
         Numbers in a code, d in the paper.
     width : int, default=8
-        Channels of the first level; 2, 4, 8 and 8 times as many follow. 64 is the paper's network,
-        for a GPU. The default is sized to learn a few hundred 64 x 64 images in minutes on two CPU
-        cores.
+        Channels of the first level. The next levels have 2, 4, 8 and 8 times as many. The paper's
+        network has 64 and is meant for a GPU. The default is sized to learn a few hundred 64 x 64
+        images in minutes on two CPU cores.
     n_levels : int, default=None
-        Times the image is halved. None brings the longer side to about 4 pixels (4 at 64 x 64).
+        Number of times the image is halved. None: until the longer side has about 4 pixels (4 times
+        at 64 x 64).
     prior : {"normal", "uniform"}, default="normal"
         Distribution of the codes: standard normal, or uniform in [-1, 1].
     encoder_training : {"izi_f", "izi", "ziz"}, default="izi_f"
-        What the encoder learns from: images and their critic features, images, or codes.
+        Loss of the encoder. "izi": difference of an image and its reconstruction in pixels. "izi_f":
+        the same, also in the critic's features. "ziz": difference of a code from the prior and the
+        code of the image generated from it.
     encoder_output : {"tanh", "clip", "linear"}, default="tanh"
-        Codes are `encoder_bound` * tanh, clipped to ± `encoder_bound`, or free.
+        Last operation of the encoder: `encoder_bound` * tanh, clipping to ± `encoder_bound`, or none.
     encoder_bound : float, default=1.0
         Largest coordinate of a code, for "tanh" and "clip".
     feature_weight : float, default=1.0
         Weight of the critic's features in encoder loss and score, kappa in the paper.
     penalty_weight : float, default=10.0
-        Weight of the gradient penalty.
+        Weight of the gradient penalty of the critic.
     n_critic : int, default=5
-        Steps of the critic for each of the generator.
+        Number of critic steps for each generator step.
     max_epochs : int, default=40
-        Passes over the normal images by the GAN; each batch is a critic step.
+        Passes over the normal images in the training of the GAN. Each batch is a critic step.
     encoder_epochs : int, default=30
-        Passes over the normal images by the encoder.
+        Passes over the normal images in the training of the encoder.
     encoder_lr : float, default=1e-3
         Learning rate of the encoder.
     {parameters}
@@ -126,7 +134,7 @@ class FAnoGAN(TrainedDetector):
 
     See Also
     --------
-    AutoEncoder : Cheaper, and reconstructs anomalies more willingly.
+    AutoEncoder : Detector that trains faster and reconstructs anomalies more readily.
 
     Notes
     -----
@@ -134,10 +142,10 @@ class FAnoGAN(TrainedDetector):
     :Trained on: normal images
     :Score: A_R + kappa A_D: mean squared error of the pixels, and of the critic's features
     :Map: squared error of each pixel
-    :Departures: learning rates are larger and batches smaller than in the code (1e-4, 5e-5 and 64, for
-        a hundred thousand steps); images are not flipped at random, since a mirrored chest is not
-        normal; the zero of the critic score is the mean over up to 32,000 training images, where the
-        paper takes test images
+    :Departures: learning rates are larger and batches smaller than in the public code (1e-4, 5e-5 and
+        64, for a hundred thousand steps); images are not flipped at random, since a mirrored chest is
+        not normal; the zero of the critic score is the mean over up to 32,000 training images, where
+        the paper takes test images
     :Variants:
         * f-AnoGAN with the izi_f encoder: ``FAnoGAN()``
         * f-AnoGAN with the izi encoder: ``FAnoGAN(encoder_training="izi")``
@@ -148,11 +156,13 @@ class FAnoGAN(TrainedDetector):
     layer normalisation in the critic, one gradient penalty per image, Adam (0, 0.9) for the GAN
     and RMSprop for the encoder.
 
-    A tanh encoder cannot reach most codes of a normal prior: for "ziz" its loss has a floor of 0.151
-    per coordinate. Take encoder_output="linear" or prior="uniform" there.
+    The codes of a tanh encoder lie within -1 and 1, and most codes of a normal prior do not. For "ziz"
+    the loss can therefore not fall below 0.151 per coordinate. Take ``encoder_output="linear"`` or
+    ``prior="uniform"`` with "ziz".
 
-    `score_components` gives "residual" (A_R), "feature" (A_D), "latent", the mean squared
-    distance of the codes of image and reconstruction, and "critic", m_x - D(x).
+    `score_components` gives "residual" (A_R) and "feature" (A_D). "latent" is the mean squared
+    difference between the codes of image and reconstruction. "critic" is m_x - D(x), where D(x) is the
+    critic's value and m_x its mean over training images.
 
     References
     ----------
@@ -242,6 +252,7 @@ class FAnoGAN(TrainedDetector):
 
     def _train(self, run, network, images):
         bounded = self.encoder_output != "linear" and (self.prior == "normal" or self.encoder_bound < 1)
+        # No error: the public code has a tanh encoder and a normal prior, too.
         if self.encoder_training == "ziz" and bounded:
             warnings.warn(
                 f"encoder_training='ziz' with encoder_output={self.encoder_output!r} cannot reach codes "
@@ -263,12 +274,14 @@ class FAnoGAN(TrainedDetector):
             images,
             kind=self.encoder_training,
             feature_weight=self.feature_weight,
+            # The public code's values are TensorFlow's defaults, which differ from torch's.
             optimizer=partial(torch.optim.RMSprop, alpha=0.9, eps=1e-10),
             lr=self.encoder_lr,
             max_epochs=self.encoder_epochs,
         )
 
     def _measure(self, network, images):
+        # m_x only shifts the critic's score, so that a sample is enough: no ranking depends on it.
         some = images.subset(torch.randperm(len(images))[:N_CRITIC_MEAN].numpy())
         network.critic_mean.fill_(float(collect(network.critic, network, some, self.device_).mean()))
 
@@ -281,6 +294,7 @@ class FAnoGAN(TrainedDetector):
         maps = squared_error(y, x)
         residual = maps.mean((1, 2))
         feature = feature_error(network.critic.features(y), features)
+        # As in the paper, features count only for an encoder that was trained with them.
         score = residual + self.feature_weight * feature if self.encoder_training == "izi_f" else residual
         components = {
             "residual": residual,
@@ -301,17 +315,17 @@ class FAnoGAN(TrainedDetector):
         Returns
         -------
         codes : (n, latent_size) float32 ndarray
-            What the encoder makes of the images.
+            Output of the encoder, one row for each image.
         """
         return collect(self.network_.encoder, self.network_, self._open(X), self.device_)
 
     def decode(self, codes):
-        """The generator's images for codes.
+        """Images that the generator makes from codes.
 
         Parameters
         ----------
         codes : (n, latent_size) array-like
-            As `encode` gives, or drawn from the prior.
+            Output of `encode`, or draws from the prior.
 
         Returns
         -------
@@ -336,37 +350,38 @@ class FAnoGAN(TrainedDetector):
         discrimination_weight=0.1,
         random_state=None,
     ):
-        """AnoGAN's search in this GAN, in the place of the encoder: what f-AnoGAN is compared with.
+        """AnoGAN's search in this GAN in place of the encoder, the baseline that f-AnoGAN is compared with.
 
-        It takes `n_search` passes forward and backward through generator and critic for each image, some
-        thousand times the time of `score_samples`.
+        The search takes `n_search` forward and backward passes through generator and critic for each image,
+        some thousand times the time of `score_samples`.
 
         Parameters
         ----------
         X : array-like
             Images of the fitted shape.
         n_search : int, default=500
-            Steps of the search, Gamma in the paper.
+            Number of steps of the search, Gamma in the paper.
         n_restarts : int, default=1
-            Searches from different codes; the best is kept.
+            Number of searches from different codes; the best result is kept.
         search_lr : float, default=0.01
-            Learning rate of the search, by Adam.
+            Learning rate of the search, which uses Adam.
         discrimination_weight : float, default=0.1
             Weight of the critic's features, lambda in the paper, in [0, 1].
         random_state : int, RandomState or None, default=None
-            Decides the codes that every image begins with.
+            Seed of the codes with which the searches for all images begin.
 
         Returns
         -------
         found : Bunch
-            ``codes`` (n, latent_size); ``scores`` (n,), higher is more normal: -(1 - lambda) R - lambda D
-            with absolute differences summed over pixels, R, and over features, D; ``maps`` (n, H, W), the
-            absolute difference of each pixel; ``residual`` and ``discrimination``, R and D.
+            ``codes`` (n, latent_size) are the codes found. ``residual`` (n,) is R, the absolute differences
+            summed over pixels; ``discrimination`` (n,) is D, those summed over features. ``scores`` (n,) are
+            -(1 - lambda) R - lambda D: higher is more normal. ``maps`` (n, H, W) are the absolute differences
+            of pixels.
 
         Raises
         ------
         ValueError
-            For fewer than one step or restart, and for a rate or weight out of range.
+            If there is less than one step or restart, or if a rate or weight is out of range.
         """
         images = self._open(X)
         for name, value in (("n_search", n_search), ("n_restarts", n_restarts)):
@@ -389,11 +404,13 @@ class FAnoGAN(TrainedDetector):
                 discrimination_weight=discrimination_weight,
                 n_search=n_search,
                 lr=search_lr,
+                # A normal prior has no bound that codes could be clamped to.
                 bound=1.0 if network.prior == "uniform" else None,
             )
             return codes, absolute_error(y, x), residual, discrimination
 
         codes, maps, residual, discrimination = collect(search, network, images, self.device_)
+        # float64, like the scores of all detectors.
         residual, discrimination = residual.astype(np.float64), discrimination.astype(np.float64)
         return Bunch(
             codes=codes,
@@ -404,14 +421,14 @@ class FAnoGAN(TrainedDetector):
         )
 
     def sample(self, n=1, *, random_state=None):
-        """Images of `n` codes drawn from the prior.
+        """Images generated from codes that are drawn from the prior.
 
         Parameters
         ----------
         n : int, default=1
-            How many.
+            Number of images.
         random_state : int, RandomState or None, default=None
-            Decides the codes; None draws fresh ones.
+            Seed of the codes; None draws other codes each time.
 
         Returns
         -------
@@ -424,17 +441,17 @@ class FAnoGAN(TrainedDetector):
         return self.decode(codes.cpu())
 
     def interpolate(self, a, b, n=13):
-        """Images along the straight line between two codes, to see whether they change smoothly.
+        """Images along the straight line between two codes, which should change smoothly.
 
         Parameters
         ----------
         a : array-like
-            One end: a code, which is any 1-D array of latent_size numbers, or one image of the
-            fitted shape, which is encoded.
+            First end of the line: a code, or one image of the fitted shape, which is encoded. A 1-D
+            array of latent_size numbers is taken for a code.
         b : array-like
-            The other end.
+            Second end of the line.
         n : int, default=13
-            Points on the line, ends included.
+            Number of points on the line, ends included.
 
         Returns
         -------
