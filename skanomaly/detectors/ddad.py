@@ -1,4 +1,4 @@
-"""DDAD: where ensembles disagree, and what images that nobody has labelled add to that."""
+"""DDAD: two ensembles, one of which also learns from unlabelled images, disagree about anomalies."""
 
 from functools import cache, partial
 from numbers import Integral
@@ -17,18 +17,18 @@ from ..networks.autoencoder import ConvAutoEncoder, MemoryAutoEncoder, Uncertain
 from ..training import MemoryTraining, Reconstruction, Training
 from ..transforms.defects import foreign_patches
 
-#: Batches of the refinement.
+#: Images in a batch of the refinement's training; the public code's.
 REFINEMENT_BATCH = 8
-#: Adam's rate for the refinement.
+#: Learning rate of the refinement; the public code's.
 REFINEMENT_LR = 1e-4
 
 
-#: Which discrepancies each refinement sees.
+#: Discrepancies that each refinement sees.
 INPUTS = {"intra": ("intra",), "dual": ("inter", "intra")}
 
 
 class Backbone(NamedTuple):
-    """A network for one member, how it is trained, and what it predicts: (reconstruction, log-variance)."""
+    """Network of a member, its training, and its prediction: reconstruction, and log-variance or None."""
 
     build: callable
     training: callable
@@ -40,6 +40,7 @@ def _certain(member, x):
 
 
 BACKBONES = {
+    # parts=None moves all there are: a user's own backbone, which is trained by this too, has other names.
     "ae": Backbone(ConvAutoEncoder, partial(Reconstruction, error=squared_error, parts=None), _certain),
     "memae": Backbone(
         partial(MemoryAutoEncoder, n_slots=25, threshold=0.0, cosine=False),
@@ -55,7 +56,7 @@ BACKBONES = {
 
 
 class RefinementNetwork(nn.Sequential):
-    """ASR-Net: maps (n, c, h, w) of discrepancies to logits (n, 2, h, w), of normal and anomalous."""
+    """ASR-Net: discrepancy maps (n, c, h, w) to logits (n, 2, h, w) of the classes normal and anomalous."""
 
     def __init__(self, n_maps, *, width):
         layers = []
@@ -70,16 +71,16 @@ class DDADNetwork(nn.Module):
     Parameters
     ----------
     make : callable () -> nn.Module
-        A member.
+        Function that makes a member.
     predict : callable (member, x) -> reconstructions, log-variances or None
     n_members : int
-        Of each ensemble.
+        Members of each ensemble.
     dual : bool
         Whether there is a `udm`.
     refinement_width : int or None
-        None for no `refinements`.
+        Channels of the `refinements`; None makes none.
     ddof : int
-        The deviation within an ensemble is over n_members - ddof.
+        Number subtracted from n_members in the divisor of the standard deviation.
     """
 
     def __init__(self, make, predict, *, n_members, dual, refinement_width, ddof):
@@ -106,8 +107,10 @@ class DDADNetwork(nn.Module):
         images, log_variances = self._predict(self.ndm, x)
         mean, deviation = images.mean(0), 1.0
         if log_variances is not None:
+            # Root of the mean variance of `ndm`, also between the ensembles: as in the public code.
             deviation = log_variances.exp().mean(0).sqrt()
         maps = {"rec": over_channels(((x - mean) / deviation).square())}
+        # One member has a deviation of 0, and as many members as `ddof` one that is divided by 0.
         if len(self.ndm) > max(1, self.ddof):
             maps["intra"] = over_channels(images.std(0, correction=self.ddof) / deviation)
         if self.udm is not None:
@@ -115,18 +118,18 @@ class DDADNetwork(nn.Module):
         return maps
 
     def refine(self, name, maps):
-        """Logits (n, 2, h, w) of one of the refinements, from discrepancies."""
+        """Logits (n, 2, h, w) of the refinement of that name, from discrepancy maps."""
         return self.refinements[name](torch.stack([maps[of] for of in INPUTS[name]], dim=1))
 
 
 def focal_loss(logits, masks, *, gamma=2.0):
-    """Mean of -(1 - p)^gamma log p, p the probability of a pixel's own class (Lin et al. 2017)."""
+    """Mean of -(1 - p)^gamma log p, where p is the probability of a pixel's true class (Lin et al. 2017)."""
     log_p = F.log_softmax(logits, dim=1).gather(1, masks[:, None].long())[:, 0]
     return -((1 - log_p.exp()).pow(gamma) * log_p).mean()
 
 
 class Refinement(Training):
-    """Learn to see, in the discrepancies of normal images, where others were mixed into them.
+    """Refinements learn to find, from discrepancies, the boxes where another image was mixed in.
 
     All refinements learn from the same images, each by itself.
 
@@ -142,15 +145,17 @@ class Refinement(Training):
 
     def loss(self, network, x):
         images, masks, _ = foreign_patches(x, probability=0.5)
+        # The ensembles are frozen: a graph through all members would only take memory.
         with torch.no_grad():
             maps = network.discrepancies(images)
+        # The sum trains each as if alone: they share no weights, and Adam moves every number by itself.
         return sum(focal_loss(network.refine(name, maps), masks) for name in network.refinements)
 
     def step(self, network, x):
         self.move("optimizer", refinement_loss=self.loss(network, x))
 
     def validate(self, network, x):
-        """Always with the same patches."""
+        # The same boxes each epoch, so that early stopping compares networks and not draws.
         with seeded(0, x.device):
             return self.loss(network, x)
 
@@ -158,36 +163,38 @@ class Refinement(Training):
 class DDAD(TrainedDetector):
     """Dual-distribution discrepancy for anomaly detection (DDAD).
 
-    Two ensembles of autoencoders: the normative one (NDM) sees normal images alone, the unknown one (UDM)
-    unlabelled ones too, of which hospitals have plenty and some are anomalous. Where the members of the first
-    disagree (intra-discrepancy), or the ensembles do (inter-discrepancy), something is there that normal
-    images do not have. A small network, ASR-Net, refines both maps; it learns from normal images into which
-    pieces of others were mixed.
+    Two ensembles of autoencoders are trained. The normative one (NDM) sees normal images alone. The unknown
+    one (UDM) also sees unlabelled images, some of which are anomalous; hospitals have plenty of those. A
+    pixel is anomalous where the members of the NDM disagree (intra-discrepancy) or where the two ensembles
+    disagree (inter-discrepancy). A small network, ASR-Net, refines both maps. It learns to find pieces of
+    other images that were mixed into normal ones.
 
-    Without unlabelled images there is one ensemble, and its intra-discrepancy.
+    Without unlabelled images there is only the NDM and its intra-discrepancy.
 
     Parameters
     ----------
     backbone : {"ae", "memae", "aeu"} or callable, default="aeu"
-        What a member is: the network of AutoEncoder, of MemAE (with products for similarities and without a
-        threshold) or AEU; or a function from the shape (C, H, W) to a new torch module from images in [-1, 1]
-        to reconstructions, which is trained by its squared error, and for which the sizes below are not. With
-        "aeu" discrepancies are divided by the predicted deviation, and A_rec by its square.
+        Network of a member: that of AutoEncoder, MemAE (with dot products and without a threshold) or AEU.
+        With "aeu" discrepancies are divided by the predicted deviation, and A_rec by its square. A callable
+        gets the shape (C, H, W) and returns a new torch module, from images in [-1, 1] to reconstructions.
+        The module is trained by its squared error, and the parameters of size below do not concern it.
     n_members : int, default=3
-        Members of each ensemble, K. One is enough for "rec" only.
+        Number of members in each ensemble, K in the paper. One member is enough for the score "rec" alone.
     refine : bool, default=True
         Whether ASR-Net is trained.
     score_component : {"dual", "intra", "inter", "rec"}, default=None
-        What score and map are of: both discrepancies, refined (R_dual); that within the normative ensemble
-        (R_intra, or A_intra without `refine`); that between ensembles (A_inter); the squared error of the
-        normative one (A_rec). None takes the first there is of R_dual, A_inter, R_intra and A_intra.
+        Discrepancy that score and map show. "dual": both discrepancies, refined (R_dual). "intra": that
+        within the NDM (R_intra, or A_intra without `refine`). "inter": that between the ensembles (A_inter).
+        "rec": the squared error of the NDM (A_rec). None: the first available of R_dual, A_inter, R_intra and
+        A_intra.
     ddof : int, default=1
-        Deviations within an ensemble are over n_members - ddof; 1 in the public code, 0 in the paper.
+        Number subtracted from n_members in the divisor of standard deviations: 1 in the public code, 0 in the
+        paper.
     {size}
     max_epochs : int, default=100
-        Passes over its images for each member.
+        Passes of each member over its training images.
     refinement_epochs : int, default=20
-        Passes over the normal images for ASR-Net.
+        Passes of ASR-Net over the normal images.
     refinement_width : int, default=128
         Channels of ASR-Net.
     {parameters}
@@ -195,12 +202,12 @@ class DDAD(TrainedDetector):
     Attributes
     ----------
     n_unlabelled_ : int
-        Unlabelled images it was trained on.
+        Number of unlabelled images in training.
     {attributes}
 
     See Also
     --------
-    AEU : The default backbone, alone.
+    AEU : Detector made of one network of the default backbone.
 
     Notes
     -----
@@ -208,27 +215,27 @@ class DDAD(TrainedDetector):
     :Trained on: normal images (y = 1), and unlabelled ones (y = 0) if there are any
     :Score: mean over pixels of the refined discrepancy, a probability
     :Map: refined discrepancy of each pixel
-    :Departures: another image for ASR-Net's training is one of its batch; boxes are no squares, each side is
-        drawn by itself; its labels are not smoothed (by 1e-5 in the public code, which trains for 250 and
-        100 epochs)
+    :Departures: in ASR-Net's training the image mixed in is another one of the batch, boxes are rectangles,
+        where the public code has squares, and labels are not smoothed (by 1e-5 in the public code); the
+        public code trains members for 250 epochs and ASR-Net for 100
     :Variants:
         * DDAD with AE: ``DDAD(backbone="ae")``
         * DDAD with MemAE: ``DDAD(backbone="memae")``
         * DDAD with AE-U: ``DDAD(backbone="aeu")``
         * DDAD without refinement: ``DDAD(refine=False)``
 
-    Here y means more than elsewhere: 1 is normal, 0 unlabelled. Thresholds are from the normal images.
-    Without y, or without any 0 in it, all images are normal.
+    DDAD tells normal images (y = 1) from unlabelled ones (y = 0), where other detectors take both for normal.
+    Thresholds come from the normal images. Without y, or without any 0 in it, all images are normal.
 
-    Stages of training are "ndm_0", "ndm_1" and so on, "udm_0" and so on, and "refinement". The last has the
-    rate and the batches of the public code, 1e-4 and 8; `lr` and `batch_size` are for members.
+    Stages of training are "ndm_0", "ndm_1" and so on, "udm_0" and so on, and "refinement". `lr` and
+    `batch_size` are those of the members. The refinement has the public code's, 1e-4 and 8.
 
     R_dual is the score by default, as in the paper. From a few hundred normal images the refinement may learn
     to point the wrong way: benchmarks/ddad.py has AUROCs of .31 for it where A_inter has .88. Compare it with
     ``score_component="inter"`` on validation images, or leave it out by ``refine=False``.
 
-    `score_components` has whatever there is of "rec", "intra" and "inter" as they are, the paper's A, and
-    "refined_intra" and "refined_dual", its R.
+    `score_components` gives the discrepancies themselves, as far as they exist: "rec", "intra" and "inter",
+    A in the paper. The refined ones are "refined_intra" and "refined_dual", R in the paper.
 
     References
     ----------
@@ -310,12 +317,13 @@ class DDAD(TrainedDetector):
         self.n_unlabelled_ = 0 if y is None else int((y == 0).sum())
         n_normal = 2 if y is None else len(y) - self.n_unlabelled_
         if self.n_unlabelled_ and not (y == 1).any():
-            n_normal = 0  # only codes that mean nothing here
+            n_normal = 0  # zeros and no 1: the others are codes that mean nothing here
         if n_normal < 2:
             raise ValueError(
                 f"DDAD learns from normal images and, beside them, unlabelled ones; y has {n_normal} normal "
                 f"(1) and {self.n_unlabelled_} unlabelled (0): give 2 normal ones at least, or no y"
             )
+        # Normal images that `split` will hold out, rounded as it does: all held out minus the unlabelled.
         n_held_out = round(self.validation_fraction * (n_normal + self.n_unlabelled_))
         n_held_out -= round(self.validation_fraction * self.n_unlabelled_)
         if y is not None and self.validation_fraction and not 0 < n_held_out <= n_normal - 2:
@@ -347,7 +355,8 @@ class DDAD(TrainedDetector):
             return BACKBONES[self.backbone]
 
         def build(image_shape, latent_size, **size):
-            return nn.Sequential(self._own_member(image_shape))  # one part, whatever is in it
+            # Wrapped, because a module with weights of its own and no parts would offer nothing to move.
+            return nn.Sequential(self._own_member(image_shape))
 
         return BACKBONES["ae"]._replace(build=build)
 
@@ -361,6 +370,7 @@ class DDAD(TrainedDetector):
         if not any(parameter.requires_grad for parameter in member.parameters()):
             raise ValueError(f"backbone must make modules with parameters to train, made {member!r}")
         images = torch.zeros(2, *image_shape)
+        # In eval mode: zeros must not enter the batch statistics.
         with torch.no_grad():
             found = getattr(member.eval()(images), "shape", None)
         if found != images.shape:
@@ -381,6 +391,7 @@ class DDAD(TrainedDetector):
             refinement_width=self.refinement_width if self.refine else None,
             ddof=self.ddof,
         )
+        # Members that share weights could never disagree.
         trained = [
             id(parameter)
             for member in (*network.ndm, *(network.udm or ()))
@@ -392,6 +403,7 @@ class DDAD(TrainedDetector):
         return network
 
     def _train(self, run, network, images):
+        # The public code trains members and ASR-Net with the same betas, not Adam's defaults.
         training = partial(self._backbone().training, optimizer__betas=Refinement.betas)
         normals = self._normals(images)
         if images.held_out is not None:
@@ -410,6 +422,7 @@ class DDAD(TrainedDetector):
     def _judge(self, network, x):
         maps = network.discrepancies(x)
 
+        # A component and the map may both ask for it.
         @cache
         def refined(name):
             return network.refine(name, maps).softmax(1)[:, 1]
@@ -418,6 +431,7 @@ class DDAD(TrainedDetector):
         for name in network.refinements if self.refine else ():
             components[f"refined_{name}"] = lambda name=name: refined(name).mean((1, 2))
         asked = self._component()
+        # Parameters may have been changed since `fit`.
         if asked not in components:
             raise ValueError(
                 f"there is no {asked!r} in what was fitted, {sorted(components)}; fit again for it"
