@@ -1,4 +1,4 @@
-"""SQUID: paint each part of an image anew from what is normal there, and ask whether that looks real."""
+"""SQUID: each part of an image is painted anew from remembered normal parts; the result should look real."""
 
 import math
 from functools import partial
@@ -19,7 +19,7 @@ from ..transforms import changed
 
 
 class SQUIDNetwork(InPaintingNetwork):
-    """And, once trained, mean and standard deviation of the discriminator's logits for normal images."""
+    """In-painting network; its buffers are mean and deviation of logits of reconstructed normal images."""
 
     def __init__(self, image_shape, n_windows, **options):
         super().__init__(image_shape, n_windows, **options)
@@ -28,7 +28,7 @@ class SQUIDNetwork(InPaintingNetwork):
 
 
 class SpaceAwareMemory(MemoryQueue):
-    """One queue for each location, or, for `space_aware` False, one for all."""
+    """One queue for each location, or a single queue for all locations if not `space_aware`."""
 
     def __init__(self, n_locations, n_slots, size, *, space_aware, **options):
         super().__init__(n_locations if space_aware else 1, n_slots, size, **options)
@@ -44,14 +44,14 @@ class SpaceAwareMemory(MemoryQueue):
 
 
 class InPaintingTraining(Training):
-    """Teacher and student decode, the student what was painted; the discriminator judges the student.
+    """The teacher decodes features, the student painted ones; the discriminator judges the student.
 
     Parameters
     ----------
     network : SQUIDNetwork
     augmentation : callable on images (n, c, h, w), or None
     n_critic : int
-        The discriminator's steps to one of the rest.
+        Number of discriminator steps for each step of the other parts.
     weights : dict of str to float
         "teacher", "student", "distillation", "adversarial" and "discriminator".
     detach_teacher : bool
@@ -75,7 +75,8 @@ class InPaintingTraining(Training):
     def __init__(self, network, *, augmentation, n_critic, weights, detach_teacher, **options):
         self.augmentation, self.n_critic, self.weights = augmentation, n_critic, weights
         self.detach_teacher = detach_teacher
-        opponents = "adversarial", "discriminator"  # computed only where they have a weight
+        # A loss that no step records would be a column of nan, with a warning.
+        opponents = "adversarial", "discriminator"
         without = {f"{name}_loss" for name in opponents if not weights[name]}
         self.losses = tuple(name for name in self.losses if name not in without)
         super().__init__(network, **options)
@@ -84,6 +85,7 @@ class InPaintingTraining(Training):
         if self.augmentation is not None:
             x = changed(self.augmentation, x)
         self._cool_down()
+        # One forward pass serves both steps; where only the discriminator moves, a graph would be wasted.
         moves_all = self.n_steps % self.n_critic == 0
         with torch.set_grad_enabled(moves_all):
             levels = network.encode(x)
@@ -99,17 +101,20 @@ class InPaintingTraining(Training):
         terms = {
             "teacher": mse_loss(z, x),
             "student": mse_loss(y, x),
+            # Neither side is detached, as in the public code: the teacher also moves towards the student.
             "distillation": sum(mse_loss(s, t) for s, t in zip(student, teacher)),
         }
         if self.weights["adversarial"]:
             terms["adversarial"] = generator_loss(network.discriminator(y))
         self.record(**{f"{name}_loss": term for name, term in terms.items()})
         self.move("optimizer", train_loss=sum(self.weights[name] * term for name, term in terms.items()))
-        # After the backward pass, which needs the memory as it was.
+        # After the backward pass: torch raises an error if a tensor that it still needs is changed in place.
         network.inpainting.memory.write(vectors.detach())
 
     def _cool_down(self):
-        """The rate of all but the discriminator falls along a cosine, towards a quarter."""
+        """The learning rate of all parts but the discriminator falls along a cosine, towards a quarter."""
+        # Computed from the epoch: a scheduler has a state, which a resumed fit would not find. The cosine is
+        # 1.5 times as long as the training, as in the public code (300 for 200 epochs).
         share = 0.5 * (1 + math.cos(math.pi * (len(self.history) - 1) / (1.5 * self.max_epochs)))
         for group in self.optimizer_.param_groups:
             group["lr"] = self.lr * share
@@ -118,53 +123,56 @@ class InPaintingTraining(Training):
 class SQUID(TrainedDetector):
     """Space-aware memory queues for in-painting and detecting (SQUID).
 
-    For images in which everything has its place, as in radiographs. An image is cut into windows; each is
-    encoded, and replaced by what is most like it among the features that training images had in that place,
-    joined by attention to its neighbours. What is decoded from that looks normal where the image was, and
-    spoilt where it was not; the score is how unreal it looks to a discriminator, the map the absolute error
-    of each pixel.
+    The method is for images in which everything has its place, such as radiographs. An image is cut into
+    windows, and each window is encoded as a feature. The feature is replaced by a combination of the most
+    similar features that training images had at that place. Attention joins the windows to their neighbours,
+    and a decoder makes an image of the result. Normal windows look real in it, anomalous ones look spoilt.
+    The score is how unreal the image looks to a discriminator; the map is the absolute error of each pixel.
 
     Parameters
     ----------
     n_windows : int, default=2
-        Windows along each side, N; 3 for `make_digit_anatomy`. Images are padded at their ends until windows
-        can be halved: for the digits' cells to be windows, cells must have a size as 16 or 32 pixels.
+        Number of windows along each side, N in the paper; 3 for `make_digit_anatomy`. Images are padded at
+        the bottom and the right until windows can be halved. If cells of digits have a size such as 16 or 32
+        pixels, nothing is padded and each cell is a window.
     n_slots : int, default=200
-        Features that each place remembers.
+        Number of features that each place remembers.
     k : int, default=5
-        Of these, how many a window is replaced by a combination of.
+        Number of remembered features that are combined to replace a window.
     rho : float, default=0.95
-        Share of the places of a feature that are painted anew in training; the others stay, so that the
-        decoder can learn.
+        Share of the places within a window's feature that are painted anew in training. The other places keep
+        the encoder's output, so that the decoder can learn.
     memory : {"queue", "matrix"}, default="queue"
-        Features of training images, first in first out, or learned items.
+        Content of the memory: the latest features of training images, first in first out, or learned items.
     space_aware : bool, default=True
         Whether each place has its own memory.
     shrinkage : {"gumbel", "hard"}, default="gumbel"
-        The k nearest, with the gradient of all; or those whose weight is above 1 / n_slots.
+        Selection of remembered features. "gumbel": the k most similar, with the gradient of all. "hard":
+        those whose weight is above 1 / n_slots.
     similarity : {"cosine", "dot"}, default="cosine"
-        Of a feature and a remembered one: that of their directions, or their product, as in the public code.
-        With products few features are ever retrieved, the longest.
+        Similarity of a feature and a remembered one: the cosine of the angle between them, or their dot
+        product, as in the public code. With dot products only few features, the longest, are ever retrieved.
     neighbours : {"existing", "padded"}, default="existing"
-        Whether windows at the border attend to their neighbours only, or to zeros beyond it too.
+        Neighbours that a window at the border attends to: the existing ones, or also zeros for those beyond
+        the border, as in the public code.
     skips : tuple of {"concatenation", "sum", "none"}, default=()
-        What the decoders do with the encoder's features of their size, from the smallest on; "none" beyond.
-        Those pass the memory by.
+        Skip connections from the encoder to each level of the decoders, from the smallest level on. Levels
+        without an entry have none. Skip connections bypass the memory.
     stitch_level : int, default=2
-        Level of the decoders, from the smallest, before which windows become images.
+        Level of the decoders, counted from the smallest, before which the windows are joined to an image.
     n_memories : int, default=0
-        Levels of the student that end in a learned memory, from the smallest on.
+        Number of levels of the student, from the smallest on, that end in a learned memory.
     encoder : callable, default=None
-        From the shape (C, h, w) of a window to a torch module, whose output is a list of features, the first
-        of the window's size, the others each half the size of the one before. None builds one of `width` and
-        `n_levels`.
+        Function from the shape (C, h, w) of a window to a torch module. The module returns a list of
+        features: the first has the size of the window, each other half the size of the one before. None: an
+        encoder of `width` and `n_levels`.
     width : int, default=16
-        Channels of the first level; 2, 4, 8 and 16 times as many follow. 32 in the paper.
+        Channels of the first level. The next levels have 2, 4, 8 and 16 times as many. The paper has 32.
     n_levels : int, default=None
-        Times a window is halved. None brings its longer side to about 4 pixels.
+        Number of times a window is halved. None: until its longer side has about 4 pixels.
     augmentation : callable, default=None
-        Changes images (n, C, H, W) in [0, 1] for training, ``transforms.Affine()`` for example, as in the
-        paper.
+        Function that changes images (n, C, H, W) in [0, 1] for training, ``transforms.Affine()`` for example,
+        as in the paper.
     detach_teacher : bool, default=True
         Whether the encoder learns nothing from the teacher, as in the public code.
     teacher_weight : float, default=0.01
@@ -172,15 +180,19 @@ class SQUID(TrainedDetector):
     student_weight : float, default=10.0
         Weight of the student's squared error.
     distillation_weight : float, default=1e-3
-        Weight of the squared distance of their features, of all levels.
+        Weight of the squared difference between the features of student and teacher at all levels.
     adversarial_weight : float, default=5e-3
         Weight of the discriminator's judgement of the student; 0 leaves it out.
     discriminator_weight : float, default=5e-3
-        Weight of the discriminator's own loss; 0 leaves it as it was drawn.
+        Weight of the discriminator's own loss. With 0 the discriminator keeps its random weights. All values
+        above 0 train nearly the same, because the discriminator has an Adam of its own, which ignores the
+        scale of a loss.
     score_component : {"discriminator", "residual", "feature"}, default="discriminator"
-        What `score_samples` is of: the paper's, or another (see Notes). Calibrate anew when it is changed.
+        Component that is the score: "discriminator" is the paper's, the others are described in the Notes.
+        Calibrate again after changing it.
     n_critic : int, default=1
-        Steps of the discriminator to one of the rest; 1 for digits and 2 for chests in the public code.
+        Number of discriminator steps for each step of the other parts; in the public code 1 for digits and 2
+        for chests.
     max_epochs : int, default=100
         Passes over the normal images.
     {parameters}
@@ -191,8 +203,8 @@ class SQUID(TrainedDetector):
 
     See Also
     --------
-    MemAE : One memory for whole images, learned.
-    skanomaly.datasets.make_digit_anatomy : Images to understand it by.
+    MemAE : Autoencoder with one learned memory for whole images.
+    skanomaly.datasets.make_digit_anatomy : Images by which the method can be understood.
 
     Notes
     -----
@@ -201,11 +213,12 @@ class SQUID(TrainedDetector):
     :Score: how far the discriminator's logit lies below that of reconstructed normal images, in their
         standard deviations
     :Map: absolute error of each pixel
-    :Departures: k features are kept where the public code keeps k - 1; they are those of the most similar
-        direction; windows at the border attend to the neighbours they have; the discriminator judges with
-        statistics of training, where the public code has those of each image; no labelled images choose the
-        epoch; no skips and no memories in the decoder by default, since skips carry what is anomalous past
-        the memory; learning rate
+    :Departures: unlike in the public code, k features are kept instead of k - 1; similarity is a cosine
+        instead of a dot product; windows at the border attend to existing neighbours alone instead of zeros
+        as well; the discriminator judges with batch statistics of training instead of those of each image;
+        the last epoch is kept instead of the best on labelled images; decoders have no skips by default,
+        where the public code's two smallest levels have them, each followed by a learned memory of windows
+        (`n_memories` makes memories of single places); the learning rate is larger
     :Variants:
         * SQUID by its residual: ``SQUID(score_component="residual")``
         * SQUID by its features: ``SQUID(score_component="feature")``
@@ -213,14 +226,17 @@ class SQUID(TrainedDetector):
         * SQUID with one memory for all places: ``SQUID(space_aware=False)``
         * SQUID with hard shrinkage: ``SQUID(shrinkage="hard")``
 
-    The paper's sigmoid of the score saturates, so that many images tie: it is the component "probability" of
-    `score_components`, beside "residual", the mean absolute error, and "feature", the mean squared distance
-    of the features and what was retrieved for them. The discriminator can only tell what looks spoilt: after
-    short trainings all reconstructions do, and where an anomaly is painted over well, none. The other two
-    then tell more. The similarity of directions lies between -1 and 1, so that the k features are kept with
-    nearly the same weight. The rate of all but the discriminator falls along a cosine, whatever schedulers
-    are among the `callbacks`. As its authors say, the method is not made to find the pixels of an anomaly:
-    maps show what differs from the reconstruction, which differs in detail everywhere.
+    `score_components` gives the score as "discriminator". "probability" is the paper's sigmoid of it, which
+    saturates, so that many images tie. "residual" is the mean absolute error. "feature" is the mean squared
+    difference between features and what was retrieved for them.
+
+    The discriminator only notices what looks spoilt. After short trainings all reconstructions look spoilt,
+    and an anomaly that is painted over well does not. "residual" and "feature" then tell more.
+
+    A cosine lies between -1 and 1, so that the k features are kept with nearly the same weights. The learning
+    rate of all parts but the discriminator falls along a cosine, whatever schedulers are among the
+    `callbacks`. As its authors say, the method is not made to find the pixels of an anomaly: reconstructions
+    differ from images in detail everywhere, and maps show that, too.
 
     References
     ----------
@@ -340,6 +356,7 @@ class SQUID(TrainedDetector):
             if self.shrinkage == "gumbel"
             else partial(hard_shrinkage, threshold=(1 - 1e-6) / self.n_slots)  # one slot is kept, too
         )
+        # A row of pixels (h = 1) cannot be cut along its height.
         n_locations = math.prod(1 if side == 1 else self.n_windows for side in image_shape[1:])
 
         def make_memory(size):
@@ -384,13 +401,16 @@ class SQUID(TrainedDetector):
                 "discriminator": self.discriminator_weight,
             },
             detach_teacher=self.detach_teacher,
+            # The public code's values for all parts but the discriminator.
             optimizer__eps=1e-7,
             optimizer__weight_decay=1e-5,
         )
 
     def _measure(self, network, images):
+        # Reconstructions, not images: the discriminator will judge reconstructions.
         logits = collect(lambda x: network.discriminator(network(x)), network, images, self.device_)
         network.mean.fill_(logits.astype(np.float64).mean())
+        # Equal images have a deviation of 0, by which nothing can be divided.
         network.deviation.fill_(logits.astype(np.float64).std() or 1.0)
 
     def _reconstruct(self, network, x):
@@ -399,6 +419,7 @@ class SQUID(TrainedDetector):
     def _judge(self, network, x):
         painted, vectors, retrieved = network.paint(network.encode(x))
         y, _ = network.decode(network.student, painted)
+        # Logits are high for real images. The paper's formula has the other sign, its code has this one.
         unreal = (network.mean - network.discriminator(y)) / network.deviation
         maps = absolute_error(y, x)
         components = {
