@@ -22,7 +22,8 @@ PROJECTION = 512, 128
 
 
 def _features(image_shape, hidden_size, **size):
-    """An encoder that ends before its code: (n, hidden_size)."""
+    """Encoder that gives the hidden layer before its code, (n, hidden_size)."""
+    # The size of the code is a placeholder: the layer that makes it is replaced.
     encoder = ConvEncoder(image_shape, 1, hidden_size=hidden_size, **size)
     encoder.code[-1] = nn.Identity()
     return encoder
@@ -38,8 +39,8 @@ def _perceptron(n_in):
 class SSLAnoVAENetwork(nn.Module):
     """Two encoders, `image_encoder` (E_I) and `ssl_encoder` (E_S), and a `decoder` of both their codes.
 
-    `image_code` and `ssl_code` give mean and log-variance; `projector` and `predictor` follow E_S for the
-    views, `target` is the slow copy of E_S and projector; `discriminator` judges images.
+    `image_code` and `ssl_code` make mean and log-variance from features. `projector` and `predictor` follow
+    E_S when it sees views; `target` is a slow copy of E_S and projector. `discriminator` judges images.
     """
 
     def __init__(self, image_shape, latent_size, *, fusion, predictor, hidden_size, width, n_levels):
@@ -48,7 +49,8 @@ class SSLAnoVAENetwork(nn.Module):
         self.fusion = fusion
         self.image_encoder = _features(image_shape, hidden_size, **size)
         self.ssl_encoder = _features(image_shape, hidden_size, **size)
-        if fusion == "features":  # one code of the features of both
+        # One code of both features is as long as two codes; with mean and log-variance that is four.
+        if fusion == "features":
             self.image_code = nn.Linear(2 * hidden_size, 4 * latent_size)
         else:
             self.image_code = nn.Linear(hidden_size, 2 * latent_size)
@@ -61,7 +63,7 @@ class SSLAnoVAENetwork(nn.Module):
         self.discriminator = ConvDiscriminator(image_shape, **size)
 
     def posteriors(self, x):
-        """Mean and log-variance of each code: z_I and z_S, or one of both for fusion="features"."""
+        """Mean and log-variance of each code: z_I and z_S, or a single code for fusion="features"."""
         features = self.image_encoder(x), self.ssl_encoder(x)
         if self.fusion == "features":
             parts = [self.image_code(torch.cat(features, dim=1))]
@@ -79,8 +81,10 @@ class SSLAnoVAENetwork(nn.Module):
 
 
 def byol_loss(network, first, second):
-    """2 - 2 cos of the prediction from one view and the target's projection of the other, both ways added."""
+    """2 - 2 cos(prediction from one view, target's projection of the other), summed over both ways round."""
+    # In train mode the views enter E_S's batch statistics beside the images, which alone are judged later.
     predicted = [network.predictor(network.projector(network.ssl_encoder(v))) for v in (first, second)]
+    # Stop-gradient, as in BYOL: a target that learned could agree with the other branch on a constant.
     with torch.no_grad():
         projected = [network.target(v) for v in (second, first)]
     return sum((2 - 2 * F.cosine_similarity(p, t, dim=1)).mean() for p, t in zip(predicted, projected))
@@ -88,7 +92,7 @@ def byol_loss(network, first, second):
 
 @torch.no_grad()
 def follow(network, momentum):
-    """target <- momentum * target + (1 - momentum) * online, weights only: statistics are its own."""
+    """target <- momentum * target + (1 - momentum) * online, for weights; batch statistics are not copied."""
     online = [*network.ssl_encoder.parameters(), *network.projector.parameters()]
     torch._foreach_lerp_(list(network.target.parameters()), online, 1 - momentum)
 
@@ -112,20 +116,22 @@ class SelfSupervised(Training):
         super().__init__(network, **options)
 
     def step(self, network, x):
-        network.target.train()  # its statistics are of the batch, as in BYOL
+        # The target is moved by no optimiser and so in eval mode; in BYOL it has statistics of the batch.
+        network.target.train()
         loss = byol_loss(network, *(changed(view, x) for view in self.views))
         self.move("optimizer", ssl_loss=loss)
+        # After the optimiser's step, as in BYOL.
         follow(network, self.momentum)
 
 
 class EndToEnd(Training):
-    """All parts at once: views, reconstruction, prior and discriminator.
+    """All parts learn at once, from views, reconstruction, prior and discriminator.
 
     Parameters
     ----------
     network : SSLAnoVAENetwork
     views : pair of transforms, or None
-        None where E_S has been trained before: it stays as it is.
+        None keeps E_S as it is, because it has been trained before.
     momentum : float
     weights : dict of str to float
         "ssl", "reconstruction", "prior" and "adversarial": lambda_1 to lambda_4.
@@ -146,6 +152,7 @@ class EndToEnd(Training):
     def __init__(self, network, *, views, momentum, weights, prior_weights, **options):
         self.views, self.momentum = views, momentum
         self.weights, self.prior_weights = weights, prior_weights
+        # Parts not named are frozen, in eval mode: E_S too, if it has been trained before.
         online = ["image_encoder", "image_code", "decoder"]
         online += ["ssl_code"] if hasattr(network, "ssl_code") else []
         online += ["ssl_encoder", "projector", "predictor"] if views else []
@@ -162,6 +169,7 @@ class EndToEnd(Training):
         terms = {
             "reconstruction": (x - y).abs().mean(),
             "prior": sum(w * kl_divergence(*p).mean() for w, p in zip(self.prior_weights, posteriors)),
+            # Judged once more: the discriminator has just moved.
             "adversarial": generator_loss(discriminator(y)),
         }
         if self.views:
@@ -176,51 +184,56 @@ class EndToEnd(Training):
 class SSLAnoVAE(TrainedDetector):
     """Variational autoencoder with a self-supervised second encoder (SSL-AnoVAE).
 
-    One encoder learns to describe normal images for their reconstruction; a second one learns at the same
-    time that two random views of an image are the same image, so that its code holds what the transforms
-    leave: structure, if they change colours; colours, if they change places. Both codes are decoded
-    together. An image is anomalous as far as it differs from its reconstruction: the score is the mean
-    absolute error of the pixels, the map that of each.
+    One encoder learns to describe normal images for their reconstruction. A second encoder learns at the same
+    time to give two random views of an image similar features. Its code therefore holds what the transforms
+    of the views do not change: structure, if they change colours; colours, if they change places. One decoder
+    makes the reconstruction from both codes. The score is the absolute error averaged over pixels; the map is
+    the absolute error of each pixel.
 
     Parameters
     ----------
     transforms : str, callable, tuple of two callables or None, default="auto"
-        What changes the views: a preset of `skanomaly.transforms`, one transform for both or one for each;
-        None leaves the views as they are. "auto" takes "oct" for grey images, "cfp" for colour, and "color"
-        for other numbers of channels.
+        Transforms that make the views: the name of a preset of `skanomaly.transforms`, one transform for both
+        views, or one for each. "auto" is the preset "oct" for grey images, "cfp" for images with three
+        channels, and "color" for others. None leaves the views unchanged.
     latent_size : int, default=32
         Numbers in each of the two codes, z_I and z_S.
     hidden_size : int, default=512
         Width of the dense layers on either side of the codes.
     width : int, default=16
-        Channels of the first level; 2 and 4 times as many follow.
+        Channels of the first level. The next levels have 2 and 4 times as many.
     n_levels : int, default=None
-        Times the image is halved. None brings the longer side to about 4 pixels (4 at 64 x 64).
+        Number of times the image is halved. None: until the longer side has about 4 pixels (4 times at
+        64 x 64).
     fusion : {"concatenation", "sum", "features"}, default="concatenation"
-        How the encoders come together: the drawn codes one after the other, their sum, or one code of the
-        features of both.
+        Combination of the two encoders. "concatenation": both codes one after the other. "sum": their sum.
+        "features": one code, made of the features of both.
     ssl_training : {"end_to_end", "pretrain"}, default="end_to_end"
-        Whether the second encoder learns together with the rest, or before it and then stays as it is.
+        Time at which the second encoder learns: together with the other parts, or before them. After
+        "pretrain" it no longer changes.
     predictor : bool, default=True
-        Whether the online branch predicts the target's projection by a layer more, as in BYOL.
+        Whether the branch that learns has a predictor, further layers that the target does not have, as in
+        BYOL.
     momentum : float, default=0.99
-        Share of itself that the target keeps at each step, tau in the paper.
+        Share of its weights that the target, a slow copy of the second encoder, keeps at each step, tau in
+        the paper.
     ssl_weight : float, default=0.1
-        Weight of the loss of the views, lambda_1.
+        Weight of the difference between the features of two views in the loss, lambda_1 in the paper.
     reconstruction_weight : float, default=10.0
-        Weight of the mean absolute error, lambda_2.
+        Weight of the mean absolute error, lambda_2 in the paper.
     prior_weight : float, default=0.01
-        Weight of the divergence of the codes from a normal distribution, lambda_3.
+        Weight of the Kullback-Leibler (KL) divergence of the codes from N(0, I), lambda_3 in the paper.
     adversarial_weight : float, default=0.01
-        Weight of the discriminator's judgement, lambda_4.
+        Weight of the discriminator's judgement, lambda_4 in the paper.
     image_prior_weight : float, default=1.0
-        Weight of the divergence of z_I, lambda_I; of the one code, for fusion="features".
+        Weight of the first encoder's code within that divergence, lambda_I in the paper. For
+        ``fusion="features"`` it is the weight of the one code.
     ssl_prior_weight : float, default=1.0
-        Weight of the divergence of z_S, lambda_S.
+        Weight of the second encoder's code within that divergence, lambda_S in the paper.
     max_epochs : int, default=100
         Passes over the normal images.
     ssl_epochs : int, default=100
-        Passes of the second encoder by itself before, for "pretrain".
+        Passes over the normal images by the second encoder alone, for "pretrain".
     {parameters}
 
     Attributes
@@ -229,8 +242,8 @@ class SSLAnoVAE(TrainedDetector):
 
     See Also
     --------
-    skanomaly.transforms : The transforms and presets.
-    AdversarialAutoEncoder : Without codes that are drawn and without views.
+    skanomaly.transforms : Transforms and presets for the views.
+    AnoVAEGAN : Detector with one encoder and without views.
 
     Notes
     -----
@@ -238,19 +251,20 @@ class SSLAnoVAE(TrainedDetector):
     :Trained on: normal images
     :Score: mean absolute error of the pixels
     :Map: absolute error of each pixel
-    :Departures: networks, latent sizes, weights and momentum are not in the published text: the networks are
-        those of AutoEncoder, the numbers chosen on validation images; codes are not drawn to judge, but at
-        their mean
+    :Departures: networks, latent sizes, weights and momentum are not in the published text; here the networks
+        are those of AutoEncoder, and the numbers were chosen on validation images; images are judged by the
+        means of their code distributions
     :Variants:
         * SSL-AnoVAE trained end to end: ``SSLAnoVAE()``
         * SSL-AnoVAE with a second encoder trained first: ``SSLAnoVAE(ssl_training="pretrain")``
         * SSL-AnoVAE with the sum of the codes: ``SSLAnoVAE(fusion="sum")``
         * SSL-AnoVAE with one code of both features: ``SSLAnoVAE(fusion="features")``
 
-    Losses are means: the absolute error over pixels, the divergence over the numbers of a code. The target
-    follows the weights of the online branch and keeps batch statistics of its own. Each loss is a column of
-    ``history_``. `score_components` gives "residual" and, as "image_divergence" and "ssl_divergence", how
-    far the codes are from the prior.
+    The absolute error is averaged over pixels, the divergence over the numbers of a code. The target follows
+    the weights of the second encoder and keeps batch statistics of its own. The views enter the batch
+    statistics of the second encoder, which are then applied to whole images. Each loss is a column of
+    ``history_``. `score_components` gives "residual" and the divergences of the two codes,
+    "image_divergence" and "ssl_divergence".
 
     References
     ----------
@@ -344,7 +358,7 @@ class SSLAnoVAE(TrainedDetector):
         )
 
     def _views(self):
-        """The two transforms."""
+        """Pair of transforms, one for each view."""
         transforms = self.transforms
         if transforms is None:
             return nn.Identity(), nn.Identity()
