@@ -1,1 +1,1 @@
-"""One file, one published method, one public class."""
+"""Detectors: each file holds one published method and its one public class."""

@@ -24,7 +24,7 @@ class AdversarialAutoEncoderNetwork(nn.Module):
         if adversary == "image":
             self.opponent = ConvDiscriminator(image_shape, **size)
         else:
-            # No batch norm: the gradient penalty is on the gradient of each code by itself.
+            # No BatchNorm: the penalty is on the gradient by each code alone, and batches would mix codes.
             layers = [nn.Linear(latent_size, 50), nn.LeakyReLU(0.2), nn.Linear(50, 50), nn.LeakyReLU(0.2)]
             self.opponent = nn.Sequential(*layers, nn.Linear(50, 1), nn.Flatten(0))
 
@@ -37,7 +37,7 @@ def reconstruction_loss(network, x, constraint_weight):
     z = network.encoder(x)
     y = network.decoder(z)
     loss = squared_error(y, x).mean()
-    # With a weight of 0 the second pass would still enter the encoder's batch statistics.
+    # With a weight of 0 the second pass would still change the running statistics of BatchNorm.
     if constraint_weight:
         loss = loss + constraint_weight * (z - network.encoder(y)).square().mean()
     return y, z, loss
@@ -58,7 +58,7 @@ class LatentAdversarial(Training):
     """
 
     # The encoder has a second Adam for the adversarial loss, as in the public code. Adam ignores the scale of
-    # a loss, so `adversarial_weight` matters only in being 0 or not.
+    # a loss, so of all values of `adversarial_weight` only 0 makes a difference.
     moves = {
         "optimizer": ["encoder", "decoder"],
         "optimizer_opponent": ["opponent"],
@@ -85,7 +85,7 @@ class LatentAdversarial(Training):
         critic = network.opponent
         *_, loss = reconstruction_loss(network, x, self.constraint_weight)
         self.move("optimizer", train_loss=loss)
-        # Encoded again, since the encoder has moved; no_grad, since only the critic learns from these codes.
+        # Encoded again, because the encoder has moved; no_grad, because only the critic learns from these.
         with torch.no_grad():
             z = network.encoder(x)
         for _ in range(self.n_critic):
@@ -141,7 +141,7 @@ class AdversarialAutoEncoder(TrainedDetector):
     adversary : {"latent", "image"}, default="latent"
         Input of the opponent: codes, or images.
     latent_size : int, default=16
-        Numbers in a code.
+        Length of a code, the latent vector of an image.
     hidden_size : int, default=2048
         Width of the dense layers on either side of the code.
     width : int, default=16

@@ -38,7 +38,7 @@ class AEU(TrainedDetector):
     :Score: mean over pixels of squared error / predicted variance
     :Map: squared error / predicted variance of each pixel
     :Departures: log-variances stay within -10 and 10; otherwise pixels that never change, as in a black
-        border, would get variances near 0 and decide alone
+        border, would get variances near 0 and dominate the score
 
     `score_components` gives the score as "weighted". Beside it are "residual", the mean squared error as in
     AutoEncoder, and "log_variance", the mean of the predicted log-variances.

@@ -36,7 +36,7 @@ class PairDiscriminator(nn.Module):
         super().__init__()
         self.image = ConvDiscriminator(image_shape, width=width, n_levels=n_levels)
         n_features, n_hidden = self.image.value.in_features, 16 * width
-        # Its own last layer would be trained by nothing, and saved all the same.
+        # Only its features are used: its last layer would be saved without ever being trained.
         self.image.value = nn.Identity()
         self.code = nn.Sequential(nn.Linear(latent_size, n_hidden), nn.LeakyReLU(0.2))
         self.pair = nn.Sequential(nn.Linear(n_features + n_hidden, n_hidden), nn.LeakyReLU(0.2))
@@ -98,7 +98,7 @@ class ALI(TrainedDetector):
     Parameters
     ----------
     latent_size : int, default=64
-        Numbers in a code.
+        Length of a code, the latent vector of an image.
     width : int, default=16
         Channels of the first level. The next levels have 2, 4 and 8 times as many.
     n_levels : int, default=None
@@ -108,8 +108,8 @@ class ALI(TrainedDetector):
         Whether the encoder draws codes from a distribution (ALI) or computes one code (BiGAN).
     discrimination : {"feature_matching", "cross_entropy"}, default="feature_matching"
         Second term of the score. "feature_matching": absolute difference between the discriminator's features
-        of the image and of the reconstruction, each paired with the code. "cross_entropy": -log D of the
-        reconstruction and the code.
+        of the image and of the reconstruction, each paired with the code. "cross_entropy": -log D, where D is
+        the probability that the pair of reconstruction and code is an encoder's.
     discrimination_weight : float, default=0.1
         Weight w of the second term, in [0, 1]; the first term has 1 - w.
     max_epochs : int, default=100
@@ -220,7 +220,7 @@ class ALI(TrainedDetector):
         discriminator, z = network.discriminator, network.encoder(x)
         y = network.generator(z)
         features = discriminator.features(y, z)
-        # Sums, as in the public code for BiGAN: with means, the weight would balance other quantities.
+        # Sums, as in the public code for BiGAN: means would change the balance that the weight sets.
         components = {
             "residual_sum": (x - y).abs().sum((1, 2, 3)),
             "feature_matching": (discriminator.features(x, z) - features).abs().sum(1),

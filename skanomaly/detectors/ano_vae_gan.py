@@ -88,9 +88,9 @@ class AnoVAEGAN(TrainedDetector):
     :Trained on: normal images
     :Score: mean absolute error of the pixels
     :Map: absolute error of each pixel
-    :Departures: the paper does not give its weights, so these have the order of SSLAnoVAE's; the network is
-        that of AutoEncoder; images are judged by the mean of their code distribution; log-variances stay
-        within -10 and 10
+    :Departures: the paper does not give its weights, so these have the order of magnitude of SSLAnoVAE's;
+        the network is that of AutoEncoder; images are judged by the mean of their code distribution;
+        log-variances stay within -10 and 10
 
     References
     ----------

@@ -41,7 +41,7 @@ class AnoGAN(TrainedDetector):
     Parameters
     ----------
     latent_size : int, default=100
-        Numbers in a code.
+        Length of a code, the latent vector of an image.
     width : int, default=16
         Channels of the first level. The next levels have 2, 4 and 8 times as many. The paper's network has
         64 and is meant for a GPU.
@@ -78,7 +78,7 @@ class AnoGAN(TrainedDetector):
     :Departures: the search uses Adam, codes are clamped to the prior's range [-1, 1], and the searches for
         all images begin at the same random codes
 
-    R and D are sums, as in the paper. With means instead, lambda would balance other quantities.
+    R and D are sums, as in the paper. Means would change the balance that lambda sets between them.
 
     Images are searched in batches, in single precision. The steps for an image depend on that image alone, so
     its score does not depend on the others. The search is expensive: for every image it takes `n_search`

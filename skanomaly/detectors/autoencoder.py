@@ -1,4 +1,4 @@
-"""AutoEncoder: what it cannot reconstruct is not normal."""
+"""AutoEncoder: images that it reconstructs badly are anomalous."""
 
 from sklearn.utils._param_validation import StrOptions
 
@@ -20,9 +20,9 @@ ERRORS = {"l2": squared_error, "l1": absolute_error, "ssim": _scaled_ssim_error}
 class AutoEncoder(TrainedDetector):
     """Convolutional autoencoder with a narrow bottleneck.
 
-    The network learns to reconstruct normal images from a code of a few numbers. What it has never
-    seen, it reconstructs worse. The score is the error averaged over pixels; the map is the error of
-    each pixel.
+    The network learns to reconstruct normal images from a code of a few numbers. Structures that it
+    has never seen are reconstructed worse. The score is the error averaged over pixels; the map is the
+    error of each pixel.
 
     Parameters
     ----------

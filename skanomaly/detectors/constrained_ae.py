@@ -27,8 +27,8 @@ class Constrained(Training):
     def terms(self, network, x):
         z = network.encoder(x)
         y = network.decoder(z)
-        # As in the public code, z is not detached: each code moves towards the other. The second pass also
-        # enters the encoder's batch statistics, which judge images alone later.
+        # As in the public code, z is not detached: each code moves towards the other. Reconstructions enter
+        # the running statistics of the encoder's BatchNorm, too, although only images are judged with them.
         return squared_error(y, x).mean(), (z - network.encoder(y)).square().mean()
 
     def step(self, network, x):

@@ -38,7 +38,7 @@ class ContextAE(TrainedDetector):
     See Also
     --------
     AutoEncoder : The same network, trained on images of which nothing is erased.
-    ContextVAE : Variational form, whose map also uses a derivative.
+    ContextVAE : Variational form, whose map is the error times a derivative.
 
     Notes
     -----

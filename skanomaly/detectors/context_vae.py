@@ -37,7 +37,7 @@ class ContextVariational(Training):
         error = squared_error(network.decoder(draw(*posterior)), x).mean()
         divergence = kl_divergence(*posterior).mean()
         # No draw and no divergence here, as in the paper. Some public code compares with the erased image,
-        # which leaves nothing to fill in. The batch norms' statistics blend whole and erased images.
+        # which leaves nothing to fill in. Running statistics of BatchNorm blend whole and erased images.
         context = squared_error(network(self.erase(x)), x).mean()
         self.record(reconstruction_loss=error, kl_loss=divergence, context_loss=context)
         share = self.context_weight
@@ -45,7 +45,7 @@ class ContextVariational(Training):
         self.move("optimizer", train_loss=loss)
 
     def validate(self, network, x):
-        # Whole images by their mean codes: random squares and draws would make the loss jump.
+        # Without random squares and draws, so that the losses of two epochs can be compared.
         return negative_elbo(network, x, error=squared_error, kl_weight=self.kl_weight).mean()
 
 
@@ -54,8 +54,8 @@ class ContextVAE(TrainedDetector):
 
     A variational autoencoder also learns, as ContextAE does, to fill in a square that was erased. The score
     is the negative evidence lower bound (ELBO) of an image. The map is the error of each pixel times the
-    derivative of the bound by that pixel. It is large where a pixel is wrong and where, at the same time,
-    another value would make the image more normal.
+    derivative of the ELBO with respect to that pixel. It is large where the reconstruction differs and where,
+    at the same time, another value of the pixel would make the image more normal.
 
     Parameters
     ----------
@@ -81,14 +81,14 @@ class ContextVAE(TrainedDetector):
     See Also
     --------
     ContextAE : Form with one code for each image, and the error as the map.
-    VAE : Variational autoencoder of whole images, with other maps from derivatives.
+    VAE : Variational autoencoder of whole images, with other maps made of derivatives.
 
     Notes
     -----
     :Family: reconstruction
     :Trained on: normal images
     :Score: negative ELBO: mean squared error plus weighted divergence of the code
-    :Map: absolute error of each pixel times the absolute derivative of the negative ELBO by it
+    :Map: absolute error of each pixel times the absolute derivative of the ELBO with respect to it
     :Departures: every image has its own square and is compared with the whole image, where the public code of
         Baur et al. (2021) has one square for a batch and compares with the erased image; images are judged by
         the mean of their code distribution; network and learning rate are those of MedIAnomaly; log-variances
@@ -170,7 +170,7 @@ class ContextVAE(TrainedDetector):
     def _judge(self, network, x):
         bound = partial(negative_elbo, network, error=squared_error, kl_weight=self.kl_weight)
         score, y = bound(x), network(x)
-        # The public code's product has the absolute error, although the bound has the squared one.
+        # The error is absolute here, as in the public code, although the bound has the squared one.
         maps = absolute_error(y, x) * gradient_map(bound, x)
         components = {
             "elbo": score,

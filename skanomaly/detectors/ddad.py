@@ -40,7 +40,7 @@ def _certain(member, x):
 
 
 BACKBONES = {
-    # parts=None moves all there are: a user's own backbone, which is trained by this too, has other names.
+    # parts=None moves all parts: a user's own module, trained in the same way, has no encoder and decoder.
     "ae": Backbone(ConvAutoEncoder, partial(Reconstruction, error=squared_error, parts=None), _certain),
     "memae": Backbone(
         partial(MemoryAutoEncoder, n_slots=25, threshold=0.0, cosine=False),
@@ -118,7 +118,7 @@ class DDADNetwork(nn.Module):
         return maps
 
     def refine(self, name, maps):
-        """Logits (n, 2, h, w) of the refinement of that name, from discrepancy maps."""
+        """Logits (n, 2, h, w) that the refinement called `name` makes from discrepancy maps."""
         return self.refinements[name](torch.stack([maps[of] for of in INPUTS[name]], dim=1))
 
 
@@ -145,7 +145,7 @@ class Refinement(Training):
 
     def loss(self, network, x):
         images, masks, _ = foreign_patches(x, probability=0.5)
-        # The ensembles are frozen: a graph through all members would only take memory.
+        # The ensembles are frozen here: a graph through all members would take memory for nothing.
         with torch.no_grad():
             maps = network.discrepancies(images)
         # The sum trains each as if alone: they share no weights, and Adam moves every number by itself.
@@ -370,7 +370,7 @@ class DDAD(TrainedDetector):
         if not any(parameter.requires_grad for parameter in member.parameters()):
             raise ValueError(f"backbone must make modules with parameters to train, made {member!r}")
         images = torch.zeros(2, *image_shape)
-        # In eval mode: zeros must not enter the batch statistics.
+        # Eval mode, because zeros must not enter the running statistics of BatchNorm.
         with torch.no_grad():
             found = getattr(member.eval()(images), "shape", None)
         if found != images.shape:

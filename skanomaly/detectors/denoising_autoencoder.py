@@ -106,7 +106,7 @@ class DenoisingAutoEncoder(TrainedDetector):
 
     def _train(self, run, network, images):
         noise = partial(add_coarse_noise, deviation=self.noise_deviation, size=self.noise_size)
-        # Skips make a U-Net one piece: there are no parts `encoder` and `decoder` to name.
+        # None moves all parts: a U-Net has none named `encoder` and `decoder`, the default.
         options = {"error": squared_error, "corrupt": noise, "parts": None}
         run("reconstruction", Reconstruction, network, images, **options)
 

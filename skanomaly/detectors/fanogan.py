@@ -60,7 +60,7 @@ class Inversion(Training):
     feature_weight : float
     """
 
-    # Generator and critic, which no optimiser moves, are in eval mode: the encoder inverts what will score.
+    # No optimiser moves generator and critic, so they are in eval mode, as they will be when they score.
     moves = {"optimizer": ["encoder"]}
     losses = ("train_loss",)
     validates = True
@@ -96,7 +96,7 @@ class FAnoGAN(TrainedDetector):
     Parameters
     ----------
     latent_size : int, default=128
-        Numbers in a code, d in the paper.
+        Length of a code, the latent vector of an image; d in the paper.
     width : int, default=8
         Channels of the first level. The next levels have 2, 4, 8 and 8 times as many. The paper's
         network has 64 and is meant for a GPU. The default is sized to learn a few hundred 64 x 64

@@ -125,9 +125,10 @@ class SQUID(TrainedDetector):
 
     The method is for images in which everything has its place, such as radiographs. An image is cut into
     windows, and each window is encoded as a feature. The feature is replaced by a combination of the most
-    similar features that training images had at that place. Attention joins the windows to their neighbours,
-    and a decoder makes an image of the result. Normal windows look real in it, anomalous ones look spoilt.
-    The score is how unreal the image looks to a discriminator; the map is the absolute error of each pixel.
+    similar features that training images had at that place. Attention then lets each window use its
+    neighbours, and a decoder turns the result into an image. Normal windows look real in it, anomalous ones
+    look spoilt. The score is how unreal the image looks to a discriminator; the map is the absolute error of
+    each pixel.
 
     Parameters
     ----------
@@ -215,7 +216,7 @@ class SQUID(TrainedDetector):
     :Map: absolute error of each pixel
     :Departures: unlike in the public code, k features are kept instead of k - 1; similarity is a cosine
         instead of a dot product; windows at the border attend to existing neighbours alone instead of zeros
-        as well; the discriminator judges with batch statistics of training instead of those of each image;
+        as well; the discriminator's batch normalisation has statistics of training instead of each image;
         the last epoch is kept instead of the best on labelled images; decoders have no skips by default,
         where the public code's two smallest levels have them, each followed by a learned memory of windows
         (`n_memories` makes memories of single places); the learning rate is larger
@@ -354,7 +355,8 @@ class SQUID(TrainedDetector):
         shrink = (
             partial(gumbel_shrinkage, k=self.k)
             if self.shrinkage == "gumbel"
-            else partial(hard_shrinkage, threshold=(1 - 1e-6) / self.n_slots)  # one slot is kept, too
+            # A hair below 1 / n_slots: the weight of a single slot is 1, and 1 must lie above it.
+            else partial(hard_shrinkage, threshold=(1 - 1e-6) / self.n_slots)
         )
         # A row of pixels (h = 1) cannot be cut along its height.
         n_locations = math.prod(1 if side == 1 else self.n_windows for side in image_shape[1:])

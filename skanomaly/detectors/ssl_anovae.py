@@ -82,7 +82,7 @@ class SSLAnoVAENetwork(nn.Module):
 
 def byol_loss(network, first, second):
     """2 - 2 cos(prediction from one view, target's projection of the other), summed over both ways round."""
-    # In train mode the views enter E_S's batch statistics beside the images, which alone are judged later.
+    # The views, too, enter the running statistics of E_S's BatchNorm, with which images are judged later.
     predicted = [network.predictor(network.projector(network.ssl_encoder(v))) for v in (first, second)]
     # Stop-gradient, as in BYOL: a target that learned could agree with the other branch on a constant.
     with torch.no_grad():
@@ -92,7 +92,7 @@ def byol_loss(network, first, second):
 
 @torch.no_grad()
 def follow(network, momentum):
-    """target <- momentum * target + (1 - momentum) * online, for weights; batch statistics are not copied."""
+    """target <- momentum * target + (1 - momentum) * online, for weights but not for running statistics."""
     online = [*network.ssl_encoder.parameters(), *network.projector.parameters()]
     torch._foreach_lerp_(list(network.target.parameters()), online, 1 - momentum)
 
@@ -116,7 +116,7 @@ class SelfSupervised(Training):
         super().__init__(network, **options)
 
     def step(self, network, x):
-        # The target is moved by no optimiser and so in eval mode; in BYOL it has statistics of the batch.
+        # No optimiser moves the target, so it is in eval mode; in BYOL it normalises by the batch.
         network.target.train()
         loss = byol_loss(network, *(changed(view, x) for view in self.views))
         self.move("optimizer", ssl_loss=loss)
@@ -197,7 +197,7 @@ class SSLAnoVAE(TrainedDetector):
         views, or one for each. "auto" is the preset "oct" for grey images, "cfp" for images with three
         channels, and "color" for others. None leaves the views unchanged.
     latent_size : int, default=32
-        Numbers in each of the two codes, z_I and z_S.
+        Length of each of the two codes (latent vectors), z_I and z_S.
     hidden_size : int, default=512
         Width of the dense layers on either side of the codes.
     width : int, default=16
@@ -209,8 +209,8 @@ class SSLAnoVAE(TrainedDetector):
         Combination of the two encoders. "concatenation": both codes one after the other. "sum": their sum.
         "features": one code, made of the features of both.
     ssl_training : {"end_to_end", "pretrain"}, default="end_to_end"
-        Time at which the second encoder learns: together with the other parts, or before them. After
-        "pretrain" it no longer changes.
+        Order of learning. "end_to_end": the second encoder learns together with the other parts. "pretrain":
+        it learns before them and no longer changes afterwards.
     predictor : bool, default=True
         Whether the branch that learns has a predictor, further layers that the target does not have, as in
         BYOL.
@@ -261,8 +261,8 @@ class SSLAnoVAE(TrainedDetector):
         * SSL-AnoVAE with one code of both features: ``SSLAnoVAE(fusion="features")``
 
     The absolute error is averaged over pixels, the divergence over the numbers of a code. The target follows
-    the weights of the second encoder and keeps batch statistics of its own. The views enter the batch
-    statistics of the second encoder, which are then applied to whole images. Each loss is a column of
+    the weights of the second encoder and has its own statistics of batch normalisation. Those of the second
+    encoder are learned from images and views, but applied to images alone. Each loss is a column of
     ``history_``. `score_components` gives "residual" and the divergences of the two codes,
     "image_divergence" and "ssl_divergence".
 

@@ -18,9 +18,9 @@ class VAE(TrainedDetector):
     """Variational autoencoder.
 
     The encoder gives each image a normal distribution of codes, and training keeps these distributions near
-    N(0, I). What lies far from the codes of normal images is reconstructed worse. By default the map is the
-    error of each pixel. Other maps are derivatives by each pixel, of the evidence lower bound (ELBO) or of
-    the divergence of the code. The score is the mean of the map.
+    N(0, I). Images that are unlike the normal ones are reconstructed worse. By default the map is the error
+    of each pixel. Other maps show derivatives with respect to each pixel: that of the evidence lower bound
+    (ELBO), or that of the divergence of the code. The score is the mean of the map.
 
     Parameters
     ----------
@@ -31,8 +31,8 @@ class VAE(TrainedDetector):
         Error of a pixel, in training and in the score: squared or absolute.
     score_component : {"residual", "elbo_gradient", "kl_gradient", "combination"}, default="residual"
         Quantity that score and map show. "residual" is the error. "elbo_gradient" is the absolute derivative
-        of the negative ELBO by each pixel, "kl_gradient" that of the divergence alone. "combination" is the
-        product of "residual" and "kl_gradient".
+        of the ELBO with respect to each pixel, "kl_gradient" that of the divergence alone. "combination" is
+        the product of "residual" and "kl_gradient".
     {size}
     max_epochs : int, default=100
         Passes over the normal images.
@@ -52,7 +52,7 @@ class VAE(TrainedDetector):
     :Family: reconstruction
     :Trained on: normal images
     :Score: mean error over pixels, or mean of another map
-    :Map: error of each pixel, or derivatives by each pixel
+    :Map: error of each pixel, or a derivative with respect to it
     :Departures: images are judged by the mean of their code distribution, where the public code draws a code;
         log-variances stay within -10 and 10
     :Variants:
@@ -60,8 +60,8 @@ class VAE(TrainedDetector):
         * VAE by the gradient of the KL divergence: ``VAE(score_component="kl_gradient")``
         * VAE by error times KL gradient: ``VAE(score_component="combination")``
 
-    The network and the weight of the divergence are those of MedIAnomaly [2]_. The scores by derivatives are
-    compared in [3]_.
+    The network and the weight of the divergence are those of MedIAnomaly [2]_. The scores from derivatives
+    are compared in [3]_.
 
     References
     ----------
