@@ -1,6 +1,6 @@
-"""One file of JSON and tensors with no code in it: what saved detectors and checkpoints are written in.
+"""Files of JSON and tensors, without code, for saved detectors and checkpoints.
 
-The file is a safetensors file whose metadata hold the JSON. A SHA-256 over both finds every damage. Reading
+A file is a safetensors file whose metadata hold the JSON. A SHA-256 over both finds every damage. Reading
 takes memory in proportion to the size of the file, whatever sizes it declares.
 """
 
@@ -18,32 +18,34 @@ from safetensors.torch import save
 
 from ._version import __version__
 
-#: Raised with every change that an older version cannot read.
+#: Version of the format, raised with each change that an older skanomaly cannot read.
 FORMAT = 1
 
-#: Bytes of JSON in a file, at most; a detector takes some thousands.
+#: Most bytes of JSON in a file; a detector takes some thousands.
 HEADER_LIMIT = 2**26
 
-#: Ends the name of a file that is being written.
+#: Ending of the name of a file that is being written.
 UNFINISHED = ".unfinished"
 
-#: What reading contents of the wrong shape may raise.
+#: Exceptions that contents of the wrong shape may raise while they are read.
 MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
+#: Names of the numpy scalar types that are written: bool, integers, floats, and no objects.
 SCALARS = {np.dtype(code).name for code in "?bBhHiIlLqQefd"}
 
 
 def write(path, kind, content, encode=None):
-    """Write `content` atomically: the file is the old one or the new one, never half of it.
+    """Write `content` atomically: whatever happens, the file is the old one or the new one.
 
     Parameters
     ----------
     path : str or Path
     kind : str
-        What the file is; `read` asks for it.
-    content : nested dict, list and tuple of None, bool, int, float, str, numpy scalars, arrays, tensors
+        Word on what the file is, for example "checkpoint"; `read` wants the same one.
+    content : dict, list, tuple or set
+        Nested containers of None, bool, int, float, str, numpy scalars and arrays, and tensors.
     encode : callable (value) -> (tag, content), default=None
-        For values of any other type; raises TypeError for those it does not know.
+        Encoder of any other type. It raises TypeError for types it does not know.
     """
     tensors = {}
     packed = _pack(content, "", tensors, encode)
@@ -55,11 +57,13 @@ def write(path, kind, content, encode=None):
             f"all but the tensors takes {header} bytes, and may take {HEADER_LIMIT}; is there a history of "
             "every batch?"
         )
+    # The target of a symbolic link, which os.replace would replace by a file.
     path = Path(os.path.realpath(path))
     unfinished = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{UNFINISHED}")
     try:
         with open(unfinished, "wb") as file:
             file.write(data)
+            # fsync: the new name could reach the disk before the bytes, and a power cut leave an empty file.
             file.flush()
             os.fsync(file.fileno())
         if path.exists():
@@ -70,13 +74,22 @@ def write(path, kind, content, encode=None):
 
 
 def read(path, kind, decode=None):
-    """What `write` wrote; tensors are on the CPU.
+    """Read the content that `write` wrote; tensors are on the CPU.
+
+    Parameters
+    ----------
+    path : str or Path
+    kind : str
+        Kind that the file must have.
+    decode : callable (tag, content) -> value, default=None
+        Inverse of the `encode` of `write`.
 
     Raises
     ------
     FileNotFoundError
+        If there is no such file.
     ValueError
-        For a damaged file, one of another kind, and one of a later format.
+        If the file is damaged, of another kind, or of a later format.
     """
     path = Path(path)
     if not path.exists():
@@ -87,7 +100,7 @@ def read(path, kind, decode=None):
         raise ValueError(
             f"{str(path)!r} is not a file written by skanomaly, or is damaged: {error}"
         ) from error
-    # Before the digest: a later format may count it otherwise.
+    # Before the digest, which another format may compute in another way.
     if document.get("format") != FORMAT:
         raise ValueError(
             f"{str(path)!r} has format {document.get('format')}, written by skanomaly "
@@ -98,18 +111,17 @@ def read(path, kind, decode=None):
         raise ValueError(f"{str(path)!r} is damaged: its contents do not match their SHA-256")
     if document.get("kind") != kind:
         raise ValueError(f"{str(path)!r} holds a {document.get('kind')}, not a {kind}")
-    left = dict(tensors)
     try:
-        content = _unpack(document["content"], left, decode)
+        content = _unpack(document["content"], tensors, decode)
     except MALFORMED as error:
         raise ValueError(f"{str(path)!r} is malformed: {error!r}") from error
-    if left:
-        raise ValueError(f"{str(path)!r} is malformed: no content for tensors {sorted(left)[:3]}")
+    if tensors:
+        raise ValueError(f"{str(path)!r} is malformed: no content for tensors {sorted(tensors)[:3]}")
     return content
 
 
 def packable(value):
-    """Whether `write` takes the value without help."""
+    """Whether `write` takes the value without `encode`."""
     try:
         _pack(value, "", {}, None)
     except TypeError:
@@ -140,15 +152,17 @@ def _digest(document, tensors):
 
 
 def _pack(value, path, tensors, encode):
-    """JSON of a value; what JSON lacks becomes an object of one key, its type."""
+    """Value as JSON. A type that JSON lacks becomes an object with one key, the tag of the type."""
 
     def inner(part, name):
         return _pack(part, f"{path}/{name}" if path else str(name), tensors, encode)
 
+    # Before Python's own numbers: a np.float64 is a float, and would come back as one.
     if isinstance(value, np.generic) and value.dtype.name in SCALARS:
         return {"scalar": [value.dtype.name, value.item()]}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    # Not isinstance: a namedtuple would lose its type without an error.
     if type(value) is tuple:
         return {"tuple": [inner(part, i) for i, part in enumerate(value)]}
     if isinstance(value, list):
@@ -178,7 +192,7 @@ def _pack(value, path, tensors, encode):
 
 
 def _unpack(packed, tensors, decode):
-    """Undo `_pack`; tensors are taken out of the dict."""
+    """Undo `_pack`; each tensor used is taken out of the dict."""
     if isinstance(packed, list):
         return [_unpack(part, tensors, decode) for part in packed]
     if not isinstance(packed, dict):

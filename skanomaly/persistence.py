@@ -1,8 +1,8 @@
 """Save a fitted detector to one file of JSON and tensors, and load it without running code from it.
 
-A pickle runs whatever code its writer put in, so it can be loaded only from those one trusts. Here a file
-holds parameters, weights and thresholds alone; the network is built by the installed package, and
-nothing is taken from a file that does not fit it to the last tensor.
+A pickle runs whatever code its writer put in, so it can be loaded only from those one trusts. These files
+hold parameters, weights and thresholds alone. The network is built by the installed package, and a file is
+refused unless all its tensors fit that network.
 """
 
 import inspect
@@ -28,25 +28,25 @@ def save(detector: BaseDetector, path: str | PathLike, *, leave_out: Sequence[st
     Parameters
     ----------
     detector : BaseDetector
-        Its parameters may be numbers, strings, None, lists and tuples of these, and detectors.
+        Detector whose parameters are numbers, strings, None, detectors, or lists and tuples of these.
         ``callbacks``, ``checkpoint_dir``, ``device``, ``verbose`` and RandomState objects are not saved:
         `load` gives their defaults.
     path : str or Path
-        The file, replaced as a whole: an interrupted `save` leaves the old one.
+        File, replaced as a whole: an interrupted `save` leaves the old one.
     leave_out : sequence of str, default=()
-        Parameters holding anything else (a module, a function), to be given to `load` again; of a
-        nested detector as ``detector__encoder``.
+        Names of parameters that hold anything else (a module, a function). They must be given to `load`
+        again. Those of a nested detector are named like ``detector__encoder``.
 
     Raises
     ------
     TypeError
-        For a parameter that cannot be saved, and for estimators that are not detectors.
+        If a parameter cannot be saved, or the estimator is not a detector.
     ValueError
         If parameters were changed after `fit`, so that they no longer describe the network.
 
     See Also
     --------
-    load : Read it again.
+    load : Read such a file.
 
     Examples
     --------
@@ -64,8 +64,7 @@ def save(detector: BaseDetector, path: str | PathLike, *, leave_out: Sequence[st
     """
     _check_detector(detector)
     leave_out = [leave_out] if isinstance(leave_out, str) else leave_out
-    unknown = set(leave_out) - set(detector.get_params())
-    if unknown:
+    if unknown := set(leave_out) - set(detector.get_params()):
         raise ValueError(
             f"leave_out names parameters that {type(detector).__name__} has not: {sorted(unknown)}"
         )
@@ -78,26 +77,26 @@ def load(path: str | PathLike, *, types: Sequence[type] = (), **parameters: Any)
     Parameters
     ----------
     path : str or Path
-        The file.
+        File to read.
     types : sequence of type, default=()
         Detector classes from outside skanomaly that the file may use.
     **parameters : dict
-        Parameters that were left out or are never saved, such as ``device``; of a nested detector as
-        ``detector__device``.
+        Parameters that were left out or are never saved, such as ``device``. Those of a nested detector
+        are named like ``detector__device``.
 
     Returns
     -------
     detector : BaseDetector
-        With the weights, thresholds and history that were saved, to the bit, on ``device``.
+        Detector with the weights, thresholds and history that were saved, to the bit, on ``device``.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        For a file that is damaged, of a later format, or does not fit the installed package.
+        If the file is damaged, of a later format, or does not fit the installed package.
     TypeError
-        For a parameter that is missing, or is in the file already.
+        If a parameter is missing, or given although it is in the file.
 
     See Also
     --------
@@ -121,11 +120,11 @@ def load(path: str | PathLike, *, types: Sequence[type] = (), **parameters: Any)
 
 
 class _GivenError(TypeError):
-    """What the caller of `load` gave is wrong, not the file."""
+    """Error in what the caller of `load` gave, not in the file."""
 
 
 def _encode(value):
-    """Types of attributes that the storage does not know."""
+    """Tag and content of an attribute whose type the storage does not know."""
     if isinstance(value, Layout):
         return "layout", (value.image_shape, value.channel_axis, value.rows)
     raise TypeError(
@@ -149,7 +148,7 @@ def _check_detector(value, name="detector"):
         )
 
 
-# Both ways, side by side: a detector is a dict of class, parameters, fitted attributes and network.
+# A detector in a file is a dict of class, parameters, fitted attributes and network.
 
 
 def _describe(detector, prefix, leave_out):
@@ -160,6 +159,7 @@ def _describe(detector, prefix, leave_out):
         elif name not in PROCESS_PARAMETERS and not isinstance(value, np.random.RandomState):
             parameters[name] = _describe_parameter(value, prefix + name, leave_out)
     cls = type(detector)
+    # A class of the same name from outside the package must not be loaded as ours.
     ours = dict(all_detectors()).get(cls.__name__) is cls
     description = {
         "class": f"skanomaly.{cls.__name__}" if ours else cls.__name__,
@@ -178,7 +178,7 @@ def _describe(detector, prefix, leave_out):
 
 
 def _describe_value(value, what, prefix, leave_out):
-    """The value, with the detectors in it described."""
+    """Value in which each detector is replaced by its description."""
     if isinstance(value, BaseEstimator):
         _check_detector(value, what)
         return {"nested": _describe(value, prefix, leave_out)}
@@ -198,26 +198,28 @@ def _describe_parameter(value, name, leave_out):
 
 
 class _Loader:
-    """Detectors from their descriptions.
+    """Maker of detectors from their descriptions.
 
     Parameters
     ----------
-    known : dict of name to class
-    given : dict
-        Parameters from the caller; `used` are the names of those that found their place.
+    known : dict of str to type
+        Classes that a description may name.
+    given : dict of str to object
+        Parameters from the caller. The attribute `used` holds the names of those that found their place.
     """
 
     def __init__(self, known, given):
         self.known, self.given, self.used = known, given, set()
 
     def detector(self, description, prefix=""):
+        """Undo `_describe`."""
         name = description["class"]
         if name not in self.known:
             raise ValueError(
                 f"the file holds a {name}, which is not in this skanomaly; give its class as types=[...]"
             )
         cls = self.known[name]
-        # Files of the first versions do not say theirs.
+        # Files written before there were versions do not say theirs.
         if (version := description.get("version", 1)) != cls._file_version:
             raise ValueError(
                 f"the file holds a {name} of file version {version}, and the network here is of version "
@@ -255,5 +257,5 @@ class _Loader:
 
 
 def _prefix_of(attribute, prefix):
-    """`detector_` is the fitted `detector`: the same parameters were left out of both."""
+    """Prefix of the parameters of a nested detector: the same for `detector` and the fitted `detector_`."""
     return f"{prefix}{attribute.rstrip('_')}__"

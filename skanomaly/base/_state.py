@@ -1,4 +1,4 @@
-"""State of a fitted detector as plain values and tensors, and the way back, for files without code."""
+"""State of a fitted detector as plain values and tensors, and a detector from such a state."""
 
 import math
 import threading
@@ -12,7 +12,8 @@ from .._format import Layout
 from .._random import seeded
 from ._trained import TrainedDetector
 
-#: Attributes that `restore` asks for, and the rule of each.
+#: Attributes that a file must give, and the rule for each. A file may be forged: wrong values must fail here,
+#: not later in a score.
 FITTED = {
     "offset_": lambda v: isinstance(v, float) and math.isfinite(v),
     "pixel_offset_": lambda v: isinstance(v, float),
@@ -38,14 +39,14 @@ def _is_history(value):
 
 
 def state_of(detector):
-    """Attributes of a fitted detector, and the tensors of its network or None.
+    """Attributes of a fitted detector, and the tensors of its network, or None if it has no network.
 
     Raises
     ------
     ValueError
         If parameters were changed after `fit`, so that they no longer describe the network.
     """
-    # A detector around another has no network but that one's.
+    # vars, not hasattr: PatchDetector shows the network of the detector it holds, which is saved with that.
     tensors = dict(detector.network_.state_dict()) if "network_" in vars(detector) else None
     if tensors is not None and (problem := _misfit(detector, tensors)):
         raise ValueError(
@@ -66,12 +67,13 @@ def state_of(detector):
 
 
 def restore(detector, attributes, tensors):
-    """Undo `state_of`, in a detector with the same parameters; attributes None leave it unfitted.
+    """Undo `state_of`, in a detector with the same parameters. If attributes are None it stays unfitted.
 
     Raises
     ------
     ValueError
-        For attributes that no fit leaves, and tensors that are not of the network the parameters describe.
+        If the attributes cannot be those of a fit, or the tensors do not fit the network that the parameters
+        describe.
     """
     detector._validate_params()
     if attributes is None:
@@ -79,19 +81,20 @@ def restore(detector, attributes, tensors):
     attributes = dict(attributes)
     if "history_" in attributes:
         attributes["history_"] = {k: History(rows) for k, rows in attributes["history_"].items()}
-    if "detector_" in attributes:  # in older files, only this one had a range
+    # In files of before InputFormat, only the detector inside had a range.
+    if "detector_" in attributes:
         attributes.setdefault("intensity_range_", attributes["detector_"].intensity_range_)
     rules = FITTED | TRAINED if isinstance(detector, TrainedDetector) else FITTED
     for name, fits in rules.items():
         if name not in attributes or not fits(attributes[name]):
             raise ValueError(f"{name} cannot be {attributes.get(name, 'absent')!r}")
-    found = {name: attributes.pop(name) for name in ("_layout", "_kind", "intensity_range_", "image_shape_")}
-    if found["_layout"].image_shape != found["image_shape_"] and tensors is not None:
+    layout, image_shape = attributes.pop("_layout"), attributes.pop("image_shape_")
+    # Older files of PatchDetector, which has no tensors, have the layout of its first image, not the smallest.
+    if layout.image_shape != image_shape and tensors is not None:
         raise ValueError("two shapes of images do not agree")
-    layout = Layout(found["image_shape_"], found["_layout"].channel_axis, found["_layout"].rows)
-    detector._format = detector._format_class(
-        layout, found["_kind"], found["intensity_range_"], detector._image_range
-    )
+    layout = Layout(image_shape, layout.channel_axis, layout.rows)
+    kind, intensity_range = attributes.pop("_kind"), attributes.pop("intensity_range_")
+    detector._format = detector._format_class(layout, kind, intensity_range, detector._image_range)
     for name, value in attributes.items():
         if not _is_fitted_name(name):
             raise ValueError(f"{name!r} is not an attribute of a fitted detector")
@@ -112,16 +115,16 @@ def _is_fitted_name(name):
 
 
 def _misfit(detector, state):
-    """How the network that the parameters describe differs from tensors, or "".
+    """Difference between tensors and the network that the parameters describe, in words; "" if none.
 
-    It is built without memory, on torch's meta device, and no further than to as many parameters as
-    there are tensors: whatever a file declares, it allocates nothing.
+    The network is built on torch's meta device, which allocates nothing, and the building is stopped once it
+    has more parameters than there are tensors: no file can exhaust memory or time.
     """
     n_parameters, thread = 0, threading.get_ident()
 
     def count(module, name, parameter):
         nonlocal n_parameters
-        if threading.get_ident() != thread:  # the hook is torch's, and sees all threads
+        if threading.get_ident() != thread:  # torch calls the hook for networks of all threads
             return
         n_parameters += parameter is not None
         if n_parameters > len(state):
@@ -150,5 +153,5 @@ def _misfit(detector, state):
 
 
 def _first_line(error):
-    """torch appends its own stack."""
+    """First line of a message, to which torch appends a stack of its own."""
     return str(error).partition("\n")[0]

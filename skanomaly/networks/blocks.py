@@ -25,6 +25,7 @@ def choose_strides(image_shape, n_levels=None):
         # Each side by itself: halved alike, a row of 1 x d would have to be padded to many rows.
         halvings = [max(0, round(math.log2(side / 4))) for side in sides]
         return [tuple(1 + (level < n) for n in halvings) for level in range(max(1, *halvings))]
+    # Not 2**n_levels > side: for the n_levels of a forged file the power would fill the memory.
     most = min(sides).bit_length() - 1
     if n_levels > most:
         raise ValueError(
