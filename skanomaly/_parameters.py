@@ -1,4 +1,4 @@
-"""Parameters and attributes that detectors share: words, constraints, and how a network gets them."""
+"""Parameters and attributes that detectors share: their words in docstrings, and their constraints."""
 
 import inspect
 import re
@@ -7,89 +7,99 @@ from os import PathLike
 
 from sklearn.utils._param_validation import Interval, StrOptions
 
-#: Parameters of the process, not of what is learned: `save` leaves them out.
+#: Parameters that say how a fit runs, not what it learns. `save` leaves them out.
 PROCESS_PARAMETERS = {"callbacks", "checkpoint_dir", "device", "verbose"}
 
-#: Entries of a class docstring, in the order of signatures; a class gets those it has.
+#: Entries of class docstrings, in the order of signatures. A class gets those of its own parameters.
 PARAMETERS = """
     batch_size : int
-        Images per training step, at least 2. Scores do not depend on it.
+        Number of images per training step, at least 2. Scoring does not use it.
     lr : float
-        Learning rate of the (first) training stage.
+        Learning rate of the first training stage.
     validation_fraction : float, default=0.0
-        Part of the training images, of unlabelled ones the same part, held out of training. Reconstruction
-        and encoder stages record ``valid_loss`` on it, which skorch's ``EarlyStopping`` needs.
+        Share of the training images, normal and unlabelled alike, that is held out of training.
+        Reconstruction and encoder stages record their ``valid_loss`` on these images; skorch's
+        ``EarlyStopping`` needs it.
     checkpoint_dir : str or Path, default=None
-        Folder in which `fit` keeps its state after each epoch. Called again with the same parameters
-        and data, `fit` goes on from there, to the same bits; a folder of another fit is refused.
+        Folder in which `fit` keeps its state after each epoch. A `fit` that was killed goes on from there
+        when it is called again with the same parameters and data, and ends with the same bits. A folder
+        that holds another fit is refused.
     callbacks : list or dict, default=None
-        skorch callbacks for every stage, or a dict from stage to list. Each stage gets copies.
+        skorch callbacks for every training stage, or a dict with a list for each stage. Each stage gets
+        copies.
     device : str, default="auto"
-        A torch device; "auto" is "cuda" if there is one, else "cpu".
+        Name of a torch device. "auto" is "cuda" if torch finds a GPU, else "cpu".
     contamination : float, default=0.1
-        Share of the training images to flag, in (0, 0.5]: sets ``offset_``. It says little about
-        new images; see `calibrate`.
+        Share of the training images that `predict` flags, in (0, 0.5]; it sets ``offset_``. New normal
+        images are usually flagged more often, see `calibrate`.
     pixel_contamination : float, default=0.01
-        Share of the training pixels to flag, in (0, 0.5]: sets ``pixel_offset_``.
+        Share of the pixels of training images above ``pixel_offset_``, in (0, 0.5].
     intensity_range : "auto" or (low, high), default="auto"
-        Intensities scaled to the network's range. "auto": (0, 255) for uint8, the minimum and
-        maximum of the training images for any other dtype. Scores do not clip.
+        Intensities that are scaled to the ends of the network's range. "auto" is (0, 255) for uint8, and
+        the minimum and maximum of the training images for any other dtype. Intensities beyond are not
+        clipped.
     channel_axis : "auto", int or None, default="auto"
-        Axis of X that holds the channels, None for grey images. "auto" finds 1 to 4 channels on
-        the second or last axis and raises if both could be meant.
+        Axis of X that holds the channels, None for grey images. "auto" finds 1 to 4 channels on the second
+        or the last axis, and raises an error if both could be meant.
     image_shape : tuple, default=None
-        (H, W) or (C, H, W) of the images when X is given as rows (n, d); by default a row is an
+        Shape (H, W) or (C, H, W) of the images when X is given as rows (n, d). None takes a row for an
         image of 1 x d pixels.
     verbose : int, default=0
-        1 prints a line per epoch.
+        Verbosity: 1 prints a line per epoch.
     random_state : int, RandomState or None, default=None
-        Decides everything random in `fit`. An int makes it repeatable to the bit at a fixed number
-        of torch threads. None draws a fresh seed; numpy's and torch's global generators are
-        neither used nor changed.
+        Source of everything random in `fit`. With an int, `fit` gives the same bits each time at a fixed
+        number of torch threads. None takes a new seed from the system. The global generators of numpy and
+        torch are neither used nor changed.
 """
 
 #: Parameters of the networks in `networks.autoencoder`.
 SIZE_PARAMETERS = """
     latent_size : int, default=16
-        Numbers in a code; channels of it for the spatial bottleneck.
+        Length of a code. A spatial code has so many channels.
     hidden_size : int, default=2048
-        Width of the dense layers on either side of the code.
+        Units of the dense layers on either side of the code.
     width : int, default=16
-        Channels of the first level; 2 and 4 times as many follow.
+        Channels of the network's first level. The next has 2 times as many, all others 4 times.
     n_levels : int, default=None
-        Times the image is halved. None brings the longer side to about 4 pixels (4 at 64 x 64).
+        Number of times that the image is halved. None halves each side until it has about 4 pixels
+        (4 times at 64 x 64).
     bottleneck : {"dense", "spatial"}, default="dense"
-        One code for the image, or one at every place of the last level (1 x 1 convolutions).
+        Kind of code: one for the whole image ("dense"), or one for each place of the last level ("spatial",
+        by 1 x 1 convolutions).
 """
 
+#: Entries of class docstrings on fitted attributes.
 ATTRIBUTES = """
     network_ : nn.Module
-        All parts, and as buffers everything else that was learned.
+        Network with all parts of the method. Statistics that were learned are its buffers.
     history_ : dict of str to skorch.history.History
-        Losses of each epoch, for each training stage.
+        Losses of each training stage, epoch by epoch.
     n_iter_ : int
-        Epochs of all stages together.
+        Number of epochs of all stages together.
     offset_ : float
-        Threshold of `score_samples`: below it, `predict` gives -1.
+        Threshold of `score_samples`. Below it, `predict` gives -1.
     pixel_offset_ : float
-        Threshold of `anomaly_map`: pixels above it are flagged. nan for a method without a map.
+        Threshold of `anomaly_map`. Pixels above it are flagged. It is nan for a method without a map.
     map_range_ : tuple (low, high)
-        1 % and 99.9 % quantile of normal map pixels: a colour scale for every image.
+        Quantiles 1 % and 99.9 % of the map pixels of normal images, the colour scale for maps.
     image_shape_ : tuple (C, H, W)
+        Shape of the training images.
     intensity_range_ : tuple (low, high)
+        Intensities that are scaled to the ends of the network's range.
     device_ : str
+        Torch device of the network.
     n_features_in_ : int
         Length of the second axis of X.
     feature_names_in_ : ndarray of str
-        Present if X was a DataFrame.
+        Names of the columns, if X was a DataFrame.
 """
 
-#: Attributes that only detectors trained in epochs have.
+#: Names of the attributes that only detectors trained in epochs have.
 TRAINED_ATTRIBUTES = {"history_", "n_iter_"}
 
 _whole = [Interval(Integral, 1, None, closed="left")]
 
-#: Constraints of parameters that detectors with the same base share.
+#: Constraints of the parameters that all detectors share.
 COMMON = {
     "device": [str],
     "contamination": [Interval(Real, 0, 0.5, closed="right")],
@@ -99,8 +109,10 @@ COMMON = {
     "image_shape": [tuple, list, None],
     "random_state": ["random_state"],
 }
+#: Constraints of the parameters that all detectors trained in epochs share.
 TRAINING = {
     "max_epochs": _whole,
+    # BatchNorm cannot be trained on a batch of one.
     "batch_size": [Interval(Integral, 2, None, closed="left")],
     "lr": [Interval(Real, 0, None, closed="neither")],
     "validation_fraction": [Interval(Real, 0, 1, closed="left")],
@@ -108,6 +120,7 @@ TRAINING = {
     "callbacks": [list, dict, None],
     "verbose": ["verbose"],
 }
+#: Constraints of the parameters of the networks in `networks.autoencoder`.
 AUTOENCODER = {
     "latent_size": _whole,
     "hidden_size": _whole,
@@ -115,20 +128,19 @@ AUTOENCODER = {
     "n_levels": [*_whole, None],
     "bottleneck": [StrOptions({"dense", "spatial"})],
 }
-CONSTRAINTS = COMMON | TRAINING | AUTOENCODER
 
-#: Parameters that the base assigns.
+#: Names of the parameters that the base assigns.
 SHARED = set(COMMON | TRAINING)
 
-
-#: Constraints of parameters whose names end so.
+#: Constraints of all parameters whose names have these endings.
 ENDINGS = {"_weight": [Interval(Real, 0, None, closed="left")], "_epochs": _whole}
 
 
 def constraints_of(names, own):
-    """Constraints of a class: the shared ones of its parameters, and its own."""
-    shared = {name: rule for name in names for ending, rule in ENDINGS.items() if name.endswith(ending)}
-    return shared | {name: CONSTRAINTS[name] for name in names if name in CONSTRAINTS} | own
+    """Constraints of a class with these parameters: the shared ones among them, and its own."""
+    by_ending = {name: rule for name in names for ending, rule in ENDINGS.items() if name.endswith(ending)}
+    by_name = COMMON | TRAINING | AUTOENCODER
+    return by_ending | {name: by_name[name] for name in names if name in by_name} | own
 
 
 def fill_docstring(doc, names, *, trained):
@@ -138,13 +150,13 @@ def fill_docstring(doc, names, *, trained):
     ----------
     doc : str or None
     names : sequence of str
-        Parameters of the class; those that `doc` does not describe replace ``{parameters}``.
+        Parameters of the class. Those that `doc` does not describe itself replace ``{parameters}``.
     trained : bool
         Whether the class has the attributes of a training.
     """
     if doc is None:
         return None
-    # Python 3.13 strips the indentation of docstrings itself; before, it is stripped here.
+    # cleandoc strips the indentation, which Python 3.13 has done already and older ones have not.
     doc = inspect.cleandoc(doc).replace("{size}", inspect.cleandoc(SIZE_PARAMETERS))
     described = re.findall(r"^(\w+) : ", doc.partition("\nAttributes\n")[0], flags=re.MULTILINE)
     parameters = _entries(PARAMETERS, lambda name: name in names and name not in described)
@@ -153,12 +165,13 @@ def fill_docstring(doc, names, *, trained):
 
 
 def _entries(text, wanted):
+    """Entries of a text whose names are wanted."""
     entries = re.split(r"\n(?=\w)", inspect.cleandoc(text))
     return "\n".join(entry for entry in entries if wanted(entry.partition(" : ")[0]))
 
 
 def network_size(detector):
-    """Size that a detector with these parameters asks of the networks in `networks.autoencoder`."""
+    """Size arguments of the networks in `networks.autoencoder`, by the parameters of a detector."""
     return {
         "latent_size": detector.latent_size,
         "hidden_size": detector.hidden_size if detector.bottleneck == "dense" else None,

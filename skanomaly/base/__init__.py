@@ -1,4 +1,4 @@
-"""Bases of detectors, for those who write their own."""
+"""Base classes of detectors, for writing one's own."""
 
 from .._parameters import PROCESS_PARAMETERS
 from ._composite import CompositeDetector

@@ -1,22 +1,23 @@
-"""CompositeDetector: a detector that holds others."""
+"""CompositeDetector: base of detectors that hold other detectors."""
 
 from ._detector import BaseDetector
 
 
 class CompositeDetector(BaseDetector):
-    """Base of detectors that hold detectors with formats of their own.
+    """Base of detectors that hold other detectors, each with an input format of its own.
 
-    A subclass has no network. It writes `_learn`, which fits what it holds; `_judgements`, which scores X
-    batch by batch; and `_components`. Its `_format_class` reads X.
+    A subclass has no network. It writes `_learn`, which fits the detectors it holds; `_judgements`, which
+    judges images batch by batch by means of them; and `_components`. Its `_format_class` reads X.
     """
 
     def _learn(self, images):
-        """Fit the detectors; returns None, or judgements as `_measure` does."""
+        """Fit the detectors held; return None, or judgements as `_measure` does."""
         raise NotImplementedError
 
     def _judgements(self, images, pick):
+        """Yield (slice, part) batch by batch; `pick` takes the part from a Judgement."""
         raise NotImplementedError
 
     def _components(self, images):
-        """Yield dicts of components (b,), batch by batch."""
+        """Yield a dict of components (b,) for each batch."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""BaseDetector: everything a detector does apart from its verbs."""
+"""BaseDetector: all that detectors have in common, and the methods that each must add."""
 
 import copy
 import inspect
@@ -21,20 +21,20 @@ from .._parameters import SHARED, constraints_of, fill_docstring
 from .._random import draw_seed, seeded
 from ..training._progress import CallbackSupport
 
-#: Pixels of normal maps that decide `pixel_offset_`, at most.
+#: Most pixels of normal maps that are kept to set `pixel_offset_`; all of them might not fit the memory.
 N_PIXELS = 10**7
 
 
 class Judgement(NamedTuple):
-    """Opinion of a detector on a batch; tensors, higher is worse.
+    """Judgement of a batch of images, as tensors in which higher is more anomalous.
 
     Parameters
     ----------
     score : (n,) tensor
     map : (n, H, W) tensor or None
     components : dict of str to (n,) tensor or callable
-        Parts of the score, and other scores. A function without arguments is called only if its component is
-        asked for.
+        Parts of the score, and other scores. A component that is costly may be given as a function without
+        arguments, which `score_components` calls.
     """
 
     score: torch.Tensor
@@ -43,38 +43,39 @@ class Judgement(NamedTuple):
 
     @classmethod
     def of_map(cls, maps, **components):
-        """Judgement whose score is the mean of the map, also under the name "residual".
+        """Judgement whose score, and component "residual", is the mean of the map.
 
         Parameters
         ----------
         maps : (n, H, W) tensor
         **components
-            Further components.
+            Other components.
         """
         score = maps.mean((1, 2))
         return cls(score, maps, {"residual": score} | components)
 
 
 class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
-    """Base of all detectors; by itself, of those that are not trained in epochs.
+    """Base of all detectors. Those that are trained in epochs have the base `TrainedDetector` instead.
 
-    A detector writes `_build` and `_judge`; `_measure` if it learns statistics of normal images; `_prepare`
-    if sizes of its network depend on the data; `_reconstruct` if it reconstructs. Parameters with names of
-    shared ones have their constraints already; ``_parameter_constraints`` holds those of the others.
+    A subclass writes `_build` and `_judge`. It also writes `_measure` if it learns statistics of normal
+    images, `_prepare` if sizes of its network depend on the data, and `_reconstruct` if it reconstructs.
 
-    ``{parameters}`` and ``{attributes}`` in the docstring of a subclass stand for what all detectors share.
+    Shared parameters have their constraints already; a subclass lists those of its other parameters in
+    ``_parameter_constraints``. ``{parameters}`` and ``{attributes}`` in its docstring are replaced by the
+    entries that detectors share.
     """
 
-    #: Range of intensities the network expects.
+    #: Range of intensities that the network expects.
     _image_range = (0.0, 1.0)
 
-    #: Whether unlabelled images (y = 0) are told from normal ones; else they are taken for normal.
+    #: Whether the method learns something else from unlabelled images (y = 0) than from normal ones.
     _tells_unlabelled = False
 
-    #: Raised with every change after which older files of the class no longer fit its network.
+    #: Version of saved files, raised with each change of the network that older files do not fit.
     _file_version = 1
 
-    #: Class that learns what X is, and opens others.
+    #: Class that learns the format of X in `fit`, and opens other images by it.
     _format_class = InputFormat
 
     _parameter_constraints: dict = {}
@@ -99,37 +100,38 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         super().__init_subclass__(**kwargs)
         names = list(inspect.signature(cls.__init__).parameters)[1:]
         cls._parameter_constraints = constraints_of(names, cls._parameter_constraints)
+        # PatchDetector has no parameters of training, but shows the history of the detector it holds.
         trained = "max_epochs" in names or hasattr(cls, "history_")
         cls.__doc__ = fill_docstring(cls.__doc__, names, trained=trained)
 
     def _assign_shared(self, parameters):
-        """Set the shared ones among the parameters of a constructor, given as its `locals()`."""
+        """Assign the shared parameters of a constructor, which are given by its `locals()`."""
         for name in SHARED.intersection(parameters):
             setattr(self, name, parameters[name])
 
-    # Verbs of a method.
+    # Methods for subclasses to write.
 
     def _prepare(self, images):
-        """Set fitted attributes that `_build` depends on.
+        """Set fitted attributes on which `_build` depends.
 
         Parameters
         ----------
         images : Images
-            Those to learn from, ``images.y`` their codes (1 normal, 0 unlabelled) or None.
+            Images to learn from. ``images.y`` holds their codes (1 normal, 0 unlabelled), or is None.
         """
 
     def _build(self, image_shape):
-        """Untrained network, one nn.Module holding all parts, for images (C, H, W)."""
+        """Untrained network for images (C, H, W): one nn.Module that holds all parts."""
         raise NotImplementedError
 
     def _measure(self, network, images):
-        """Fill the network's buffers with statistics of the training images; in eval mode, no gradients.
+        """Fill the network's buffers with statistics of the training images.
 
         Returns
         -------
         judged : None, or sequence of (score (b,), map (b, H, W) or None)
-            Judgements of the normal ones among the images, in order, as numpy arrays. A method that has
-            computed them saves a second pass for the thresholds.
+            Judgements of the normal images, in order, as numpy arrays. The thresholds are set by them. With
+            None the images are judged in a second pass.
         """
 
     def _judge(self, network, x):
@@ -137,7 +139,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         raise NotImplementedError
 
     def _reconstruct(self, network, x):
-        """Images (n, c, h, w); only for a method that reconstructs."""
+        """Reconstructions of images (n, c, h, w); only a method that reconstructs writes this."""
         raise NotImplementedError
 
     # Fitting.
@@ -160,8 +162,8 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
             Images, or rows. numpy arrays, memmaps, CPU tensors, DataFrames of rows, or any object
             with ``shape``, ``dtype`` and ``X[a:b]``.
         y : array-like of shape (n,), default=None
-            1 normal, 0 unlabelled, -1 known anomaly. Rows with -1 are left out; any other code is
-            ignored.
+            Codes: 1 normal, 0 unlabelled, -1 known anomaly. Rows with -1 are left out; rows with any other
+            code count as normal.
 
         Returns
         -------
@@ -170,15 +172,15 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            For NaN or infinity, ambiguous or impossible shapes, fewer than two usable images, or
-            parameters out of range. A fit that fails leaves the detector as it was.
+            If X holds NaN or infinity, its shape is ambiguous or impossible, fewer than two images are
+            usable, or a parameter is out of range. A fit that fails leaves the detector as it was.
         FloatingPointError
             If scores or, in training, a loss stop being finite; the message names the stage and the epoch.
 
         Notes
         -----
-        With `checkpoint_dir`, a `fit` that was killed is continued by the same call: same parameters,
-        same data. It ends with the same bits as one that was not.
+        With `checkpoint_dir`, a `fit` that was killed is continued by the same call, with the same parameters
+        and data. It ends with the same bits as one that was not killed.
         """
         with self._fit_task(X, y):
             self._fit(X, y)
@@ -192,11 +194,12 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         scores, pixels = self._sample(normals, judged)
         if not np.isfinite(scores).all():
             raise FloatingPointError(f"scores of the training images are not finite{self._last_step()}")
+        # Not the worst score: scikit-learn expects this share of the training images to be flagged.
         self.offset_ = float(np.percentile(-scores, 100 * self.contamination))
         self._set_pixel_threshold(pixels, self.pixel_contamination)
 
     def _learn(self, images):
-        """Set ``network_`` by the images; returns judgements of the normal ones as `_measure` does."""
+        """Make ``network_`` by the images; return judgements of the normal ones, as `_measure` does."""
         self.device_ = _inference.resolve_device(self.device)
         with seeded(draw_seed(self.random_state), self.device_):
             network = self._new_network()
@@ -205,11 +208,11 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         return judged
 
     def _last_step(self):
-        """Words on what was done last, for errors."""
+        """Words on the last stage of a fit, for an error message."""
         return ""
 
     def _normals(self, images):
-        """Those of the training images that are normal; thresholds are from their scores."""
+        """Normal images among the training images; their scores set the thresholds."""
         told = self._tells_unlabelled and images.y is not None
         return images.subset(np.flatnonzero(images.y != 0)) if told else images
 
@@ -224,12 +227,12 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         Parameters
         ----------
         X_normal : array-like
-            Normal images, as for `fit`. Not labelled anomalies, and not training images.
+            Normal images that were not used in `fit`.
         false_alarm_rate : float, default=0.05
             Expected share of new normal images that `predict` will flag. With few images the
             share itself varies: for 77 and 0.05, between 0.01 and 0.13 in 99 % of draws.
         pixel_false_alarm_rate : float, default=0.01
-            Share of these images' pixels above ``pixel_offset_``.
+            Share of the pixels of these images that lie above ``pixel_offset_``.
 
         Returns
         -------
@@ -248,16 +251,17 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
                 f"threshold is the worst of them; give at least {n_needed}",
                 stacklevel=2,
             )
-        # The one quantile that a new score falls below with this probability, whatever the distribution.
+        # weibull: a new score falls below this quantile with this probability, whatever the distribution.
         self.offset_ = float(np.quantile(-scores, false_alarm_rate, method="weibull"))
         self._set_pixel_threshold(pixels, pixel_false_alarm_rate)
         return self
 
     def _sample(self, images, judged=None):
-        """Anomaly scores (n,) of images, and pixels of their maps or None; `judged` as from `_measure`."""
+        """Anomaly scores (n,) of images, and a sample of the pixels of their maps, or None without maps."""
         if judged is None:
             judged = (part for _, part in self._judgements(images, lambda judgement: judgement[:2]))
         per_image = max(1, N_PIXELS // len(images))
+        # A seed of its own: the same images give the same threshold each time they are calibrated with.
         rng = np.random.default_rng(0)
         scores, pixels = [], []
         for score, maps in judged:
@@ -271,8 +275,8 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
 
     def _set_pixel_threshold(self, pixels, rate):
         quantiles = (math.nan,) * 3 if pixels is None else np.quantile(pixels, [1 - rate, 0.01, 0.999])
-        self.pixel_offset_, *self.map_range_ = map(float, quantiles)
-        self.map_range_ = tuple(self.map_range_)
+        self.pixel_offset_, low, high = map(float, quantiles)
+        self.map_range_ = low, high
 
     # Judging.
 
@@ -287,7 +291,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         Returns
         -------
         scores : (n,) float64 ndarray
-            Higher is more normal: the method's anomaly score, negated.
+            Anomaly scores of the method, negated: higher is more normal.
         """
         parts = self._judgements(self._open(X), lambda judgement: judgement.score)
         return -np.concatenate([score.astype(np.float64) for _, score in parts])
@@ -303,7 +307,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         Returns
         -------
         decision : (n,) float64 ndarray
-            Negative for what `predict` flags.
+            Values that are negative where `predict` flags an image.
         """
         return self.score_samples(X) - self.offset_
 
@@ -323,7 +327,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         return np.where(self.decision_function(X) >= 0, 1, -1)
 
     def score_components(self, X: ArrayLike) -> dict[str, NDArray[np.float64]]:
-        """Parts that a score is made of, and other scores of the method.
+        """Parts of the scores, and other scores of the method.
 
         Parameters
         ----------
@@ -333,9 +337,8 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         Returns
         -------
         components : dict of str to (n,) float64 ndarray
-            Higher is worse.
+            Values by name; higher is more anomalous.
         """
-
         parts = list(self._components(self._open(X)))
         return {name: np.concatenate([part[name] for part in parts]).astype(np.float64) for name in parts[0]}
 
@@ -354,12 +357,12 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         X : array-like
             Images of the fitted shape.
         out : array-like of shape (n, H, W), default=None
-            Where to write the maps, for example a writable memmap.
+            Array to write the maps to, for example a writable memmap.
 
         Returns
         -------
         maps : (n, H, W) float32 ndarray, or `out`
-            Higher is more anomalous; raw, on one scale for all images.
+            Anomaly of the pixels. Higher is more anomalous, on one scale for all images.
         """
         images = self._open(X)
         return _collect(self._maps(images), images.map_shape, np.float32, out)
@@ -382,15 +385,16 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         median_size : int, default=None
             Side of a median filter on the maps before the threshold.
         fill_holes : bool, default=True
-            Also flag what flagged pixels enclose.
+            Whether pixels that are enclosed by flagged ones are flagged, too.
         min_size : int, default=0
-            Drop regions of fewer pixels.
+            Number of pixels that a flagged region must have; smaller regions are dropped.
         out : array-like of shape (n, H, W), default=None
-            Where to write the masks.
+            Array to write the masks to.
 
         Returns
         -------
         masks : (n, H, W) bool ndarray, or `out`
+            True where a pixel is flagged.
         """
         images = self._open(X)
         options = {"median_size": median_size, "fill_holes": fill_holes, "min_size": min_size}
@@ -413,9 +417,11 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         Yields
         ------
         rows : slice
+            Rows of X in this batch.
         scores : (b,) float64 ndarray
-            As `score_samples`.
-        maps : (b, H, W) float32 ndarray, or None for a method without a map
+            Scores of `score_samples`.
+        maps : (b, H, W) float32 ndarray or None
+            Maps of `anomaly_map`; None for a method without a map.
         """
         for rows, (score, maps) in self._judgements(self._open(X), lambda judgement: judgement[:2]):
             yield rows, -score.astype(np.float64), maps
@@ -432,7 +438,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         X : array-like
             Images of the fitted shape.
         out : array-like of X's shape, default=None
-            Where to write the images.
+            Array to write the images to.
 
         Returns
         -------
@@ -444,12 +450,12 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         return _collect(parts, images.X.shape, np.float32, out)
 
     def _open(self, X):
-        """Images over X, after the checks of every method that wants a fitted detector."""
+        """Images over X, after all checks of the detector and of X."""
         check_is_fitted(self)
         return self._format.open(X, self)
 
     def _judgements(self, images, pick):
-        """Yield (slice, what `pick` takes of the Judgement), as numpy arrays: higher is worse."""
+        """Yield (slice, part) batch by batch, as numpy arrays; `pick` takes the part from a Judgement."""
         return self._run(lambda x: pick(self._judge(self.network_, x)), images)
 
     def _run(self, function, images):
@@ -464,18 +470,18 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
                 )
             yield rows, maps
 
-    # Where a network is.
+    # Networks and devices.
 
     def _new_network(self):
         return self._place(self._build(self.image_shape_))
 
     def _place(self, network):
-        # Convolutions are faster so, on both kinds of device.
+        # channels_last: convolutions are faster with it, on CPUs and on GPUs.
         return network.to(self.device_, memory_format=torch.channels_last)
 
     def __getstate__(self):
-        """Networks are pickled on the CPU, for machines without an accelerator."""
-        state = dict(super().__getstate__())  # not the live one
+        """State for pickling, with the network on the CPU, since another machine may have no accelerator."""
+        state = dict(super().__getstate__())  # a copy: this is the live __dict__
         if "network_" in state and self.device_ != "cpu":
             state["network_"] = copy.deepcopy(state["network_"]).cpu()
         return state
@@ -485,18 +491,19 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         if "network_" in state:
             try:
                 self.device_ = _inference.resolve_device(self.device)
-            except ValueError:
+            except ValueError:  # this machine may lack the device
                 self.device_ = "cpu"
             self.network_ = self._place(self.network_)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
+        # two_d_array stays True: without it scikit-learn leaves out 45 of its 46 checks, and says nothing.
         tags.input_tags.three_d_array = True
         return tags
 
 
 def _collect(parts, shape, dtype, out):
-    """Parts (rows, array) in one array, or in a list if there is no `shape` for all."""
+    """Array of this shape from parts (rows, array); a list of arrays if `shape` is None."""
     if shape is None:
         if out is not None:
             raise ValueError("out is for images in one array; those of a list come back as a list")
@@ -511,10 +518,10 @@ def _collect(parts, shape, dtype, out):
 
 
 def open_images(detector, X):
-    """Images over X as a fitted detector sees them: checked, lazy, in its format."""
+    """Images over X, checked by a fitted detector and read in its format."""
     return detector._open(X)
 
 
 def tells_unlabelled(detector):
-    """Whether the detector learns another thing from unlabelled images (y = 0) than from normal ones."""
+    """Whether a detector learns something else from unlabelled images (y = 0) than from normal ones."""
     return detector._tells_unlabelled

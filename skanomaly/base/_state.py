@@ -89,7 +89,7 @@ def restore(detector, attributes, tensors):
         if name not in attributes or not fits(attributes[name]):
             raise ValueError(f"{name} cannot be {attributes.get(name, 'absent')!r}")
     layout, image_shape = attributes.pop("_layout"), attributes.pop("image_shape_")
-    # Older files of PatchDetector, which has no tensors, have the layout of its first image, not the smallest.
+    # Older files of PatchDetector, which has no tensors, have the layout of the first image instead.
     if layout.image_shape != image_shape and tensors is not None:
         raise ValueError("two shapes of images do not agree")
     layout = Layout(image_shape, layout.channel_axis, layout.rows)

@@ -1,4 +1,4 @@
-"""TrainedDetector: a detector whose network is trained in epochs."""
+"""TrainedDetector: base of detectors whose network is trained in epochs."""
 
 import warnings
 from typing import Any
@@ -17,10 +17,10 @@ from ._detector import BaseDetector
 
 
 class TrainedDetector(BaseDetector):
-    """Base of detectors that are trained by one or more stages of skorch.
+    """Base of detectors that are trained in epochs, in one or more stages.
 
-    A subclass writes `_train` beside the verbs of `BaseDetector`, and has the parameters max_epochs,
-    batch_size, lr, validation_fraction, checkpoint_dir, callbacks and verbose.
+    A subclass writes `_train`, beside the methods that `BaseDetector` asks for. Its constructor also has the
+    parameters max_epochs, batch_size, lr, validation_fraction, checkpoint_dir, callbacks and verbose.
     """
 
     max_epochs: int
@@ -40,10 +40,11 @@ class TrainedDetector(BaseDetector):
         Parameters
         ----------
         run : callable (stage, training, network, images, **options) -> History
-            Runs one stage: `training` is a `Training` class, `options` are its own and override this
-            detector's max_epochs, lr and batch_size.
+            Function that runs one stage. `training` is a subclass of `Training`. `options` are the
+            arguments of its constructor, and override this detector's max_epochs, lr and batch_size.
         network : nn.Module
         images : Images
+            Images to train on; ``images.held_out`` are those for validation, or None.
         """
         raise NotImplementedError
 
@@ -53,6 +54,7 @@ class TrainedDetector(BaseDetector):
         seed, checkpoint = draw_seed(self.random_state), None
         if self.checkpoint_dir is not None:
             checkpoint = Checkpoint(self.checkpoint_dir, self._describe_fit(images), seed)
+            # With random_state=None each call draws another seed; a fit goes on with the one it began with.
             seed = checkpoint.seed
         with seeded(seed, self.device_):
             network = self._new_network()
@@ -93,10 +95,10 @@ class TrainedDetector(BaseDetector):
         return f" after stage {stage!r}, epoch {len(history)}: training diverged; lower its lr"
 
     def _describe_fit(self, images):
-        """Words on all that decides the result of a fit: two fits with equal ones are the same."""
+        """Words on all that decides the result of a fit; equal words mean equal fits."""
         X, rows, y = images.X, images.rows, images.y
         labels = [] if y is None else [y.astype(str), np.arange(len(y)) if rows is None else rows]
-        # Arrays are drawn from row by row, other sequences in runs of rows.
+        # Batches of an array are drawn row by row, those of other sequences in runs of rows.
         X_kind = "array" if isinstance(X, np.ndarray) else "sequence"
         return {
             "detector": type(self).__name__,
