@@ -189,3 +189,23 @@ def test_the_page_of_methods_is_grouped_by_family():
         assert found == sorted(name for name, family in families.items() if family == title.lower())
         made = [f"* - {variant}\n     - ``{code}``\n" for name, variant, code in VARIANTS if name in found]
         assert all(row in section for row in made)
+
+
+def components_in_the_glossary():
+    """Names of score components by detector, as the table at the end of the glossary has them."""
+    text = (ROOT / "doc" / "glossary.rst").read_text()
+    found, of = {}, []
+    for detectors, names in re.findall(r"^   \* -(.*)\n     - (.*)\n", text, flags=re.MULTILINE):
+        of = re.findall(r"skanomaly\.(\w+)`", detectors) or of
+        for detector in of:
+            found.setdefault(detector, []).extend(re.findall(r'"(\w+)"', names))
+    return found
+
+
+@pytest.mark.parametrize(("name", "detector"), testing.all_detectors())
+def test_the_glossary_has_every_score_component(name, detector):
+    X, y = testing.make_images(), np.repeat([1, 0], 6)
+    found = testing.tiny(detector).fit(X, y).score_components(X)
+    if name == "PatchDetector":  # those of the detector inside
+        name = "AutoEncoder"
+    assert sorted(components_in_the_glossary()[name]) == sorted(found)
