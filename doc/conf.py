@@ -68,11 +68,27 @@ autosummary_generate = True
 autodoc_typehints = "none"
 numpydoc_show_class_members = False
 numpydoc_xref_param_type = False
+# Examples in the order of the gallery: first steps, detectors, then the retina, then what is not run here.
+EXAMPLES = [
+    "plot_first_detector",
+    "plot_thresholds",
+    "plot_search",
+    "plot_save_and_resume",
+    "plot_patches",
+    "plot_fanogan",
+    "plot_squid_memory",
+    "plot_unlabelled",
+    "plot_fundus_stages",
+    "plot_oct_segmentation",
+    "plot_oct_real",
+    "demo",
+    "dask_search",
+]
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
     "filename_pattern": r"/plot_",
-    "within_subsection_order": lambda name: (not name.startswith("plot_"), name),
+    "within_subsection_order": lambda name: EXAMPLES.index(name.removesuffix(".py")),
     "download_all_examples": False,
     "show_memory": False,
     "write_computation_times": False,
@@ -83,6 +99,7 @@ sphinx_gallery_conf = {
     "nested_sections": False,
 }
 suppress_warnings = ["config.cache"]
+assert sorted(EXAMPLES) == sorted(path.stem for path in HERE.parent.glob("examples/*.py"))
 
 
 # Pages that are written: what is public is found, one page for each room.
@@ -114,6 +131,7 @@ def public_names(module):
             for n, v in vars(module).items()
             if inspect.isfunction(v) and v.__module__.startswith("skanomaly")
         ]
+    names = [n for n in names if not inspect.ismodule(getattr(module, n))]
     exported = set() if module is skanomaly else set(skanomaly.__all__)
     modules = {n for n in names if inspect.ismodule(getattr(module, n))}
     return sorted(n for n in names if not n.startswith("_") and n not in exported | modules)
