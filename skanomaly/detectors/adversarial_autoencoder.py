@@ -187,8 +187,8 @@ class AdversarialAutoEncoder(TrainedDetector):
         * constrained AAE: ``AdversarialAutoEncoder(constrained=True)``
         * AdvAE: ``AdversarialAutoEncoder(adversary="image")``
 
-    AdvAE, whose reconstructions are judged by a discriminator, is one of the methods that f-AnoGAN's paper
-    compares itself with.
+    AdvAE, whose reconstructions are judged by a discriminator, is one of the methods with which the paper on
+    f-AnoGAN compares its own.
 
     References
     ----------

@@ -17,7 +17,7 @@ from ..networks.autoencoder import ConvAutoEncoder, MemoryAutoEncoder, Uncertain
 from ..training import MemoryTraining, Reconstruction, Training
 from ..transforms.defects import foreign_patches
 
-#: Images in a batch of the refinement's training; the public code's.
+#: Batch size of the refinement; the public code's.
 REFINEMENT_BATCH = 8
 #: Learning rate of the refinement; the public code's.
 REFINEMENT_LR = 1e-4
@@ -107,7 +107,7 @@ class DDADNetwork(nn.Module):
         images, log_variances = self._predict(self.ndm, x)
         mean, deviation = images.mean(0), 1.0
         if log_variances is not None:
-            # Root of the mean variance of `ndm`, also between the ensembles: as in the public code.
+            # As in the public code, variances are those of `ndm`, also for differences between ensembles.
             deviation = log_variances.exp().mean(0).sqrt()
         maps = {"rec": over_channels(((x - mean) / deviation).square())}
         # One member has a deviation of 0, and as many members as `ddof` one that is divided by 0.
@@ -175,9 +175,10 @@ class DDAD(TrainedDetector):
     ----------
     backbone : {"ae", "memae", "aeu"} or callable, default="aeu"
         Network of a member: that of AutoEncoder, MemAE (with dot products and without a threshold) or AEU.
-        With "aeu" discrepancies are divided by the predicted deviation, and A_rec by its square. A callable
-        gets the shape (C, H, W) and returns a new torch module, from images in [-1, 1] to reconstructions.
-        The module is trained by its squared error, and the parameters of size below do not concern it.
+        With "aeu" discrepancies are divided by the predicted standard deviation, and squared errors by the
+        predicted variance. A callable gets the shape (C, H, W) and returns a new torch module, from images in
+        [-1, 1] to reconstructions. The module is trained to minimise the squared error, and the parameters of
+        size below do not concern it.
     n_members : int, default=3
         Number of members in each ensemble, K in the paper. One member is enough for the score "rec" alone.
     refine : bool, default=True

@@ -330,7 +330,7 @@ class FAnoGAN(TrainedDetector):
         Returns
         -------
         images : (n, ...) float32 ndarray
-            In the layout and units of the X given to `fit`.
+            Images in the layout and units of the X given to `fit`.
         """
         check_is_fitted(self)
         codes = np.asarray(codes, dtype=np.float32)
@@ -433,7 +433,7 @@ class FAnoGAN(TrainedDetector):
         Returns
         -------
         images : (n, ...) float32 ndarray
-            In the layout and units of the X given to `fit`.
+            Images in the layout and units of the X given to `fit`.
         """
         check_is_fitted(self)
         with seeded(draw_seed(random_state), self.device_):
@@ -456,7 +456,7 @@ class FAnoGAN(TrainedDetector):
         Returns
         -------
         images : (n, ...) float32 ndarray
-            In the layout and units of the X given to `fit`.
+            Images in the layout and units of the X given to `fit`.
         """
         check_is_fitted(self)
         a, b = (self._as_code(end) for end in (a, b))

@@ -126,16 +126,17 @@ class SQUID(TrainedDetector):
     The method is for images in which everything has its place, such as radiographs. An image is cut into
     windows, and each window is encoded as a feature. The feature is replaced by a combination of the most
     similar features that training images had at that place. Attention then lets each window use its
-    neighbours, and a decoder turns the result into an image. Normal windows look real in it, anomalous ones
-    look spoilt. The score is how unreal the image looks to a discriminator; the map is the absolute error of
-    each pixel.
+    neighbours, and a decoder, the student, turns the result into an image. Normal windows look real in it,
+    anomalous ones look spoilt. The score is how unreal the image looks to a discriminator; the map is the
+    absolute error of each pixel. In training a second decoder, the teacher, reconstructs images from the
+    features themselves, and the student also learns to imitate it.
 
     Parameters
     ----------
     n_windows : int, default=2
         Number of windows along each side, N in the paper; 3 for `make_digit_anatomy`. Images are padded at
-        the bottom and the right until windows can be halved. If cells of digits have a size such as 16 or 32
-        pixels, nothing is padded and each cell is a window.
+        the bottom and the right until windows can be halved `n_levels` times. If cells of digits have a size
+        such as 16 or 32 pixels, nothing is padded and each cell is a window.
     n_slots : int, default=200
         Number of features that each place remembers.
     k : int, default=5
@@ -157,10 +158,10 @@ class SQUID(TrainedDetector):
         Neighbours that a window at the border attends to: the existing ones, or also zeros for those beyond
         the border, as in the public code.
     skips : tuple of {"concatenation", "sum", "none"}, default=()
-        Skip connections from the encoder to each level of the decoders, from the smallest level on. Levels
+        Skip connections from the encoder to the levels of the decoders, from the smallest level on. Levels
         without an entry have none. Skip connections bypass the memory.
     stitch_level : int, default=2
-        Level of the decoders, counted from the smallest, before which the windows are joined to an image.
+        First level of the decoders, counted from the smallest, that works on whole images instead of windows.
     n_memories : int, default=0
         Number of levels of the student, from the smallest on, that end in a learned memory.
     encoder : callable, default=None
@@ -211,8 +212,8 @@ class SQUID(TrainedDetector):
     -----
     :Family: memory
     :Trained on: normal images
-    :Score: how far the discriminator's logit lies below that of reconstructed normal images, in their
-        standard deviations
+    :Score: how far the discriminator's logit lies below the mean logit of reconstructed normal images, in
+        their standard deviations
     :Map: absolute error of each pixel
     :Departures: unlike in the public code, k features are kept instead of k - 1; similarity is a cosine
         instead of a dot product; windows at the border attend to existing neighbours alone instead of zeros

@@ -186,9 +186,11 @@ class SSLAnoVAE(TrainedDetector):
 
     One encoder learns to describe normal images for their reconstruction. A second encoder learns at the same
     time to give two random views of an image similar features. Its code therefore holds what the transforms
-    of the views do not change: structure, if they change colours; colours, if they change places. One decoder
-    makes the reconstruction from both codes. The score is the absolute error averaged over pixels; the map is
-    the absolute error of each pixel.
+    of the views do not change: structure, if they change colours; colours, if they change places. As in BYOL,
+    the features of one view are compared with those that a slow copy of the encoder, the target, gives for
+    the other. One decoder makes the reconstruction from both codes, and a discriminator teaches it to make
+    sharper ones. The score is the absolute error averaged over pixels; the map is the absolute error of each
+    pixel.
 
     Parameters
     ----------
@@ -212,11 +214,10 @@ class SSLAnoVAE(TrainedDetector):
         Order of learning. "end_to_end": the second encoder learns together with the other parts. "pretrain":
         it learns before them and no longer changes afterwards.
     predictor : bool, default=True
-        Whether the branch that learns has a predictor, further layers that the target does not have, as in
+        Whether the second encoder is followed by a predictor, layers that the target does not have, as in
         BYOL.
     momentum : float, default=0.99
-        Share of its weights that the target, a slow copy of the second encoder, keeps at each step, tau in
-        the paper.
+        Share of its weights that the target keeps at each step, tau in the paper.
     ssl_weight : float, default=0.1
         Weight of the difference between the features of two views in the loss, lambda_1 in the paper.
     reconstruction_weight : float, default=10.0

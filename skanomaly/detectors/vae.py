@@ -52,7 +52,7 @@ class VAE(TrainedDetector):
     :Family: reconstruction
     :Trained on: normal images
     :Score: mean error over pixels, or mean of another map
-    :Map: error of each pixel, or a derivative with respect to it
+    :Map: error of each pixel, or a derivative with respect to each pixel
     :Departures: images are judged by the mean of their code distribution, where the public code draws a code;
         log-variances stay within -10 and 10
     :Variants:
