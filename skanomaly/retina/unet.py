@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from .. import _inference
 from .._atomic import atomic_fit
+from .._inference import collect, resolve_device
 from .._random import draw_seed, seeded
 from ..networks.blocks import choose_strides, pad_to, padded_size
 from ..networks.unet import UNet
@@ -219,7 +219,7 @@ class UNetLayerExtractor(LayerExtractor):
         self._first = min(0, int(labels.min()))
         labels -= self._first
         self._range, self._size = (float(scans.min()), float(scans.max())), scans.shape[1:]
-        device = _inference.resolve_device(self.device)
+        device = resolve_device(self.device)
         target = None if X_target is None else self._tensor(X_target, "X_target")
         with seeded(draw_seed(self.random_state), device):
             network, n_classes = nn.Module(), int(labels.max()) + 1
@@ -281,8 +281,7 @@ class UNetLayerExtractor(LayerExtractor):
         scans = self._tensor(X)
         # Not self.device: an extractor may have been unpickled on another machine.
         network, device = self.network_, next(self.network_.parameters()).device
-        parts = _inference.run(lambda x: network(x).argmax(1) + self._first, network, scans[:, None], device)
-        return np.concatenate([part for _, part in parts])
+        return collect(lambda x: network(x).argmax(1) + self._first, network, scans[:, None], device)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
