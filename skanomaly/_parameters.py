@@ -129,8 +129,8 @@ AUTOENCODER = {
     "bottleneck": [StrOptions({"dense", "spatial"})],
 }
 
-#: Names of the parameters that the base assigns.
-SHARED = set(COMMON | TRAINING)
+#: Constraints of all shared parameters. The base assigns these parameters.
+SHARED = COMMON | TRAINING | AUTOENCODER
 
 #: Constraints of all parameters whose names have these endings.
 ENDINGS = {"_weight": [Interval(Real, 0, None, closed="left")], "_epochs": _whole}
@@ -139,8 +139,7 @@ ENDINGS = {"_weight": [Interval(Real, 0, None, closed="left")], "_epochs": _whol
 def constraints_of(names, own):
     """Constraints of a class with these parameters: the shared ones among them, and its own."""
     by_ending = {name: rule for name in names for ending, rule in ENDINGS.items() if name.endswith(ending)}
-    by_name = COMMON | TRAINING | AUTOENCODER
-    return by_ending | {name: by_name[name] for name in names if name in by_name} | own
+    return by_ending | {name: SHARED[name] for name in names if name in SHARED} | own
 
 
 def fill_docstring(doc, names, *, trained):

@@ -106,7 +106,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
 
     def _assign_shared(self, parameters):
         """Assign the shared parameters of a constructor, which are given by its `locals()`."""
-        for name in SHARED.intersection(parameters):
+        for name in SHARED.keys() & parameters.keys():
             setattr(self, name, parameters[name])
 
     # Methods for subclasses to write.

@@ -30,6 +30,12 @@ class TrainedDetector(BaseDetector):
     checkpoint_dir: Any
     callbacks: Any
     verbose: int
+    # Sizes, of detectors whose constructors have them.
+    latent_size: int
+    hidden_size: int
+    width: int
+    n_levels: int | None
+    bottleneck: str
 
     history_: dict[str, History]
     n_iter_: int

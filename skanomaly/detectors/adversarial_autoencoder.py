@@ -247,10 +247,6 @@ class AdversarialAutoEncoder(TrainedDetector):
         random_state=None,
     ):
         self.adversary = adversary
-        self.latent_size = latent_size
-        self.hidden_size = hidden_size
-        self.width = width
-        self.n_levels = n_levels
         self.adversarial_weight = adversarial_weight
         self.penalty_weight = penalty_weight
         self.n_critic = n_critic

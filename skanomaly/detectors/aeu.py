@@ -87,11 +87,6 @@ class AEU(TrainedDetector):
         verbose=0,
         random_state=None,
     ):
-        self.latent_size = latent_size
-        self.hidden_size = hidden_size
-        self.width = width
-        self.n_levels = n_levels
-        self.bottleneck = bottleneck
         self._assign_shared(locals())
 
     def _build(self, image_shape):

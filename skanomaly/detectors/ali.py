@@ -193,9 +193,6 @@ class ALI(TrainedDetector):
         verbose=0,
         random_state=None,
     ):
-        self.latent_size = latent_size
-        self.width = width
-        self.n_levels = n_levels
         self.stochastic = stochastic
         self.discrimination = discrimination
         self.discrimination_weight = discrimination_weight

@@ -137,11 +137,6 @@ class AnoVAEGAN(TrainedDetector):
     ):
         self.kl_weight = kl_weight
         self.adversarial_weight = adversarial_weight
-        self.latent_size = latent_size
-        self.hidden_size = hidden_size
-        self.width = width
-        self.n_levels = n_levels
-        self.bottleneck = bottleneck
         self._assign_shared(locals())
 
     def _build(self, image_shape):

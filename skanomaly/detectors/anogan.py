@@ -141,9 +141,6 @@ class AnoGAN(TrainedDetector):
         verbose=0,
         random_state=None,
     ):
-        self.latent_size = latent_size
-        self.width = width
-        self.n_levels = n_levels
         self.n_search = n_search
         self.n_restarts = n_restarts
         self.search_lr = search_lr

@@ -109,11 +109,6 @@ class AutoEncoder(TrainedDetector):
         verbose=0,
         random_state=None,
     ):
-        self.latent_size = latent_size
-        self.hidden_size = hidden_size
-        self.width = width
-        self.n_levels = n_levels
-        self.bottleneck = bottleneck
         self.loss = loss
         self._assign_shared(locals())
 

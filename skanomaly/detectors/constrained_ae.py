@@ -121,11 +121,6 @@ class ConstrainedAE(TrainedDetector):
         random_state=None,
     ):
         self.constraint_weight = constraint_weight
-        self.latent_size = latent_size
-        self.hidden_size = hidden_size
-        self.width = width
-        self.n_levels = n_levels
-        self.bottleneck = bottleneck
         self._assign_shared(locals())
 
     def _build(self, image_shape):

@@ -100,11 +100,6 @@ class ContextAE(TrainedDetector):
         random_state=None,
     ):
         self.erased_area = erased_area
-        self.latent_size = latent_size
-        self.hidden_size = hidden_size
-        self.width = width
-        self.n_levels = n_levels
-        self.bottleneck = bottleneck
         self._assign_shared(locals())
 
     def _build(self, image_shape):

@@ -149,11 +149,6 @@ class ContextVAE(TrainedDetector):
         self.kl_weight = kl_weight
         self.context_weight = context_weight
         self.erased_area = erased_area
-        self.latent_size = latent_size
-        self.hidden_size = hidden_size
-        self.width = width
-        self.n_levels = n_levels
-        self.bottleneck = bottleneck
         self._assign_shared(locals())
 
     def _build(self, image_shape):

@@ -304,11 +304,6 @@ class DDAD(TrainedDetector):
         self.refine = refine
         self.score_component = score_component
         self.ddof = ddof
-        self.latent_size = latent_size
-        self.hidden_size = hidden_size
-        self.width = width
-        self.n_levels = n_levels
-        self.bottleneck = bottleneck
         self.refinement_epochs = refinement_epochs
         self.refinement_width = refinement_width
         self._assign_shared(locals())

@@ -98,7 +98,6 @@ class DenoisingAutoEncoder(TrainedDetector):
     ):
         self.noise_deviation = noise_deviation
         self.noise_size = noise_size
-        self.width = width
         self._assign_shared(locals())
 
     def _build(self, image_shape):

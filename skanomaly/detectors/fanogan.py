@@ -225,9 +225,6 @@ class FAnoGAN(TrainedDetector):
         verbose=0,
         random_state=None,
     ):
-        self.latent_size = latent_size
-        self.width = width
-        self.n_levels = n_levels
         self.prior = prior
         self.encoder_training = encoder_training
         self.encoder_output = encoder_output

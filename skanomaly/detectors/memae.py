@@ -121,11 +121,6 @@ class MemAE(TrainedDetector):
         self.shrinkage_threshold = shrinkage_threshold
         self.similarity = similarity
         self.entropy_weight = entropy_weight
-        self.latent_size = latent_size
-        self.hidden_size = hidden_size
-        self.width = width
-        self.n_levels = n_levels
-        self.bottleneck = bottleneck
         self._assign_shared(locals())
 
     def _build(self, image_shape):

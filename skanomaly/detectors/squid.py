@@ -331,8 +331,6 @@ class SQUID(TrainedDetector):
         self.stitch_level = stitch_level
         self.n_memories = n_memories
         self.encoder = encoder
-        self.width = width
-        self.n_levels = n_levels
         self.augmentation = augmentation
         self.detach_teacher = detach_teacher
         self.teacher_weight = teacher_weight

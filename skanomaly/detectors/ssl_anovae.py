@@ -330,10 +330,6 @@ class SSLAnoVAE(TrainedDetector):
         random_state=None,
     ):
         self.transforms = transforms
-        self.latent_size = latent_size
-        self.hidden_size = hidden_size
-        self.width = width
-        self.n_levels = n_levels
         self.fusion = fusion
         self.ssl_training = ssl_training
         self.predictor = predictor
