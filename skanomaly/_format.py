@@ -1,4 +1,4 @@
-"""Format of the images of a fit: layout, kind and range of the intensities, and every check of an X."""
+"""Format of the images of a fit: layout, kind and range of intensities. All checks of X and y are here."""
 
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -18,7 +18,16 @@ CHANNELS = range(1, 5)
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the channels of X are, and the shape (C, H, W) of one image."""
+    """Layout of X: the shape of an image, and the axis of the channels.
+
+    Parameters
+    ----------
+    image_shape : tuple (C, H, W)
+    channel_axis : int, default=None
+        Axis of X that holds the channels; None for grey images and rows.
+    rows : bool, default=False
+        Whether X has rows (n, d) instead of images.
+    """
 
     image_shape: tuple
     channel_axis: int | None = None
@@ -26,12 +35,12 @@ class Layout:
 
     @classmethod
     def of(cls, shape, channel_axis="auto", image_shape=None):
-        """Read the layout off the shape of X.
+        """Layout of an X of this shape, by the parameters of a detector.
 
         Raises
         ------
         ValueError
-            Where the shape is ambiguous or does not fit `channel_axis` or `image_shape`.
+            If the shape is ambiguous, or does not fit `channel_axis` or `image_shape`.
         """
         if len(shape) == 2:
             return cls(_row_shape(shape[1], image_shape), rows=True)
@@ -54,7 +63,7 @@ class Layout:
         return cls(found, axis)
 
     def to_network(self, batch):
-        """A view (n, C, H, W) of a batch of X."""
+        """View (n, C, H, W) of a batch of X."""
         if self.rows or self.channel_axis is None:
             return batch.reshape(len(batch), *self.image_shape)
         return np.moveaxis(batch, self.channel_axis, 1)
@@ -67,6 +76,7 @@ class Layout:
 
 
 def _row_shape(n_features, image_shape):
+    """Shape (C, H, W) of an image given as a row."""
     if image_shape is None:
         return 1, 1, n_features
     shape = _full_shape(image_shape)
@@ -79,7 +89,7 @@ def _row_shape(n_features, image_shape):
 
 
 def _full_shape(image_shape):
-    """(C, H, W) for (H, W)."""
+    """Shape (C, H, W), also for (H, W)."""
     shape = (1, *image_shape) if len(image_shape) == 2 else tuple(image_shape)
     if len(shape) != 3 or not all(isinstance(side, Integral) and side > 0 for side in shape):
         raise ValueError(f"image_shape must be whole numbers (H, W) or (C, H, W), got {tuple(image_shape)}")
@@ -87,6 +97,7 @@ def _full_shape(image_shape):
 
 
 def _find_channel_axis(shape, channel_axis):
+    """Axis of the channels in an X of this shape, None for grey images."""
     if len(shape) == 3:
         if channel_axis in ("auto", None):
             return None
@@ -115,7 +126,7 @@ def _find_channel_axis(shape, channel_axis):
 
 
 def kind(dtype):
-    """Dtypes of one kind share their intensities: 'uint8', other 'integer', or 'float'."""
+    """Kind of intensities that a dtype holds: 'uint8', other 'integer', or 'float'."""
     dtype = np.dtype(dtype)  # a lazy X may name its dtype by a class or a string
     if dtype == np.uint8:
         return "uint8"
@@ -123,7 +134,7 @@ def kind(dtype):
 
 
 def find_intensity_range(X, intensity_range, used):
-    """(low, high) as floats; one streaming pass that also refuses NaN and infinity.
+    """Range (low, high) of intensities, found or given, as floats. NaN and infinity in X are refused.
 
     Parameters
     ----------
@@ -132,33 +143,33 @@ def find_intensity_range(X, intensity_range, used):
     used : (n,) bool array
         Rows that count for the minimum and maximum.
     """
-    given = None if isinstance(intensity_range, str) else intensity_range
-    if given is not None:
-        if len(given) != 2 or not all(isinstance(end, Real) for end in given):
-            given = None
-        if given is None or not -np.inf < given[0] < given[1] < np.inf:
+    given = not isinstance(intensity_range, str)
+    if given:
+        are_two = len(intensity_range) == 2 and all(isinstance(end, Real) for end in intensity_range)
+        if not are_two or not -np.inf < intensity_range[0] < intensity_range[1] < np.inf:
             raise ValueError(
                 "intensity_range must be 'auto' or two numbers (low, high) with low < high, "
                 f"got {intensity_range}"
             )
-        low, high = map(float, given)
+        low, high = map(float, intensity_range)
     elif kind(X.dtype) == "uint8":
         low, high = 0.0, 255.0
     else:
         low, high = np.inf, -np.inf
+    # Floats are read even if the range is known: they may hold NaN.
     if kind(X.dtype) != "float" and low <= high:
         return low, high
     for block in blocks(X):
         values = np.asarray(X[block])
         assert_all_finite(values, input_name="X")
         values = values[used[block]]
-        if given is None and values.size:
+        if not given and values.size:
             low, high = min(low, float(values.min())), max(high, float(values.max()))
     return low, high
 
 
 def is_lazy(X):
-    """Whether X is neither an array nor something scikit-learn turns into one."""
+    """Whether X can only be read in slices: no array, and nothing that scikit-learn makes an array of."""
     eager = isinstance(X, np.ndarray) or sparse.issparse(X) or hasattr(X, "iloc")
     return (
         not eager and all(hasattr(X, name) for name in ("shape", "dtype", "__getitem__")) and len(X.shape) > 1
@@ -169,15 +180,16 @@ def _is_missing(code):
     return code is None or is_scalar_nan(code) or is_pandas_na(code)
 
 
-def usable_rows(X, y):
-    """Bool array of the rows to train on, and their y."""
-    used = np.ones(X.shape[0], dtype=bool)
+def usable_rows(n, y):
+    """Bool array (n,) of the rows to train on, and their y."""
+    used = np.ones(n, dtype=bool)
     if y is None:
         return used, None
     y = column_or_1d(y)
-    check_consistent_length(np.empty(X.shape[0]), y)
+    check_consistent_length(used, y)
     if y.dtype.kind == "f" and np.isnan(y).any() or y.dtype == object and any(map(_is_missing, y)):
         raise ValueError("y holds missing values; images without a label are marked with 0")
+    # Dropped, not refused: a grid search refits on all its rows, known anomalies among them.
     used = y != -1
     if used.sum() < 2:
         raise ValueError(
@@ -188,9 +200,9 @@ def usable_rows(X, y):
 
 
 def check_X(X, estimator, *, fitting):
-    """numpy array, or the lazy object itself; nothing is copied or converted to float.
+    """X as a numpy array, or the lazy object itself; nothing is copied or converted to float.
 
-    ``n_features_in_`` and ``feature_names_in_`` of the estimator are set, or compared with X.
+    ``n_features_in_`` and ``feature_names_in_`` of the estimator are set if fitting, else compared with X.
     """
     if isinstance(X, torch.Tensor):
         X = X.detach().cpu().numpy()
@@ -203,17 +215,14 @@ def check_X(X, estimator, *, fitting):
         if np.dtype(X.dtype).kind not in "biuf":
             raise TypeError(f"X must hold real numbers, got dtype {X.dtype}")
     else:
-        options = {
-            "dtype": "numeric",
-            "allow_nd": True,
-            "ensure_all_finite": False,
-            "ensure_min_samples": min_samples,
-        }
-        frame = X if hasattr(X, "columns") else None
+        given = X
+        # NaN is looked for when X is read in blocks; here that would be one more pass over X.
+        options = {"allow_nd": True, "ensure_all_finite": False, "ensure_min_samples": min_samples}
         X = check_array(X, **options, estimator=estimator, input_name="X")
         if X.ndim == 2:
-            # The array is checked already: this is for the names and the number of columns.
-            validate_data(estimator, X if frame is None else frame, reset=fitting, skip_check_array=True)
+            # Only for the names and the number of columns, which an array made of a DataFrame has lost.
+            named = given if hasattr(given, "columns") else X
+            validate_data(estimator, named, reset=fitting, skip_check_array=True)
             return X
     if fitting:
         note_features(estimator, X.shape[1])
@@ -221,13 +230,13 @@ def check_X(X, estimator, *, fitting):
 
 
 def note_features(estimator, n_features):
-    """Set what scikit-learn wants to know of the columns of an X that has no names."""
+    """Set ``n_features_in_`` for an X whose columns have no names."""
     estimator.n_features_in_ = n_features
     vars(estimator).pop("feature_names_in_", None)
 
 
 def check_kind(dtype, fitted, intensity_range):
-    """Refuse intensities of another kind than those whose range was learned."""
+    """Raise an error if X has another kind of intensities than the X whose range was learned."""
     if isinstance(intensity_range, str) and kind(dtype) != fitted:
         raise ValueError(
             f"X has dtype {dtype} ({kind(dtype)}), but the detector was fitted to {fitted} "
@@ -237,16 +246,17 @@ def check_kind(dtype, fitted, intensity_range):
 
 @dataclass(frozen=True)
 class InputFormat:
-    """Format of the images a detector was fitted to, by which it reads others.
+    """Format of the images to which a detector was fitted. Other images are read by it.
 
     Parameters
     ----------
     layout : Layout
     kind : {"uint8", "integer", "float"}
+        Kind of intensities.
     intensity_range : (low, high)
         Intensities that become the ends of `image_range`.
     image_range : (low, high)
-        What the network was built for.
+        Intensities for which the network was built.
     """
 
     layout: Layout
@@ -260,24 +270,25 @@ class InputFormat:
 
     @classmethod
     def learn(cls, X, y, detector, image_range):
-        """Format of X, and Images of its rows that are no known anomalies."""
+        """Format of X, and Images of those of its rows that are no known anomalies."""
         X = check_X(X, detector, fitting=True)
         layout = Layout.of(X.shape, detector.channel_axis, detector.image_shape)
-        used, codes = usable_rows(X, y)
+        used, codes = usable_rows(X.shape[0], y)
         intensity_range = find_intensity_range(X, detector.intensity_range, used)
         learned = cls(layout, kind(X.dtype), intensity_range, image_range)
         return learned, learned._images(X, layout, None if used.all() else np.flatnonzero(used), codes)
 
     def open(self, X, detector):
-        """Images of X, after all checks.
+        """Images of X, after all checks but those for NaN and infinity, which are found when X is read.
 
         Raises
         ------
         ValueError
-            For images of another shape or kind. NaN and infinity are found when they are read.
+            If the images have another shape or kind than those of the fit.
         """
         X = check_X(X, detector, fitting=False)
         layout = Layout.of(X.shape, detector.channel_axis, detector.image_shape)
+        # scikit-learn compares n_features_in_ only, the length of one axis.
         if layout.image_shape != self.image_shape:
             raise ValueError(
                 f"X must hold images of the fitted shape (C, H, W) = {self.image_shape}, got "
@@ -287,7 +298,7 @@ class InputFormat:
         return self._images(X, layout)
 
     def restore(self, images):
-        """Network images (n, C, H, W) in the layout and units of the X that was fitted."""
+        """Images in the layout and units of the fitted X, from network images (n, C, H, W)."""
         return self._images(None, self.layout).from_network(images)
 
     def _images(self, X, layout, rows=None, y=None):

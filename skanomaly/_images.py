@@ -1,4 +1,4 @@
-"""Lazy sequence of network images: float32 batches (n, c, h, w) over an X of any layout."""
+"""Images: network images, float32 batches (n, c, h, w), read lazily from an X of any layout."""
 
 import hashlib
 
@@ -6,31 +6,31 @@ import numpy as np
 import torch
 from sklearn.utils import assert_all_finite, gen_batches
 
-#: Bytes read at once in a pass over all of X.
+#: Number of bytes that are read at once in a pass over all of X.
 BLOCK_BYTES = 2**24
 
 
 class Images:
-    """A lazy sequence of network images over X.
+    """Network images of X, as a sequence that reads X when it is indexed.
 
     Parameters
     ----------
     X : object with `shape`, `dtype` and slicing
-        numpy arrays, memmaps included, are also read by index.
+        Data. numpy arrays, memmaps included, are also read by index arrays.
     layout : Layout
     intensity_range : (low, high)
         Intensities of X that become the ends of `image_range`; nothing is clipped.
     image_range : (low, high)
-        What the network was built for, [0, 1] or [-1, 1].
+        Intensities for which the network was built, (0, 1) or (-1, 1).
     rows : (n,) int array or None
         Rows of X to use; None means all.
     y : (n,) array or None
-        The codes of those rows.
+        Codes of those rows: 1 normal, 0 unlabelled.
 
     Attributes
     ----------
     held_out : Images or None
-        Images kept from training, for `valid_loss`.
+        Images that are held out of training, for ``valid_loss``.
     """
 
     def __init__(self, X, layout, intensity_range, image_range=(0.0, 1.0), rows=None, y=None):
@@ -53,14 +53,10 @@ class Images:
         """Shape (n, H, W) of the maps of all images."""
         return len(self), *self.layout.image_shape[1:]
 
-    def raw(self):
-        """All images as they are in X, channels first: (n, C, H, W)."""
-        return self.layout.to_network(np.asarray(self.X[0 : len(self)]))
-
     def to_network(self, batch):
-        """Rows of X, as they are, to a float32 tensor of network images."""
+        """Network images, a float32 tensor, made of rows of X."""
         (low, high), (bottom, top) = self.intensity_range, self.image_range
-        # float32 holds no 32-bit integer exactly; float64 also keeps a large offset apart.
+        # float32 cannot hold 32-bit integers, nor small differences of float64 values with a large offset.
         wide = batch.dtype.itemsize > 4 or batch.dtype.kind in "iu" and batch.dtype.itemsize == 4
         with np.errstate(over="ignore", invalid="ignore"):
             values = batch.astype(np.float64 if wide else np.float32)
@@ -77,37 +73,39 @@ class Images:
         return torch.from_numpy(np.ascontiguousarray(values))
 
     def from_network(self, images):
-        """Undo `to_network`: float32 in the layout and units of X."""
+        """Undo `to_network`: float32 images in the layout and units of X."""
         (low, high), (bottom, top) = self.intensity_range, self.image_range
         values = self.layout.from_network(np.asarray(images, dtype=np.float64))
         values = (values - bottom) * (((high - low) or 1.0) / (top - bottom)) + low
         return values.astype(np.float32)
 
     def order(self, batch_size):
-        """A random order of rows; in short runs where X can only be sliced."""
+        """Random order of the rows, an int array."""
         n = len(self)
         if self.by_index:
             return torch.randperm(n).numpy()
+        # In short runs where X can only be sliced: a slice for each row would be slow.
         run = max(1, batch_size // 8)
         runs = np.split(np.arange(n), np.arange(run, n, run))
         return np.concatenate([runs[i] for i in torch.randperm(len(runs))])
 
     def epoch(self, batch_size):
-        """One pass in random order, in batches of equal size (within one), never a single row."""
+        """Yield all images in random order, in batches whose sizes differ by at most one."""
         n = len(self)
+        # Not drop_last: fewer images than a batch would train nothing. Nor a batch of one: BatchNorm fails.
         n_batches = max(1, min(-(-n // batch_size), n // 2))
         for index in np.array_split(self.order(batch_size), n_batches):
             yield self[index]
 
     def subset(self, index):
-        """Images of some of the rows, in X's order."""
+        """Images of some of the rows, in the order of X."""
         index = np.sort(index)
         rows = index if self.rows is None else self.rows[index]
         y = None if self.y is None else self.y[index]
         return Images(self.X, self.layout, self.intensity_range, self.image_range, rows, y)
 
     def split(self, fraction):
-        """Training images, with a random `fraction` as their `held_out`."""
+        """Images to train on; their `held_out` is a random `fraction` of these images."""
         if not fraction:
             return self
         n_held_out = round(fraction * len(self))
@@ -118,7 +116,8 @@ class Images:
             )
         order = torch.randperm(len(self)).numpy()
         unlabelled = np.zeros(len(self), bool) if self.y is None else (self.y == 0)[order]
-        n_unlabelled = round(fraction * unlabelled.sum())  # as large a part of either
+        # The same share of unlabelled and of normal images, or valid_loss would be of another mixture.
+        n_unlabelled = round(fraction * unlabelled.sum())
         held_out = np.zeros(len(self), bool)
         held_out[np.flatnonzero(unlabelled)[:n_unlabelled]] = True
         held_out[np.flatnonzero(~unlabelled)[: n_held_out - n_unlabelled]] = True
@@ -128,9 +127,10 @@ class Images:
 
 
 def _read(X, index, by_index):
+    """Rows of X for a slice or an int array."""
     if by_index or isinstance(index, slice):
         return np.asarray(X[index])
-    # Only slices can be relied on: one for each run of consecutive rows.
+    # Any lazy object takes slices, few take index arrays: one slice for each run of consecutive rows.
     runs = np.split(index, np.flatnonzero(np.diff(index) != 1) + 1)
     return np.concatenate([np.asarray(X[int(run[0]) : int(run[-1]) + 1]) for run in runs])
 
@@ -144,6 +144,6 @@ def fingerprint(X):
 
 
 def blocks(X):
-    """Slices of X of about BLOCK_BYTES."""
+    """Slices of X that take about BLOCK_BYTES each."""
     row_bytes = int(np.prod(X.shape[1:])) * np.dtype(X.dtype).itemsize
     return gen_batches(X.shape[0], max(1, BLOCK_BYTES // max(1, row_bytes)))

@@ -1,4 +1,4 @@
-"""Windows of images: where they lie, how they are read, and how their maps are put together."""
+"""Windows of images: their places, their pixels, and the weights by which their maps are blended."""
 
 import numpy as np
 
@@ -12,16 +12,21 @@ class ImageStack:
     ----------
     X : array, lazy object, or list of arrays
     channel_axis, image_shape
-        As of a detector.
+        Parameters of a detector.
     rows : (n,) int array, default=None
         Rows of X to use; None means all.
     y : (n,) array, default=None
-        Codes of those rows.
+        Codes of those rows: 1 normal, 0 unlabelled.
+
+    Attributes
+    ----------
+    sizes : (n, 2) int array
+        Height and width of each image.
     """
 
     def __init__(self, X, channel_axis, image_shape, rows=None, y=None):
-        self.y = y
-        self.X, self.is_list, self.dtype = X, isinstance(X, (list, tuple)), np.dtype(_dtype_of(X))
+        self.X, self.y, self.is_list = X, y, isinstance(X, (list, tuple))
+        self.dtype = np.dtype((X[0] if self.is_list else X).dtype)
         n = len(X) if self.is_list else X.shape[0]
         self.rows = np.arange(n) if rows is None else rows
         shapes = [(1, *image.shape) for image in X] if self.is_list else [X.shape]
@@ -40,30 +45,24 @@ class ImageStack:
 
     @property
     def layout(self):
-        """Layout of all images, if they are in one array."""
+        """Layout of all images; an error if they are a list."""
         if self.is_list:
             raise ValueError("images must be in one array to be drawn side by side, got a list")
         return self.layouts[0]
-
-    @property
-    def shape(self):
-        return (len(self),)
 
     @property
     def map_shape(self):
         """Shape (n, H, W) of the maps of all images, None if they are a list."""
         return None if self.is_list else (len(self), *self.layout.image_shape[1:])
 
-    def raw(self):
-        """All images as they are in X, channels first: (n, C, H, W)."""
-        return self.layout.to_network(np.asarray(self.X[0 : len(self)]))
-
     def subset(self, index):
+        """Images of some of the rows."""
         y = None if self.y is None else self.y[index]
         return ImageStack(self.X, *self.options, self.rows[index], y)
 
     def __getitem__(self, i):
-        """(C, H, W), a view where X is an array."""
+        """Image i, (C, H, W): a view where X is an array."""
+        # The last image is kept, since its windows follow one another; a lazy X would be read for each.
         if self._last[0] != i:
             row = self.rows[i]
             one = self.X[row][None] if self.is_list else np.asarray(self.X[row : row + 1])
@@ -71,12 +70,10 @@ class ImageStack:
         return self._last[1]
 
     def find_intensity_range(self, intensity_range, used):
+        """Range (low, high) of the intensities of all images, found or given."""
         if not self.is_list:
             return find_intensity_range(self.X, intensity_range, used)
-        ranges = [
-            find_intensity_range(image[None], intensity_range, used[i : i + 1])
-            for i, image in enumerate(self.X)
-        ]
+        ranges = [find_intensity_range(x[None], intensity_range, u) for x, u in zip(self.X, used[:, None])]
         lows, highs = zip(*ranges)
         return min(lows), max(highs)
 
@@ -91,14 +88,22 @@ class ImageStack:
         return Windows(self, np.concatenate(tables), size)
 
     def random_windows(self, size, n_patches, rng):
-        """`n_patches` windows anywhere in each image, in random order."""
+        """Windows at random places, `n_patches` in each image, in random order."""
         image = np.repeat(np.arange(len(self)), n_patches)
         corners = rng.integers(0, self.sizes[image] - size + 1)
         return Windows(self, rng.permutation(np.column_stack([image, corners])), size)
 
 
 class Windows:
-    """A lazy X of the windows at (image, top, left), the rows of `table`."""
+    """Windows of images, an X that detectors read lazily.
+
+    Parameters
+    ----------
+    images : ImageStack
+    table : (m, 3) int array
+        Image, top and left of each window.
+    size : tuple (h, w)
+    """
 
     def __init__(self, images, table, size):
         self.images, self.table, self.size = images, table, size
@@ -111,26 +116,22 @@ class Windows:
         )
 
     def of(self, image):
-        """Rows of one image, in a table in order."""
+        """Slice of the windows of one image; the table must be in order."""
         return slice(*np.searchsorted(self.table[:, 0], [image, image + 1]))
 
 
-def _dtype_of(X):
-    return X[0].dtype if isinstance(X, (list, tuple)) else X.dtype
-
-
 def starts(length, size, stride):
-    """Where windows begin on a side; the last ends at the border."""
+    """First places of windows along a side; the last window ends at the border."""
     return np.unique(np.r_[0 : length - size + 1 : stride, length - size])
 
 
 def profile(size):
-    """Weights of a window along a side: most in the middle, least at its ends, never zero."""
+    """Weights of a window's places along a side, largest in the middle and never zero."""
     return np.minimum(np.arange(size) + 1, np.arange(size)[::-1] + 1).astype(float)
 
 
 def cover(length, starts, weights):
-    """Sum of the weights that fall on each place of a side."""
+    """Sum of the weights of all windows at each place of a side."""
     total = np.zeros(length)
     for start in starts:
         total[start : start + len(weights)] += weights

@@ -1,4 +1,4 @@
-"""Any detector on images larger than it can take: trained on crops, slid over the image, stitched."""
+"""PatchDetector: a detector trained on crops, slid over larger images. Also crops to test it with."""
 
 import math
 from dataclasses import replace
@@ -17,17 +17,18 @@ from .detectors.autoencoder import AutoEncoder
 
 __all__ = ["PatchDetector", "extract_patches"]
 
-#: Windows are enumerated this many at a time, or one image at a time if it has more.
+#: Number of windows that are enumerated at a time, or those of one image if it has more. The table of all
+#: windows of many large images would fill the memory.
 N_WINDOWS = 4096
 
 
 class StackFormat(InputFormat):
-    """Format of images that may differ in size; its image shape is that of the smallest."""
+    """Format of images that may differ in size. Its image shape is that of the smallest image."""
 
     @classmethod
     def learn(cls, X, y, detector, image_range):
         images = cls._stack(X, detector, fitting=True)
-        used, codes = usable_rows(images, y)
+        used, codes = usable_rows(len(images), y)
         intensity_range = images.find_intensity_range(cls._given_range(detector), used)
         normal = images.subset(np.flatnonzero(used))
         normal.y = codes
@@ -49,10 +50,12 @@ class StackFormat(InputFormat):
 
     @staticmethod
     def _given_range(detector):
+        """Parameter `intensity_range` of the detector inside, which has it instead of PatchDetector."""
         return "auto" if detector.detector is None else detector.detector.intensity_range
 
     @staticmethod
     def _stack(X, detector, *, fitting):
+        """Images of X after the checks that do not depend on what was fitted."""
         if not _is_list_of_images(X):
             X = check_X(X, detector, fitting=fitting)
             return ImageStack(X, detector.channel_axis, detector.image_shape)
@@ -68,56 +71,45 @@ class StackFormat(InputFormat):
 
 
 class PatchDetector(CompositeDetector):
-    """A detector for images larger than it can take.
+    """Detector of patches, for images larger than a detector can take.
 
-    The detector learns from random crops of the normal images. To judge an image it slides over it: maps
-    of the windows are blended where they overlap, and the image's score is pooled from those of its
-    windows. Images may be of any size, and of different sizes when given as a list.
+    A detector learns from random crops of the normal images. To judge an image, it judges windows that
+    cover the image. Maps of the windows are blended where they overlap, and the image's score is pooled
+    from those of its windows. Images may be of any size, and of different sizes when given as a list.
 
     Parameters
     ----------
     detector : BaseDetector, default=None
-        What judges a window; None is ``AutoEncoder()``. Its parameters are set by their nested names,
-        ``detector__max_epochs`` for example, those of training and device among them.
+        Detector that judges a window; None is ``AutoEncoder()``. Its parameters, also those of training
+        and device, are set by nested names such as ``detector__max_epochs``.
     patch_size : int or tuple (h, w), default=None
-        Of a window, c in the f-AnoGAN paper. None is 64, or the smallest side of the training images
-        where that is less.
+        Size of a window, c in the f-AnoGAN paper. None is 64, or the smallest side of the training images
+        if that is less.
     stride : int or tuple (h, w), default=None
-        From one window to the next, at most `patch_size`. None is half a window.
+        Step from one window to the next, at most `patch_size`. None is half a window.
     n_patches : int, default=16
-        Random crops of each normal image, K in the paper.
+        Number of random crops of each normal image, K in the paper.
     pooling : {"max", "mean", "top"}, default="max"
-        Score of an image: of its worst window, the mean of all, or the mean of the worst `top_fraction`.
+        Pooling of the windows' scores: the worst, the mean of all, or the mean of the worst `top_fraction`.
     top_fraction : float, default=0.1
-        Share of the windows that count, for "top"; at least one.
-    contamination : float, default=0.1
-        Share of the training images to flag, in (0, 0.5]: sets ``offset_``. It says little about
-        new images; see `calibrate`.
-    pixel_contamination : float, default=0.01
-        Share of the training pixels to flag, in (0, 0.5]: sets ``pixel_offset_``.
-    channel_axis : "auto", int or None, default="auto"
-        Axis of X that holds the channels, None for grey images. "auto" finds 1 to 4 channels on
-        the second or last axis and raises where both could be meant. In a list of images the axes of an
-        image are counted as those of X: the first is the number of images.
-    image_shape : tuple, default=None
-        (H, W) or (C, H, W) of the images when X is given as rows (n, d); by default a row is an
-        image of 1 x d pixels.
+        Share of the windows that count for "top". At least one does.
+    {parameters}
     random_state : int, RandomState or None, default=None
-        Decides the crops and, unless None, the detector's own ``random_state``.
+        Source of the random crops and, unless None, of the detector's own ``random_state``.
 
     Attributes
     ----------
     detector_ : BaseDetector
-        Fitted to crops.
+        Detector fitted to the crops.
     patch_size_ : tuple (h, w)
-        Of a window.
+        Size of a window.
     stride_ : tuple (h, w)
-        From one window to the next.
+        Step from one window to the next.
     {attributes}
 
     See Also
     --------
-    extract_patches : Labelled crops, to test a detector of patches by itself.
+    extract_patches : Labelled crops, to test a detector before it is put in a PatchDetector.
 
     Notes
     -----
@@ -125,16 +117,17 @@ class PatchDetector(CompositeDetector):
     :Trained on: random crops of normal images
     :Score: the worst score of a window, or a mean
     :Map: the detector's maps, blended where windows overlap; its score, where it has no map
-    :Departures: the papers judge single crops, and do not say how maps of a whole image are put together
+    :Departures: the papers judge single crops, and do not say how the map of a whole image is made of them
     :Variants:
         * f-AnoGAN on patches: ``PatchDetector(FAnoGAN())``
 
     Windows lie on a grid from the upper left corner; the last of a row or column ends at the border.
-    Weights fall linearly from the middle of a window to its edges, where they are not zero. Memory is that
-    of a batch of windows and the map of one image.
+    Maps are blended with weights that fall linearly from the middle of a window to its edges, where they are
+    not zero. A batch of windows and the map of one image are in memory at a time.
 
-    `score_components` are those of the detector, pooled. ``image_shape_`` is that of the smallest training
-    image where these differ in size.
+    `score_components` are those of the detector, pooled. ``image_shape_`` is the shape of the smallest
+    training image. In a list of images `channel_axis` is counted as if they were one array, whose first axis
+    is the number of images.
 
     References
     ----------
@@ -199,11 +192,12 @@ class PatchDetector(CompositeDetector):
         self.stride_ = _find_stride(self.stride, self.patch_size_)
         rng = np.random.default_rng(draw_seed(self.random_state))
         detector = AutoEncoder() if self.detector is None else clone(self.detector)
+        # Windows are (n, c, h, w), whatever the layout of X.
         detector.set_params(channel_axis=1, image_shape=None)
         if self.random_state is not None:
             detector.set_params(random_state=int(rng.integers(2**31)))
         low, high = self.intensity_range_
-        if low < high:  # the range of whole images: crops might miss an end of it
+        if low < high:  # the range of whole images, since crops might miss an end of it
             detector.set_params(intensity_range=(low, high))
         windows = images.random_windows(self.patch_size_, self.n_patches, rng)
         y = None if images.y is None else images.y[windows.table[:, 0]]
@@ -234,7 +228,7 @@ class PatchDetector(CompositeDetector):
                 yield slice(chunk.start + i, chunk.start + i + 1), pick(judgement)
 
     def _grids(self, images):
-        """Windows of some images at a time: those of all of them would fill the memory."""
+        """Yield (slice of images, their windows), about N_WINDOWS windows at a time."""
         per_image = [
             math.prod(len(starts(*side)) for side in zip(size, self.patch_size_, self.stride_))
             for size in images.sizes
@@ -245,10 +239,11 @@ class PatchDetector(CompositeDetector):
             yield chunk, images.subset(chunk).grid(self.patch_size_, self.stride_)
 
     def _stitch(self, sizes, windows):
-        """Number and Judgement of each image, from those of its windows."""
+        """Yield (number, Judgement) of each image, put together from those of its windows."""
         weights = [profile(side) for side in self.patch_size_]
         current, total, scores = None, None, []
 
+        # An image's windows may end within a batch, so its map is given when the next image begins.
         def finished():
             tops, lefts = (np.unique(windows.table[windows.of(current), axis]) for axis in (1, 2))
             covered = np.outer(*(cover(*a) for a in zip(sizes[current], (tops, lefts), weights)))
@@ -269,6 +264,7 @@ class PatchDetector(CompositeDetector):
 
 
 def _is_list_of_images(X):
+    """Whether X is a list of images that differ in shape; any other list is made an array."""
     return (
         isinstance(X, (list, tuple))
         and all(isinstance(image, np.ndarray) and image.ndim in (2, 3) for image in X)
@@ -277,6 +273,7 @@ def _is_list_of_images(X):
 
 
 def _pair(value, name):
+    """Height and width (h, w), of a parameter that is a number or two."""
     pair = (value, value) if isinstance(value, Integral) else tuple(value)
     if len(pair) != 2 or not all(isinstance(side, Integral) and side > 0 for side in pair):
         raise ValueError(f"{name} must be a whole number or two, (h, w), got {value}")
@@ -284,9 +281,10 @@ def _pair(value, name):
 
 
 def _find_patch_size(patch_size, sizes):
+    """Height and width of a window, given or by default, for images of these sizes."""
     smallest = sizes.min(0)
     if patch_size is None:
-        # A row is an image of height 1: its side is its length.
+        # A row is an image of height 1: a window of it has height 1, too, and not the size 1.
         side = min([64, *(side for side in smallest if side > 1)])
         return tuple(int(min(side, limit)) for limit in smallest)
     patch_size = _pair(patch_size, "patch_size")
@@ -299,6 +297,7 @@ def _find_patch_size(patch_size, sizes):
 
 
 def _find_stride(stride, patch_size):
+    """Steps of windows down and to the right, given or by default."""
     if stride is None:
         return tuple(max(1, side // 2) for side in patch_size)
     stride = _pair(stride, "stride")
@@ -313,39 +312,38 @@ def _find_stride(stride, patch_size):
 def extract_patches(
     images, masks=None, *, patch_size=64, n_patches=16, channel_axis="auto", random_state=None
 ):
-    """Random crops with their masks and labels, to test a detector of patches by itself.
+    """Random crops with their masks and labels, to test a detector before it is put in a PatchDetector.
 
     Parameters
     ----------
     images : array of images, or list of arrays of different sizes
-        As for `PatchDetector`.
+        Images, as `PatchDetector` takes them.
     masks : (n, H, W) bool array or list of (H, W) arrays, default=None
-        Where the images are anomalous; None means nowhere.
+        Masks of the anomalous pixels of the images; None means that there are none.
     patch_size : int or tuple (h, w), default=64
-        Of a crop, c in the f-AnoGAN paper.
+        Size of a crop, c in the f-AnoGAN paper.
     n_patches : int, default=16
-        Crops of each image, K in the paper.
+        Number of crops of each image, K in the paper.
     channel_axis : "auto", int or None, default="auto"
-        As for `PatchDetector`.
+        Axis of the channels, as in `PatchDetector`.
     random_state : int, RandomState or None, default=None
-        Decides the crops.
+        Source of the random places of the crops.
 
     Returns
     -------
     patches : Bunch
-        ``images`` (m, h, w) or (m, C, h, w); ``masks`` (m, h, w) bool; ``target`` (m,): -1 where the mask
-        is not empty, else 1; ``groups`` (m,): which image a crop is from.
+        ``images`` (m, h, w) or (m, C, h, w); ``masks`` (m, h, w) bool; ``target`` (m,), -1 where the mask
+        is not empty, else 1; ``groups`` (m,), the number of the image that a crop is from.
     """
     stack = ImageStack(images if _is_list_of_images(images) else np.asarray(images), channel_axis, None)
     size = _find_patch_size(patch_size, stack.sizes)
-    if masks is not None:
-        shapes = [tuple(np.shape(mask)) for mask in masks]
-        if shapes != [tuple(side) for side in stack.sizes.tolist()]:
-            raise ValueError("masks must have the height and width of their images, one for each")
     windows = stack.random_windows(size, n_patches, np.random.default_rng(draw_seed(random_state)))
     crops = windows[:]
     found = np.zeros((len(crops), *size), bool)
     if masks is not None:
+        shapes = [tuple(np.shape(mask)) for mask in masks]
+        if shapes != [tuple(side) for side in stack.sizes.tolist()]:
+            raise ValueError("masks must have the height and width of their images, one for each")
         for k, (i, top, left) in enumerate(windows.table):
             found[k] = masks[i][top : top + size[0], left : left + size[1]]
     return Bunch(
