@@ -50,11 +50,10 @@ class Layout:
                 f"got {len(shape)} axes: {tuple(shape)}"
             )
         axis = _find_channel_axis(shape, channel_axis)
-        sides = [side for i, side in enumerate(shape) if i not in (0, axis)]
-        found = (1 if axis is None else shape[axis], *sides)
+        sides = [int(side) for i, side in enumerate(shape) if i not in (0, axis)]
+        found = (1 if axis is None else int(shape[axis]), *sides)
         if not all(found):
             raise ValueError(f"images in X must have pixels and channels, got shape {tuple(shape)}")
-        found = tuple(int(side) for side in found)
         if image_shape is not None and _full_shape(image_shape) != found:
             raise ValueError(
                 f"image_shape={tuple(image_shape)} is for X given as rows, and must be left None or agree "

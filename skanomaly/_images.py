@@ -46,7 +46,12 @@ class Images:
         """float32 tensor (len(index), C, H, W) for a slice or an int array."""
         if self.rows is not None:
             index = self.rows[index]
-        return self.to_network(_read(self.X, index, self.by_index))
+        if self.by_index or isinstance(index, slice):
+            return self.to_network(np.asarray(self.X[index]))
+        # Any lazy object takes slices, few take index arrays: one slice for each run of consecutive rows.
+        runs = np.split(index, np.flatnonzero(np.diff(index) != 1) + 1)
+        rows = [np.asarray(self.X[int(run[0]) : int(run[-1]) + 1]) for run in runs]
+        return self.to_network(np.concatenate(rows))
 
     @property
     def map_shape(self):
@@ -124,15 +129,6 @@ class Images:
         train = self.subset(order[~held_out])
         train.held_out = self.subset(order[held_out])
         return train
-
-
-def _read(X, index, by_index):
-    """Rows of X for a slice or an int array."""
-    if by_index or isinstance(index, slice):
-        return np.asarray(X[index])
-    # Any lazy object takes slices, few take index arrays: one slice for each run of consecutive rows.
-    runs = np.split(index, np.flatnonzero(np.diff(index) != 1) + 1)
-    return np.concatenate([np.asarray(X[int(run[0]) : int(run[-1]) + 1]) for run in runs])
 
 
 def fingerprint(X):

@@ -17,16 +17,13 @@ PARAMETERS = """
     lr : float
         Learning rate of the first training stage.
     validation_fraction : float, default=0.0
-        Share of the training images, normal and unlabelled alike, that is held out of training.
-        Reconstruction and encoder stages record their ``valid_loss`` on these images; skorch's
-        ``EarlyStopping`` needs it.
+        Share of the training images, normal and unlabelled alike, that is held out. Reconstruction and
+        encoder stages measure ``valid_loss`` on these images, which skorch's ``EarlyStopping`` needs.
     checkpoint_dir : str or Path, default=None
-        Folder in which `fit` keeps its state after each epoch. A `fit` that was killed goes on from there
-        when it is called again with the same parameters and data, and ends with the same bits. A folder
-        that holds another fit is refused.
+        Folder in which `fit` keeps its state after each epoch. Called again with the same parameters and
+        data, a killed `fit` goes on, and ends with the same bits. A folder of another fit is refused.
     callbacks : list or dict, default=None
-        skorch callbacks for every training stage, or a dict with a list for each stage. Each stage gets
-        copies.
+        skorch callbacks for every stage, or a dict from stage to list. Each stage gets copies of them.
     device : str, default="auto"
         Name of a torch device. "auto" is "cuda" if torch finds a GPU, else "cpu".
     contamination : float, default=0.1
@@ -35,9 +32,8 @@ PARAMETERS = """
     pixel_contamination : float, default=0.01
         Share of the pixels of training images above ``pixel_offset_``, in (0, 0.5].
     intensity_range : "auto" or (low, high), default="auto"
-        Intensities that are scaled to the ends of the network's range. "auto" is (0, 255) for uint8, and
-        the minimum and maximum of the training images for any other dtype. Intensities beyond are not
-        clipped.
+        Intensities that are scaled to the ends of the network's range, without clipping those beyond.
+        "auto" is (0, 255) for uint8, and the extremes of the training images for any other dtype.
     channel_axis : "auto", int or None, default="auto"
         Axis of X that holds the channels, None for grey images. "auto" finds 1 to 4 channels on the second
         or the last axis, and raises an error if both could be meant.
@@ -61,11 +57,9 @@ SIZE_PARAMETERS = """
     width : int, default=16
         Channels of the network's first level. The next has 2 times as many, all others 4 times.
     n_levels : int, default=None
-        Number of times that the image is halved. None halves each side until it has about 4 pixels
-        (4 times at 64 x 64).
+        Number of times the image is halved. None halves each side to about 4 pixels (4 times at 64 x 64).
     bottleneck : {"dense", "spatial"}, default="dense"
-        Kind of code: one for the whole image ("dense"), or one for each place of the last level ("spatial",
-        by 1 x 1 convolutions).
+        Kind of code: one for the image, or one at every place of the last level (by 1 x 1 convolutions).
 """
 
 #: Entries of class docstrings on fitted attributes.
@@ -83,11 +77,8 @@ ATTRIBUTES = """
     map_range_ : tuple (low, high)
         Quantiles 1 % and 99.9 % of the map pixels of normal images, the colour scale for maps.
     image_shape_ : tuple (C, H, W)
-        Shape of the training images.
     intensity_range_ : tuple (low, high)
-        Intensities that are scaled to the ends of the network's range.
     device_ : str
-        Torch device of the network.
     n_features_in_ : int
         Length of the second axis of X.
     feature_names_in_ : ndarray of str

@@ -1,5 +1,7 @@
 """Windows of images: their places, their pixels, and the weights by which their maps are blended."""
 
+from itertools import product
+
 import numpy as np
 
 from ._format import Layout, find_intensity_range
@@ -79,13 +81,12 @@ class ImageStack:
 
     def grid(self, size, stride):
         """Windows that cover every image, in order."""
-        tables = [
-            np.stack(
-                [a.ravel() for a in np.meshgrid(i, *map(starts, sides, size, stride), indexing="ij")], axis=1
-            )
+        table = [
+            (i, top, left)
             for i, sides in enumerate(self.sizes)
+            for top, left in product(*map(starts, sides, size, stride))
         ]
-        return Windows(self, np.concatenate(tables), size)
+        return Windows(self, np.array(table), size)
 
     def random_windows(self, size, n_patches, rng):
         """Windows at random places, `n_patches` in each image, in random order."""

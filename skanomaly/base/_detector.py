@@ -190,8 +190,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         self._format, images = self._format_class.learn(X, y, self, self._image_range)
         self._prepare(images)
         judged = self._learn(images)
-        normals = self._normals(images)
-        scores, pixels = self._sample(normals, judged)
+        scores, pixels = self._sample(self._normals(images), judged)
         if not np.isfinite(scores).all():
             raise FloatingPointError(f"scores of the training images are not finite{self._last_step()}")
         # Not the worst score: scikit-learn expects this share of the training images to be flagged.
@@ -343,11 +342,12 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         return {name: np.concatenate([part[name] for part in parts]).astype(np.float64) for name in parts[0]}
 
     def _components(self, images):
+        """Iterator of a dict of components (b,) for each batch."""
+
         def components(judgement):
             return {k: v() if callable(v) else v for k, v in judgement.components.items()}
 
-        for _, part in self._judgements(images, components):
-            yield part
+        return (part for _, part in self._judgements(images, components))
 
     def anomaly_map(self, X: ArrayLike, *, out: Any = None) -> NDArray[np.float32]:
         """Anomaly of each pixel.
@@ -462,6 +462,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         return _inference.run(function, self.network_, images, self.device_)
 
     def _maps(self, images):
+        """Yield (slice, maps) batch by batch."""
         for rows, maps in self._judgements(images, lambda judgement: judgement.map):
             if maps is None:
                 raise TypeError(
