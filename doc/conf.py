@@ -158,7 +158,7 @@ def write_api_pages():
 
 def false_alarms():
     """Measured with the default parameters: thresholds from training, and calibrated."""
-    file = HERE.parent / "benchmarks" / "results" / "accuracy.jsonl"
+    file = HERE.parent / "benchmarks" / "results" / "accuracy" / "cells.jsonl"
     cells = [json.loads(line) for line in file.read_text().splitlines()]
     names = [name for name, _ in testing.all_detectors()]
     rates = {}

@@ -1,7 +1,9 @@
-"""The benchmark scripts: any detector, failing cells, and going on after a kill."""
+"""The engine of the benchmarks and its scripts: any detector, failing cells, going on after a kill."""
 
+import importlib
 import json
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
+from skanomaly import _comparison
 from skanomaly.datasets import make_digit_anatomy
 from skanomaly.testing import all_detectors, make_images, tiny
 
@@ -17,16 +20,28 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture
-def accuracy(monkeypatch):
+def script(monkeypatch, tmp_path):
+    """A benchmark script by name, with few resamples; its `run` writes to tmp_path."""
+    few = partial(_comparison.metrics.bootstrap_interval, n_resamples=5)
+    monkeypatch.setattr(_comparison.metrics, "bootstrap_interval", few)
+    monkeypatch.setattr(_comparison, "N_PIXEL_RESAMPLES", 3)
+    monkeypatch.setitem(_comparison.OPTIONS, "data", {"type": Path, "default": tmp_path})
     monkeypatch.syspath_prepend(BENCHMARKS)
-    for name in ("accuracy", "_data", "_detectors"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    import accuracy
+    monkeypatch.syspath_prepend(BENCHMARKS / "studies")
 
-    monkeypatch.setattr(accuracy, "N_PIXEL_RESAMPLES", 3)
-    few = partial(accuracy.metrics.bootstrap_interval, n_resamples=5)
-    monkeypatch.setattr(accuracy.metrics, "bootstrap_interval", few)
-    return accuracy
+    def load(name):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        module = importlib.import_module(name)
+
+        def run(*options):
+            options = *options, "--threads", "1", "--results", tmp_path
+            monkeypatch.setattr(sys, "argv", [name, *map(str, options)])
+            module.main()
+
+        module.run = run
+        return module
+
+    return load
 
 
 @pytest.fixture
@@ -44,41 +59,40 @@ def folder(tmp_path):
     return tmp_path
 
 
-def cells(accuracy, seeds=1):
-    return [
-        (name, detector, tiny(cls, random_state=seed))
-        for name in ("bad", "good")
-        for detector, cls in all_detectors()
-        for seed in range(seeds)
-    ]
+def run(store, *cells, limit=0, load=_comparison.load, evaluate=_comparison.evaluate):
+    for name, label, detector in cells:
+        store.run(name, label, detector, evaluate, load, store.path.parent, limit)
 
 
 @pytest.mark.filterwarnings("ignore:.* images cannot show a false alarm rate")
-def test_every_detector_has_its_cell(accuracy, folder, capsys):
-    path = folder / "accuracy.jsonl"
-    accuracy.run(cells(accuracy), path, folder)
-    n = len(all_detectors())
-    results = accuracy.read(path)
-    assert [("error" in cell) for cell in results] == [True] * n + [False] * n
-    for cell in results[n:]:
+def test_every_detector_has_its_cell(script, folder, capsys):
+    accuracy, store = script("accuracy"), _comparison.Cells(folder / "cells.jsonl")
+    for data in ("bad", "good"):
+        run(store, *((data, name, tiny(cls)) for name, cls in all_detectors()))
+    names = sorted(name for name, _ in all_detectors())
+    results = store.results()
+    assert [cell["detector"] for cell in results] == names
+    for cell in results:
         assert 0 <= cell["auroc"][1] <= cell["auroc"][2] <= 1
         assert len(cell["dice"]) == 3
     report = accuracy.report(results)
-    for name, _ in all_detectors():
-        assert f"| good | {name} | 1 |" in report
-        assert f"| bad | {name} | 0 | ValueError: images in X must have pixels" in report
+    assert all(f"| good | {name} | 1 |" in report for name in names)
+    failed = store.failed()
+    assert sorted(cell["detector"] for cell in failed) == names
+    assert all(cell["error"].startswith("ValueError: images in X must have pixels") for cell in failed)
 
 
 @pytest.mark.filterwarnings("ignore:.* images cannot show a false alarm rate")
-def test_a_killed_run_goes_on(accuracy, folder, capsys):
-    path, all_cells = folder / "accuracy.jsonl", cells(accuracy)[-1:]
-    accuracy.run(all_cells, path, folder)
-    whole = path.read_text()
-    accuracy.run(all_cells, path, folder)
-    assert path.read_text() == whole, "a cell that is there is not run again"
-    path.write_text(whole[: len(whole) // 2])
-    accuracy.run(all_cells, path, folder)
-    again = accuracy.read(path)[-1]
+def test_a_killed_run_goes_on(script, folder, capsys):
+    store = _comparison.Cells(folder / "cells.jsonl")
+    cell = "good", "AutoEncoder", tiny(dict(all_detectors())["AutoEncoder"])
+    run(store, cell)
+    whole = store.path.read_text()
+    run(store, cell)
+    assert store.path.read_text() == whole, "a cell that is there is not run again"
+    store.path.write_text(whole[: len(whole) // 2])
+    run(store, cell)
+    again = store.read()[-1]
     seconds = {"fit_seconds", "images_per_second"}
     assert {k: v for k, v in again.items() if k not in seconds} == {
         k: v for k, v in json.loads(whole).items() if k not in seconds
@@ -86,65 +100,136 @@ def test_a_killed_run_goes_on(accuracy, folder, capsys):
     # Another file of the same name is another set.
     arrays = dict(np.load(folder / "good.npz"))
     np.savez(folder / "good.npz", **arrays | {"images": arrays["images"][::-1]})
-    accuracy.run(all_cells, path, folder)
-    assert len(accuracy.read(path)) == 2
+    run(store, cell)
+    assert len(store.read()) == 2
 
 
-def test_variants_by_name(accuracy):
-    from _detectors import make, with_epochs
+def test_a_cell_has_only_so_much_time(folder, capsys):
+    store = _comparison.Cells(folder / "cells.jsonl")
+    cell = "good", "AutoEncoder", tiny(dict(all_detectors())["AutoEncoder"])
 
-    detector = with_epochs(make("FAnoGAN:encoder_training=izi,lr=1e-3,n_levels=None", random_state=3), 2)
+    def slow(detector, splits):
+        time.sleep(0.2)
+        return {"auroc": 1.0}
+
+    run(store, cell, limit=0.01, evaluate=slow)
+    assert [cell["error"] for cell in store.failed()] == ["TimeoutError: more than 0.01 s"]
+    assert _comparison.mean(store.results(), "auroc") == "-"
+    run(store, cell, limit=0.01, evaluate=slow)
+    assert len(store.read()) == 1, "it would take too long again"
+    run(store, cell, limit=30, evaluate=slow)
+    assert not store.failed()
+    assert _comparison.mean(store.results(), "auroc") == "1.000"
+
+
+def test_only_cells_of_changed_code_run_again(folder, monkeypatch, capsys):
+    store, found = _comparison.Cells(folder / "cells.jsonl"), dict(all_detectors())
+    cells = [("good", name, tiny(found[name])) for name in ("AutoEncoder", "MemAE")]
+
+    def evaluate(detector, splits):
+        return {"auroc": 0.5}
+
+    def change(module, old, new):
+        source = _comparison.inspect.getsource
+
+        def changed(of):
+            text = source(of)
+            assert of.__name__ != module or old in text
+            return text.replace(old, new) if of.__name__ == module else text
+
+        monkeypatch.setattr(_comparison.inspect, "getsource", changed)
+        _comparison.code_digest.cache_clear()
+        before = len(store.read())
+        shown = [_comparison.mean([cell], "auroc") for cell in store.results()]
+        run(store, *cells, evaluate=evaluate)
+        return shown, [cell["detector"] for cell in store.read()[before:]]
+
+    run(store, *cells, evaluate=evaluate)
+    losses = "skanomaly._losses"
+    assert change(losses, '"""Errors', '"""Other words') == (["0.500", "0.500"], []), "prose"
+    assert change(losses, "def squared_error", "# Words.\ndef squared_error") == (["0.500"] * 2, [])
+    assert change("skanomaly.plotting", "import", "import os, ") == (["0.500"] * 2, []), "another room"
+    memory = "skanomaly.training._memory", "class ", "pass\nclass "
+    assert change(*memory) == (["0.500", "0.500 †"], ["MemAE"])
+    assert [cell["stale"] for cell in store.results()] == [False, False]
+    run(store, *cells, evaluate=evaluate)
+    assert len(store.read()) == 3
+    monkeypatch.undo()  # the code of the first run of MemAE, which is kept
+    _comparison.code_digest.cache_clear()
+    assert [cell["stale"] for cell in store.results()] == [False, False]
+    old = [cell | {"code": "of long ago"} for cell in store.read()]
+    for adopted, stale in (["MemAE"], [True, False]), ([], [False, False]):
+        store.path.write_text("".join(json.dumps(cell) + "\n" for cell in old))
+        store.adopt(adopted)
+        assert [cell["stale"] for cell in store.results()] == stale
+
+
+def test_variants_by_name():
+    detector = _comparison.make("FAnoGAN:encoder_training=izi,lr=1e-3,n_levels=None", random_state=3)
+    detector = _comparison.with_epochs(detector, 2)
     assert (detector.encoder_training, detector.lr, detector.n_levels) == ("izi", 1e-3, None)
     assert (detector.max_epochs, detector.encoder_epochs, detector.random_state) == (2, 2, 3)
     with pytest.raises(SystemExit, match="no detector 'Nothing'; there are .*AutoEncoder"):
-        make("Nothing")
+        _comparison.make("Nothing")
+
+
+def test_pictures_of_images_that_may_not_be_published_stay_outside(tmp_path):
+    inside = BENCHMARKS / "results"
+    for name, ships in {"cxr_nih_64": True, "brain_mri_64": False, "fundus_dr_64": False}.items():
+        assert _comparison.may_draw(name, inside) == ships
+        assert _comparison.may_draw(name, tmp_path)
+    assert not [path for word in ("brain", "fundus") for path in inside.rglob(f"*{word}*.png")]
+
+
+@pytest.mark.filterwarnings("ignore:.* images cannot show a false alarm rate")
+def test_the_command_of_accuracy(script, folder, capsys):
+    accuracy = script("accuracy")
+    one = "AutoEncoder:width=2,hidden_size=16"
+    (folder / "sets").mkdir()
+    (folder / "good.npz").rename(folder / "sets" / "good.npz")
+    accuracy.run("--detectors", one, "--data", folder / "sets", "--epochs", 1, "--seeds", 2)
+    made = folder / "accuracy_1_epochs"
+    assert f"| good | {one} | 2 | 0." in (made / "table.md").read_text()
+    summary = (made / "summary.md").read_text()
+    assert f"| {one} | **0." in summary
+    assert "Not measured yet: AEU, " in summary
 
 
 @pytest.fixture
-def fanogan_table(monkeypatch, folder):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    for name in ("fanogan_table", "_data", "_detectors"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    import fanogan_table
-
+def fanogan(script, monkeypatch, folder):
+    study = script("fanogan")
     arrays = dict(np.load(folder / "good.npz"))
     arrays["labels"][20:] = np.arange(40) % 2
     np.savez(folder / "both.npz", **arrays)
-    few = partial(fanogan_table.metrics.bootstrap_interval, n_resamples=5)
-    monkeypatch.setattr(fanogan_table.metrics, "bootstrap_interval", few)
-    monkeypatch.setattr(fanogan_table, "N_SEARCHED", 8)
-
-    def run(name="both"):
-        options = ["--epochs", "3", "--seeds", "2", "--threads", "1", "--sets", name, "--data", folder]
-        options += ["--results", folder / "results", "--cache", folder / "cache"]
-        monkeypatch.setattr(sys, "argv", ["fanogan_table.py", *map(str, options)])
-        fanogan_table.main()
-        return (folder / "results" / "fanogan_table.md").read_text()
-
-    fanogan_table.run = run
-    return fanogan_table
+    monkeypatch.setattr(study, "N_SEARCHED", 8)
+    monkeypatch.setattr(study, "CACHE", folder / "cache")
+    return study
 
 
-def test_the_tables_of_fanogan(fanogan_table, folder, capsys):
-    first = fanogan_table.run()
+@pytest.mark.study
+def test_the_tables_of_fanogan(fanogan, folder, capsys):
+    options = "--epochs", 3, "--seeds", 2, "--sets"
+    fanogan.run(*options, "both")
+    first = (folder / "fanogan_3_epochs" / "table.md").read_text()
     for method in ("ziz", "izi", "izi_f", "AE", "AdvAE", "ALI", "A_D", "iterative", "f-AnoGAN"):
         assert f"| both | {method} | 2 |" in first
     assert "| both | AnoGAN | 1 |" in first
     for better, worse in ("izi_f", "ziz"), ("ziz", "izi"), ("iterative", "AE"), ("ALI", "A_D"):
         assert f"| both | {better} > {worse} |" in first
     for kind in ("curves", "lines", "maps"):
-        assert (folder / "results" / f"fanogan_both_{kind}.png").stat().st_size > 10_000
+        assert (folder / "fanogan_3_epochs" / f"both_{kind}.png").stat().st_size > 10_000
     assert "trained in" in capsys.readouterr().out
-    assert fanogan_table.run() == first
+    fanogan.run(*options, "both")
+    assert (folder / "fanogan_3_epochs" / "table.md").read_text() == first
     assert "trained in" not in capsys.readouterr().out, "what is there is not trained again"
     with pytest.raises(SystemExit, match="good: split 'val' must hold normal and anomalous images"):
-        fanogan_table.run("good")
+        fanogan.run(*options, "good")
 
 
-def test_one_gan_has_three_encoders(fanogan_table, folder):
-    memory = fanogan_table.Memory(folder / "cache", verbose=0)
-    models = fanogan_table.Models("both", folder, memory, epochs=3, full=False)
-    networks = [models.fit(kind, 0).network_ for kind in fanogan_table.ENCODERS]
+def test_one_gan_has_three_encoders(fanogan, folder):
+    memory = fanogan.Memory(folder / "cache", verbose=0)
+    models = fanogan.Models("both", folder, memory, epochs=3, full=False)
+    networks = [models.fit(kind, 0).network_ for kind in fanogan.ENCODERS]
     for part, same in (("generator", True), ("critic", True), ("encoder", False)):
         states = [getattr(network, part).state_dict() for network in networks]
         equal = [
@@ -154,7 +239,7 @@ def test_one_gan_has_three_encoders(fanogan_table, folder):
         assert equal == [same, same], part
 
 
-def test_searched_images_and_cut_offs(fanogan_table):
+def test_searched_images_and_cut_offs(fanogan):
     """Scores that are the row's number: the searched images must be met by their own labels."""
     rng = np.random.default_rng(0)
     rows = {"val": np.arange(0, 40, 4), "test": np.arange(1, 40, 3)}
@@ -162,7 +247,7 @@ def test_searched_images_and_cut_offs(fanogan_table):
     class Made:
         name, searched = "made", rows
         splits = {
-            split: fanogan_table.Bunch(target=np.where(rng.uniform(size=40) < 0.5, -1, 1), groups=None)
+            split: fanogan.Bunch(target=np.where(rng.uniform(size=40) < 0.5, -1, 1), groups=None)
             for split in ("train", "val", "test")
         }
 
@@ -170,59 +255,55 @@ def test_searched_images_and_cut_offs(fanogan_table):
             part = rows if method == "iterative" else dict.fromkeys(rows, np.arange(40))
             return {split: part[split] + 100 * (split == "test") for split in rows} | {"seconds": 1.0}
 
-    searched = fanogan_table.Comparison(Made(), ["AE", "iterative"], 1, searched=True)
+    searched = fanogan.Comparison(Made(), ["AE", "iterative"], 1, searched=True)
     truth = Made.splits["test"].target[rows["test"]]
-    expected = fanogan_table.metrics.auroc(truth, rows["test"])
+    expected = fanogan.metrics.auroc(truth, rows["test"])
     assert searched.auroc("AE")[0] == searched.auroc("iterative")[0] == expected
     assert searched.difference("AE", "iterative")[0] == 0
     # Scores of test are 100 higher: a cut-off from val flags all of it, one from test would not.
     assert searched.row("AE")[4:6] == ["1.000", "0.000"], "sensitivity and specificity"
-    whole = fanogan_table.Comparison(Made(), ["AE"], 1, searched=False)
-    assert whole.auroc("AE")[0] == fanogan_table.metrics.auroc(Made.splits["test"].target, np.arange(40))
+    whole = fanogan.Comparison(Made(), ["AE"], 1, searched=False)
+    assert whole.auroc("AE")[0] == fanogan.metrics.auroc(Made.splits["test"].target, np.arange(40))
 
 
-def test_orders_are_judged_by_their_intervals(fanogan_table):
-    class Made(fanogan_table.Comparison):
+def test_orders_are_judged_by_their_intervals(fanogan):
+    class Made(fanogan.Comparison):
         def __init__(self, name, scores, target):
-            self.name, self.test = name, fanogan_table.Bunch(target=target, groups=None)
+            self.name, self.test = name, fanogan.Bunch(target=target, groups=None)
             self.scores = {method: [{"test": score}] for method, score in scores.items()}
 
     target = np.repeat([1, -1], 40)
     good, coin = -target, np.arange(80) % 2
-    names = [name for order in fanogan_table.ORDERS for name in order]
+    names = [name for order in fanogan.ORDERS for name in order]
     scores = dict.fromkeys(names, coin) | {"izi_f": good, "izi": good}
     made = Made("made", scores, target)
-    verdicts = {row[1]: row[-1] for row in fanogan_table.orderings(made, made)}
+    verdicts = {row[1]: row[-1] for row in fanogan.orderings(made, made)}
     assert verdicts["izi_f > ziz"] == "holds"
     assert verdicts["ziz > izi"] == "reversed"
     assert verdicts["AE > AdvAE"] == "undecided"
     assert made.difference("izi_f", "ziz")[0] == pytest.approx(0.5)
 
 
+@pytest.mark.study
 @pytest.mark.filterwarnings("ignore:.* images cannot show a false alarm rate")
-def test_the_parts_of_ssl_anovae(accuracy, tmp_path, monkeypatch, capsys):
-    monkeypatch.delitem(sys.modules, "ssl_anovae", raising=False)
-    import ssl_anovae
-
-    monkeypatch.setattr(ssl_anovae, "VARIANTS", {"plain": "SSLAnoVAE:width=2,hidden_size=16"})
-    monkeypatch.setattr(ssl_anovae, "OTHERS", {"plain one": "AutoEncoder:width=2,hidden_size=16"})
-    monkeypatch.setattr(ssl_anovae, "N_SCANS", {"train": 8, "val": 6, "test": 6})
-    options = ["--epochs", "1", "--seeds", "1", "--threads", "1", "--sets", "phantom_oct_64"]
-    monkeypatch.setattr(sys, "argv", ["ssl_anovae.py", *options, "--results", str(tmp_path)])
-    ssl_anovae.main()
-    table = (tmp_path / "ssl_anovae.md").read_text()
-    assert "| phantom_oct_64 | plain | 1 |" in table
-    assert "| phantom_oct_64 | plain one | 1 |" in table
+def test_the_parts_of_ssl_anovae(script, tmp_path, monkeypatch, capsys):
+    study = script("ssl_anovae")
+    monkeypatch.setattr(study, "VARIANTS", {"plain": "SSLAnoVAE:width=2,hidden_size=16"})
+    monkeypatch.setattr(study, "OTHERS", {"plain one": "AutoEncoder:width=2,hidden_size=16"})
+    monkeypatch.setattr(study, "N_SCANS", {"train": 8, "val": 6, "test": 6})
+    study.run("--epochs", 1, "--sets", "phantom_oct_64")
+    table = (tmp_path / "ssl_anovae_1_epochs" / "table.md").read_text()
+    assert "| phantom_oct_64 | plain | 1 | 0." in table
+    assert "| phantom_oct_64 | plain one | 1 | 0." in table
+    assert "| fundus_dr_64 | plain | 0 | - | - | - |" in table
 
 
 @pytest.fixture
-def squid(accuracy, monkeypatch):
-    monkeypatch.delitem(sys.modules, "squid", raising=False)
-    import squid
-
-    return squid
+def squid(script):
+    return script("squid")
 
 
+@pytest.mark.study
 @pytest.mark.filterwarnings("ignore:.* images cannot show a false alarm rate")
 def test_the_study_of_squid(squid, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(squid, "SMALL", (20, 1, 2))
@@ -230,32 +311,26 @@ def test_the_study_of_squid(squid, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(squid, "RIVALS", {"AutoEncoder": "AutoEncoder:width=2,hidden_size=16"})
     monkeypatch.setattr(squid, "COMPONENTS", {"no discriminator": squid.COMPONENTS["no discriminator"]})
     monkeypatch.setattr(squid, "OTHERS", ("k=1",))
-    parts = ["--parts", "headline", "components", "robustness", "contamination"]
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        ["squid.py", *parts, "--epochs", "1", "--seeds", "2", "--threads", "1", "--results", str(tmp_path)],
-    )
-    squid.main()
-    text = (tmp_path / "squid_1_epochs.md").read_text()
+    parts = "--parts", "headline", "components", "robustness", "contamination"
+    squid.run(*parts, "--epochs", 1, "--seeds", 2)
+    folder = tmp_path / "squid_1_epochs"
+    text = (folder / "table.md").read_text()
     headline, components, robustness, *shares = text.split(" % normal.")[1:]
     assert "| SQUID | score | 2 |" in headline
     assert "| AutoEncoder | zero |" in headline
-    assert "| (the grid before the anomaly) | missing | 1.000 (0.000) | 1.000 (0.000) | 1.000" in headline
+    assert "| (the grid before the anomaly) | missing | 1.000 | 1.000 | 1.000" in headline
     assert "| no discriminator | residual | 1 |" in components
     assert "| k=1 | score | 1 |" in robustness
     assert len(shares) == 3
     assert all("| AutoEncoder | score | 1 |" in share for share in shares)
-    assert (tmp_path / "squid_1_epochs_SQUID.png").exists()
-    n_lines = len((tmp_path / "squid_1_epochs.jsonl").read_text().splitlines())
-    squid.main()
-    assert len((tmp_path / "squid_1_epochs.jsonl").read_text().splitlines()) == n_lines, (
-        "nothing is run twice"
-    )
+    assert (folder / "SQUID.png").exists()
+    n_lines = len((folder / "cells.jsonl").read_text().splitlines())
+    squid.run(*parts, "--epochs", 1, "--seeds", 2)
+    assert len((folder / "cells.jsonl").read_text().splitlines()) == n_lines, "nothing is run twice"
 
 
 def test_what_a_reconstruction_of_digits_shows(squid):
-    parts = squid.make_digits("90 grids, 75 % normal", None)
+    parts = squid.load("90 grids, 75 % normal", None)
     train, test = parts["train"], parts["test"]
     clean = make_digit_anatomy(90, random_state=0).images
     spoilt = (train.images != clean).any((1, 2))
@@ -282,13 +357,10 @@ def test_what_a_reconstruction_of_digits_shows(squid):
         assert blurred[kind]["nearer than mean"] == blurred[kind]["grid nearer than mean"] == 0
 
 
+@pytest.mark.study
 @pytest.mark.filterwarnings("ignore:.* images cannot show a false alarm rate")
-def test_the_figures_of_the_retina(monkeypatch, tmp_path, capsys):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    for name in ("retina", "_data"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    import retina
-
+def test_the_figures_of_the_retina(script, monkeypatch, tmp_path):
+    retina = script("retina")
     rng = np.random.default_rng(0)
     n = 60
     split = np.repeat(["train", "val", "test"], n // 3)
@@ -316,10 +388,8 @@ def test_the_figures_of_the_retina(monkeypatch, tmp_path, capsys):
 
 
 @pytest.fixture
-def ddad(accuracy, tmp_path, monkeypatch):
-    monkeypatch.delitem(sys.modules, "ddad", raising=False)
-    import ddad
-
+def ddad(script, tmp_path, monkeypatch):
+    ddad = script("ddad")
     rng = np.random.default_rng(0)
     n = 30
     split = np.repeat(["train", "val", "test"], n)
@@ -333,7 +403,6 @@ def ddad(accuracy, tmp_path, monkeypatch):
             class_names=np.array(["normal", ddad.SEEN, ddad.UNSEEN]),
             class_index=kinds,
         )
-    monkeypatch.setattr(ddad, "FOLDER", tmp_path)
 
     def small(variant, *, of=ddad.make, **parameters):
         detector = of(variant, **parameters)
@@ -344,11 +413,11 @@ def ddad(accuracy, tmp_path, monkeypatch):
     return ddad
 
 
-def test_the_study_of_ddad(ddad, tmp_path, monkeypatch, capsys):
-    options = ["--epochs", "1", "--seeds", "2", "--threads", "1", "--results", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["ddad.py", *options])
-    ddad.main()
-    text = (tmp_path / "ddad_1_epochs.md").read_text()
+@pytest.mark.study
+def test_the_study_of_ddad(ddad, tmp_path, capsys):
+    ddad.run("--epochs", 1, "--seeds", 2)
+    folder = tmp_path / "ddad_1_epochs"
+    text = (folder / "table.md").read_text()
     alone, unlabelled, ratio, kinds, tried = text.split(":\n\n")[1:]
     assert "| narrow, spatial codes | 1 | 0." in tried
     for name, n_seeds in {"AEU": 2, "AutoEncoder": 1, "MemAE": 1}.items():
@@ -358,10 +427,10 @@ def test_the_study_of_ddad(ddad, tmp_path, monkeypatch, capsys):
     assert [line.split(" | ")[0] for line in ratio.splitlines()[2:5]] == ["| 0 %", "| 50 %", "| 100 %"]
     assert "| A_inter | normal and bacterial pneumonia | 1 | 0." in kinds
     for picture in ("histograms", "maps"):
-        assert (tmp_path / f"ddad_1_epochs_cxr_nih_64_{picture}.png").exists()
-    n_lines = len((tmp_path / "ddad_1_epochs.jsonl").read_text().splitlines())
-    ddad.main()
-    assert len((tmp_path / "ddad_1_epochs.jsonl").read_text().splitlines()) == n_lines, "nothing is run twice"
+        assert (folder / f"cxr_nih_64_{picture}.png").exists()
+    n_lines = len((folder / "cells.jsonl").read_text().splitlines())
+    ddad.run("--epochs", 1, "--seeds", 2)
+    assert len((folder / "cells.jsonl").read_text().splitlines()) == n_lines, "nothing is run twice"
 
 
 def test_what_is_not_labelled(ddad, tmp_path):

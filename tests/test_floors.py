@@ -26,6 +26,7 @@ FLOORS = [
     {"base"},
     {"detectors"},
     {
+        "_comparison",
         "_discovery",
         "_holder",
         "_unwrap",

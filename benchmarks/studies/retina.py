@@ -1,7 +1,7 @@
 """Detect, stage and segment: grades of real fundus photographs, and fluid in synthetic OCT.
 
-    python benchmarks/retina.py [--parts NAME ...] [--data DIR] [--seeds 3] [--epochs N] [--threads 2]
-                                [--results DIR]
+    python benchmarks/studies/retina.py [--parts NAME ...] [--data DIR] [--seeds 1] [--epochs N] [--threads 2]
+                                        [--results DIR]
 
 Staging: SSLAnoVAE is trained on `train` of fundus_dr_128 (no retinopathy), its threshold calibrated on the
 normal images of `val`, two stages found among the graded ones of `val`, whose grades are not shown; all
@@ -13,19 +13,14 @@ measured on 80 with fluid, 4 of each of the seeds 0 to 19. "Oracle" is the best 
 pixels or of blocks, chosen on the true masks. The U-Net learns the layers of the normal scans, or of 200 with
 fluid, labelled too.
 
-Each table goes to a file of its own in --results.
+Each table goes to a file of its own in retina of --results.
 """
 
-import argparse
 import time
 import warnings
 from functools import partial
-from pathlib import Path
 
 import numpy as np
-import torch
-from _data import FOLDER
-from accuracy import table
 from sklearn.cluster import KMeans
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.frozen import FrozenEstimator
@@ -39,6 +34,7 @@ from sklearn.metrics import (
 from sklearn.utils import Bunch
 
 from skanomaly import AutoEncoder, SSLAnoVAE, metrics
+from skanomaly._comparison import parse, table
 from skanomaly.datasets import make_oct
 from skanomaly.layers import GraphLayerExtractor, UNetLayerExtractor
 from skanomaly.segmentation import NO_LAYER, block_means, residual_mask
@@ -201,27 +197,20 @@ PARTS = {
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    options = parse(
+        __doc__,
+        __file__,
+        *("data", "seeds", "epochs", "threads", "results"),
+        parts={"nargs": "+", "choices": PARTS, "default": list(PARTS)},
     )
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--data", type=Path, default=FOLDER)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, help="of the detectors, for a short run")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    epochs = {"max_epochs": arguments.epochs} if arguments.epochs else {}
-    for part in arguments.parts:
+    epochs = {"max_epochs": options.epochs} if options.epochs else {}
+    for part in options.parts:
         start = time.perf_counter()
         heading, columns, rows = PARTS[part]
-        command = f"python benchmarks/retina.py --parts {part} --seeds {arguments.seeds}"
-        command += f" --threads {arguments.threads}" + f" --epochs {arguments.epochs}" * bool(epochs)
-        made = table(columns, rows(arguments.data, arguments.seeds, epochs))
+        made = table(columns, rows(options.data, options.seeds, epochs))
+        command = f"python benchmarks/studies/retina.py --parts {part} --seeds {options.seeds}"
         text = f"Made by `{command}`.\n\n{heading}\n\n{made}"
-        (arguments.results / f"retina_{part}.md").write_text(text)
+        (options.folder / f"{part}.md").write_text(text)
         print(f"{text}\nTook {time.perf_counter() - start:.0f} s")
 
 

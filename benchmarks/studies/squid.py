@@ -1,7 +1,7 @@
 """SQUID on DigitAnatomy and chest X-rays: which anomalies it finds, by which of its parts, and when it fails.
 
-    python benchmarks/squid.py [--parts NAME ...] [--full] [--seeds 3] [--epochs N] [--threads 2]
-                               [--results DIR]
+    python benchmarks/studies/squid.py [--parts NAME ...] [--full] [--seeds 1] [--epochs N] [--limit 150]
+                                       [--threads 2] [--results DIR] [--adopt [CLASS ...]]
 
 headline: on grids of digits, AUROC of each kind of anomaly, and whether reconstructions show the digit that
 belongs where another or none is; beside AutoEncoder and MemAE, as long as these train by default, and FAnoGAN
@@ -10,28 +10,24 @@ components: SQUID without each of its parts. robustness: other numbers of window
 contamination: 75 % and 50 % of the training grids normal, the others with an anomaly of any kind but "zero".
 chest: cxr_pneumonia_128 at the threshold from the normal images of `val`.
 
-On two cores all of it takes no more than 2 hours: width 8, 400 grids, 25 epochs, and one seed but for
-headline and chest. --full is the size of the paper, width 32, 1600 grids and 200 epochs, for a GPU.
+On two cores all of it takes no more than 2 hours, a cell up to 20 minutes (--limit 0): width 8, 400 grids, 25
+epochs, and one seed but for headline and chest. --full is the size of the paper, width 32, 1600 grids and 200
+epochs, for a GPU.
 
-Cells resume; they go to squid.jsonl in --results, the tables to squid.md, and of seed 0 of the headline the
-pictures to squid_*.png; those of --full to squid_full*, those of N epochs to squid_N_epochs*.
+Cells are kept in squid/cells.jsonl of --results, the tables in table.md, and of seed 0 of the headline
+pictures; those of --full and of N epochs go to folders of their own, squid_full and squid_N_epochs.
 """
 
-import argparse
 import re
 import time
 from functools import cache, partial
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
-from _data import FOLDER
-from _detectors import make, with_epochs
-from accuracy import AT_THRESHOLD, mean, read, run, table
 from sklearn.svm import SVC
 
-from skanomaly import metrics
+from skanomaly import _comparison, metrics
+from skanomaly._comparison import AT_THRESHOLD, compare, make, mean, parse, select, table, with_epochs
 from skanomaly.datasets import make_digit_anatomy
 
 KINDS = "missing", "misordered", "flipped", "zero"
@@ -58,8 +54,10 @@ OTHERS = "similarity=dot", "n_windows=2", "k=1", "n_slots=50", "rho=0.5"
 PARTS = "headline", "components", "robustness", "contamination", "chest"
 
 
-def make_digits(name, folder):
-    """Grids by split, for a name as "400 grids, 75 % normal"."""
+def load(name, folder):
+    """Images by split, of a file or for a name as "400 grids, 75 % normal"."""
+    if "grids" not in name:
+        return _comparison.load(name, folder)
     n, share = map(int, re.findall(r"\d+", name))
     parts = {"train": make_digit_anatomy(n, random_state=0)}
     spoilt = make_digit_anatomy(n, kinds=KINDS[:-1], random_state=1).images
@@ -122,7 +120,7 @@ def known(train):
 @cache
 def references(name):
     """The restoration of those that know all, nothing, and the mean alone."""
-    parts = make_digits(name, None)
+    parts = load(name, None)
     test, (average, recogniser) = parts["test"], known(parts["train"])
     shown = {
         "(the grid before the anomaly)": test.normal,
@@ -130,12 +128,12 @@ def references(name):
         "(the mean of the training grids)": np.broadcast_to(average, test.images.shape),
     }
     return [
-        {"detector": label, "restoration": restoration(test, images, average, recogniser)}
+        {"detector": label, "restoration": restoration(test, images, average, recogniser), "stale": False}
         for label, images in shown.items()
     ]
 
 
-def evaluate_digits(detector, splits, *, path):
+def evaluate(detector, splits, *, path):
     train, val, test = splits["train"], splits["val"], splits["test"]
     start = time.perf_counter()
     detector.fit(train.images)
@@ -148,7 +146,7 @@ def evaluate_digits(detector, splits, *, path):
     result["components"] = {name: by_kind(test, value) for name, value in components.items()}
     average, recogniser = known(train)
     result["restoration"] = restoration(test, detector.reconstruct(test.images), average, recogniser)
-    if path is not None and detector.random_state == 0:
+    if path is not None:
         draw(detector, test.images[:5], test.kind[:5], path)
     return result
 
@@ -172,33 +170,33 @@ def auroc_table(cells, rows):
     """Of the score, and of the components where there is more than one."""
     lines = []
     for label in rows:
-        same = [cell for cell in cells if cell["detector"] == label]
-        if same:
-            figures = [mean([cell["auroc"] for cell in same], kind) for kind in (*KINDS, "mean")]
-            seconds = np.mean([cell["fit_seconds"] for cell in same])
-            lines.append([label, "score", len(same), *figures, mean(same, "val_auroc"), f"{seconds:.0f}"])
-            names = {"residual", "feature"} & set(same[0]["components"])
-            for name in sorted(names, reverse=True) if len(names) > 1 else ():
-                of = [cell["components"][name] for cell in same]
-                lines.append([label, name, len(same), *(mean(of, kind) for kind in (*KINDS, "mean")), "", ""])
+        same = select(cells, detector=label)
+        figures = [mean(same, "auroc", kind) for kind in (*KINDS, "mean")]
+        seconds = f"{np.mean([cell['fit_seconds'] for cell in same]):.0f}" if same else "-"
+        lines.append([label, "score", len(same), *figures, mean(same, "val_auroc"), seconds])
+        names = [name for name in ("residual", "feature") if same and name in same[0]["components"]]
+        for name in names if len(names) > 1 else ():
+            figures = [mean(same, "components", name, kind) for kind in (*KINDS, "mean")]
+            lines.append([label, name, len(same), *figures, "", ""])
     return table(("detector", "", "seeds", *KINDS, "mean", "mean on val", "fit, s"), lines)
 
 
 def restoration_table(cells, rows):
     keys = "nearer than input", "nearer than mean", "both", "grid nearer than mean", "recognised"
-    lines = []
-    for label in rows:
-        for kind in RESTORED:
-            same = [cell["restoration"][kind] for cell in cells if cell["detector"] == label]
-            if same:
-                lines.append([label, kind, *(mean(same, key) for key in keys)])
+    lines = [
+        [label, kind, *(mean(select(cells, detector=label), "restoration", kind, key) for key in keys)]
+        for label in rows
+        for kind in RESTORED
+    ]
     titles = "nearer to the truth than to the input", "than the mean image is", "both"
     return table(("detector", "cell", *titles, "whole grid than the mean image is", "recognised"), lines)
 
 
 def report(cells, parts):
-    latest = list({cell["key"]: cell for cell in cells if "error" not in cell}.values())
-    text = ["Made by `python benchmarks/squid.py`. Test split; mean of the seeds (standard deviation).\n"]
+    text = [
+        "Made by `python benchmarks/studies/squid.py --seeds 3 --limit 0`. Test split; mean of the seeds "
+        "(standard deviation).\n"
+    ]
     titles = {
         "headline": "Grids of digits: AUROC of each kind of anomaly, and the share of missing and zero "
         "cells that the reconstruction shows as they should be: nearer to the true digit than to the input, "
@@ -210,16 +208,16 @@ def report(cells, parts):
     for part, title in titles.items():
         data, rows, n_seeds = parts[part]
         for name in data:
-            of = [cell for cell in latest if cell["data"] == name and cell["seed"] < n_seeds]
-            if any(cell["detector"] in rows for cell in of):
-                text += [f"{title} {name}.\n", auroc_table(of, rows)]
-                if part == "headline":
-                    of += references(name)
-                    rows = [*rows, *(cell["detector"] for cell in references(name))]
-                if part in ("headline", "components"):
-                    text += [restoration_table(of, rows)]
-    chest = [cell for cell in latest if cell["data"] == CHEST]
-    if chest:
+            of = select(cells, data=name)
+            if part != "headline":
+                of = [cell for cell in of if cell["seed"] < max(1, n_seeds)]
+            text += [f"{title} {name}.\n", auroc_table(of, rows)]
+            if part == "headline":
+                of += references(name)
+                rows = [*rows, *(cell["detector"] for cell in references(name))]
+            if part in ("headline", "components"):
+                text += [restoration_table(of, rows)]
+    if chest := select(cells, data=CHEST):
         figures = [mean(chest, key) for key in ("auroc", "ap", *AT_THRESHOLD, "val_auroc")]
         seconds = np.mean([cell["fit_seconds"] for cell in chest])
         head = "data", "seeds", "AUROC", "AP", *AT_THRESHOLD, "AUROC on val", "fit, s"
@@ -232,50 +230,41 @@ def report(cells, parts):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    options = parse(
+        __doc__,
+        __file__,
+        *("data", "seeds", "epochs", "limit", "threads", "results", "adopt"),
+        parts={"nargs": "+", "default": PARTS, "choices": PARTS},
+        full={"action": "store_true", "help": "the size of the paper"},
     )
-    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
-    parser.add_argument("--full", action="store_true")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, help="of everything, for a short run")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    n, epochs, width = FULL if arguments.full else SMALL
-    stem = "squid" + "_full" * arguments.full
-    stem += f"_{arguments.epochs}_epochs" if arguments.epochs else ""  # never mixed with whole runs
+    n, epochs, width = FULL if options.full else SMALL
     squid = f"SQUID:max_epochs={epochs},width={width}"
     shares = [f"{n} grids, {share} % normal" for share in (100, 75, 50)]
     digits = f"{squid},n_windows=3,stitch_level=1"
-    rivals = {name: name if arguments.full else variant for name, variant in RIVALS.items()}
+    rivals = {name: name if options.full else variant for name, variant in RIVALS.items()}
     without = {name: f"{digits},{part}" for name, part in COMPONENTS.items()}
     others = {part: f"{digits},{part}" for part in OTHERS}
-    n_seeds = arguments.seeds if arguments.full else 1
+    n_seeds = options.seeds if options.full else 1
     parts = {
-        "headline": (shares[:1], {"SQUID": digits} | rivals, arguments.seeds),
+        "headline": (shares[:1], {"SQUID": digits} | rivals, options.seeds),
         "components": (shares[:1], {"SQUID": digits} | without, n_seeds),
         "robustness": (shares[:1], {"SQUID": digits} | others, n_seeds),
         "contamination": (shares, {"SQUID": digits} | rivals, n_seeds),
-        "chest": ([CHEST], {"SQUID": squid}, arguments.seeds),
+        "chest": ([CHEST], {"SQUID": squid}, options.seeds),
     }
-    path = arguments.results / f"{stem}.jsonl"
-    for seed in range(arguments.seeds):
-        for part in arguments.parts:
-            data, rows, n_seeds = parts[part]
-            for name in data if seed < n_seeds else ():
-                for label, variant in rows.items():
-                    detector = with_epochs(make(variant, random_state=seed), arguments.epochs)
-                    options = {}
-                    if name != CHEST:
-                        shown = name == shares[0] and label in parts["headline"][1]
-                        picture = arguments.results / f"{stem}_{label}.png" if shown else None
-                        options = {"load": make_digits, "evaluate": partial(evaluate_digits, path=picture)}
-                    run([(name, label, detector)], path, FOLDER, **options)
-                    (arguments.results / f"{stem}.md").write_text(report(read(path), parts))
-    print((arguments.results / f"{stem}.md").read_text())
+
+    def cells():
+        for seed in range(options.seeds):
+            for data, rows, n_seeds in (parts[part] for part in options.parts):
+                for name in data if seed < n_seeds else ():
+                    for label, variant in rows.items():
+                        shown = seed == 0 and name == shares[0] and label in parts["headline"][1]
+                        path = options.folder / f"{label}.png" if shown else None
+                        judge = _comparison.evaluate if name == CHEST else partial(evaluate, path=path)
+                        detector = with_epochs(make(variant, random_state=seed), options.epochs)
+                        yield name, label, detector, judge
+
+    compare(options, cells(), partial(report, parts=parts), load=load)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The two tables and the figures of the f-AnoGAN paper (Schlegl et al. 2019), on images of your own.
 
-    python benchmarks/fanogan_table.py [--sets NAME ...] [--data DIR] [--seeds 3] [--epochs N] [--threads 2]
-                                       [--results DIR] [--cache DIR] [--full]
+    python benchmarks/studies/fanogan.py [--sets NAME ...] [--data DIR] [--seeds 1] [--epochs N] [--threads 2]
+                                         [--results DIR] [--full]
 
 One WGAN for each seed. On it: the three trainings of the encoder (ziz, izi, izi_f), the critic alone (A_D)
 and AnoGAN's search in the place of the encoder (iterative). Beside it: AE, AdvAE and ALI, and AnoGAN with a
@@ -9,13 +9,13 @@ GAN of its own (first seed only). Trained on `train` (normal images); the cut-of
 on `val`, all figures are of `test`. The searches run on 64 images of each, half of them anomalous and the
 same for all seeds; the other methods are judged on these too. A set is a file as for accuracy.py.
 
-The tables go to fanogan_table.md in --results, the figures beside it. What is trained and scored is kept in
---cache, and a run that was stopped goes on from there; delete the folder after a change of the package.
+The tables go to fanogan/table.md in --results, pictures that may be published beside it; those of --full and
+of N epochs to folders of their own. What is trained and scored is kept in build/fanogan, and a run that was
+stopped goes on from there.
 
 --full is the paper's size, for a GPU: width 64, 100,000 and 50,000 steps, searches on all images.
 """
 
-import argparse
 import hashlib
 import math
 import time
@@ -26,20 +26,19 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from _data import FOLDER, load
-from _detectors import make, with_epochs
-from accuracy import table
 from joblib import Memory
 from sklearn.metrics import roc_curve
 from sklearn.utils import Bunch
 
 from skanomaly import FAnoGAN, metrics
+from skanomaly._comparison import code_digest, load, make, may_draw, parse, table, with_epochs
 from skanomaly.plotting import ScoreHistogramDisplay
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-SETS = ["cxr_pneumonia_64", "brain_mri_64"]
+SETS = "cxr_pneumonia_64", "brain_mri_64"
+CACHE = Path("build/fanogan")
 #: A linear encoder reaches all codes of a normal prior; a tanh one, the paper's, does not.
 ENCODERS = {"ziz": {"encoder_output": "linear"}, "izi": {}, "izi_f": {}}
 OTHERS = {"AE": "AutoEncoder", "AdvAE": "AdversarialAutoEncoder:adversary=image", "ALI": "ALI"}
@@ -70,8 +69,9 @@ class Models:
         for split in ("val", "test"):
             if len(np.unique(self.splits[split].target)) < 2:
                 raise SystemExit(f"{name}: split {split!r} must hold normal and anomalous images")
-        file = (folder / f"{name}.npz").read_bytes()
-        self.key = name, hashlib.sha256(file).hexdigest()[:16], epochs, full
+        digest = hashlib.sha256((folder / f"{name}.npz").read_bytes()).hexdigest()[:16]
+        code = code_digest("FAnoGAN", "AnoGAN", "ALI", "AutoEncoder", "AdversarialAutoEncoder")
+        self.key = name, digest, code, epochs, full
         self._fit = memory.cache(self._fit, ignore=["self"])
         self._score = memory.cache(self._score, ignore=["self"])
         self.searched = {split: self._pick(self.splits[split].target) for split in ("val", "test")}
@@ -306,30 +306,26 @@ def draw_maps(models):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    options = parse(
+        __doc__,
+        __file__,
+        *("data", "seeds", "epochs", "threads", "results"),
+        sets=SETS,
+        full={"action": "store_true", "help": "the paper's size, for a GPU"},
     )
-    parser.add_argument("--sets", nargs="+", default=SETS, help="names of npz files")
-    parser.add_argument("--data", type=Path, default=FOLDER, help="folder of the npz files")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, help="of every stage, and a tenth of the steps of a search")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--full", action="store_true", help="the paper's size, for a GPU")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--cache", type=Path, default=Path("build/fanogan_table"))
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    memory = Memory(arguments.cache, verbose=0)
+    memory = Memory(CACHE, verbose=0)
     start = time.perf_counter()
     encoders, others, orders, figures = [], [], [], []
     on_searched = []
-    for name in arguments.sets:
-        models = Models(name, arguments.data, memory, epochs=arguments.epochs, full=arguments.full)
+    for name in options.sets:
+        models = Models(name, options.data, memory, epochs=options.epochs, full=options.full)
         methods = [*ENCODERS, *OTHERS, "A_D"]
-        whole = Comparison(models, methods, arguments.seeds, searched=False)
-        searched = Comparison(models, [*methods, *SEARCHED], arguments.seeds, searched=True)
-        curves = draw_curves(models, whole)
+        whole = Comparison(models, methods, options.seeds, searched=False)
+        searched = Comparison(models, [*methods, *SEARCHED], options.seeds, searched=True)
+        drawn = {}
+        if may_draw(name, options.folder):
+            drawn["curves"] = draw_curves(models, whole)
+            drawn |= {"lines": draw_lines(models), "maps": draw_maps(models)}
         for comparison in (whole, searched):
             comparison.scores["f-AnoGAN"] = comparison.scores["izi_f"]
         encoders += [whole.row(method) for method in ENCODERS]
@@ -338,25 +334,16 @@ def main():
             searched.row(method) for method in ["ziz", "izi", *OTHERS, "A_D", *SEARCHED, "f-AnoGAN"]
         ]
         orders += orderings(whole, searched)
-        drawn = {"curves": curves, "lines": draw_lines(models), "maps": draw_maps(models)}
         for kind, figure in drawn.items():
-            path = arguments.results / f"fanogan_{name}_{kind}.png"
+            path = options.folder / f"{name}_{kind}.png"
             figure.savefig(path, dpi=65)
             plt.close(figure)
             figures.append(f"![{name}, {kind}]({path.name})\n")
-    command = " ".join(
-        ["python benchmarks/fanogan_table.py"]
-        + [f"--sets {' '.join(arguments.sets)}"] * (arguments.sets != SETS)
-        + [f"--seeds {arguments.seeds}"] * (arguments.seeds != 3)
-        + [f"--epochs {arguments.epochs}"] * bool(arguments.epochs)
-        + [f"--threads {arguments.threads}"] * (arguments.threads != 2)
-        + ["--full"] * arguments.full
-    )
     text = "\n".join(
         [
-            f"Made by `{command}`. Mean of the seeds, test split; 95 % bootstrap intervals of the AUC draw "
-            "patients, not trainings. The cut-off is Youden's on the validation split; nan where a cut-off "
-            "flags nothing.\n",
+            f"Made by `python benchmarks/studies/fanogan.py --seeds {options.seeds}`. Mean of the seeds, "
+            "test split; 95 % bootstrap intervals of the AUC draw patients, not trainings. The cut-off is "
+            "Youden's on the validation split; nan where a cut-off flags nothing.\n",
             "How the encoder is trained, on one WGAN for each seed. For ziz its output is linear, for the "
             "others tanh: a tanh does not reach most codes of the normal prior, and ziz learns from them.\n",
             table(HEAD, encoders),
@@ -370,7 +357,7 @@ def main():
             *figures,
         ]
     )
-    (arguments.results / "fanogan_table.md").write_text(text)
+    (options.folder / "table.md").write_text(text)
     print(text, f"Took {time.perf_counter() - start:.0f} s", sep="\n")
 
 

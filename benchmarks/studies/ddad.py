@@ -1,40 +1,35 @@
 """DDAD: what ensembles, their refinement and images that nobody has labelled add to an autoencoder.
 
-    python benchmarks/ddad.py [--parts NAME ...] [--full] [--seeds 3] [--epochs N] [--threads 2]
-                              [--results DIR]
+    python benchmarks/studies/ddad.py [--parts NAME ...] [--sets NAME ...] [--full] [--seeds 1] [--epochs N]
+                                      [--limit 150] [--threads 2] [--results DIR] [--adopt [CLASS ...]]
 
 D_n is `train`; D_u is `val` without its labels, so nothing was chosen on it: 100 epochs for the ensembles, 20
 for ASR-Net; D_t is `test`.
 
 headline: AUROC and AP of every score of DDAD on three sets, with the backbones alone, by their own defaults,
-beside it. Three seeds with AE-U, one with AE and MemAE.
+beside it. All seeds with AE-U, one with AE and MemAE.
 ratio: the share of anomalous images in D_u, whose size stays. pathologies: D_u without anomalies and with
 those of one kind; that kind and one that D_u never has, each against as many normal images of `test`. Both on
 chest X-rays, with one seed and without refinement. tried: other refinements, on cxr_nih, with one seed.
 
 --full is that at 128 pixels with all seeds, 250 and 100 epochs, and refinement everywhere, for a GPU.
 
-Cells resume; they go to ddad.jsonl in --results, the tables to ddad.md, and of seed 0 of the headline with
-AE-U histograms of the scores and maps to ddad_*.png; those of --full to ddad_full*, those of N epochs to
-ddad_N_epochs*.
+Cells are kept in ddad/cells.jsonl of --results, the tables in table.md, and of seed 0 of the headline with
+AE-U histograms of the scores and maps, where such pictures may be published. Those of --full and of N epochs
+go to folders of their own, ddad_full and ddad_N_epochs. Ensembles take more than 150 s: --limit 0.
 """
 
-import argparse
 import copy
 import time
 from functools import partial
-from pathlib import Path
+from itertools import product
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
-from _data import FOLDER
-from _data import load as load_set
-from _detectors import make, with_epochs
-from accuracy import mean, read, run, table
 from sklearn.utils import Bunch
 
-from skanomaly import DDAD, metrics
+from skanomaly import DDAD, _comparison, metrics
+from skanomaly._comparison import compare, make, may_draw, mean, parse, select, table, with_epochs
 from skanomaly.plotting import ScoreHistogramDisplay
 
 SETS = "cxr_pneumonia", "cxr_nih", "brain_mri"
@@ -72,7 +67,7 @@ def load(name, folder):
     "cxr_pneumonia_64, 50 %", "cxr_pneumonia_64, viral pneumonia".
     """
     name, _, unlabelled = name.partition(", ")
-    splits = load_set(name, folder)
+    splits = _comparison.load(name, folder)
     val, test = splits["val"], splits["test"]
     draw = np.random.default_rng(0).permutation
     normal, anomalous = (draw(np.flatnonzero(val.target == label)) for label in (1, -1))
@@ -150,27 +145,27 @@ def draw_maps(detector, test, path, *, n=3):
     plt.close(figure)
 
 
-def figures(cells, data, detector, component, test="test"):
-    """AUROC and AP, and the number of seeds."""
-    same = [cell for cell in cells if (cell["data"], cell["detector"]) == (data, detector)]
-    same = [cell["tests"][test][component] for cell in same]
-    return [mean(same, key) if same else "" for key in ("auroc", "ap")], len(same)
+def figures(cells, data, detector, scores, tests=("test",)):
+    """Number of seeds, and AUROC and AP of each score on each test."""
+    same = select(cells, data=data, detector=detector)
+    wanted = product(scores, tests, ("auroc", "ap"))
+    return [len(same), *(mean(same, "tests", test, score, key) for score, test, key in wanted)]
+
+
+def pairs(names):
+    return [f"{name} {figure}" for name in names for figure in ("AUROC", "AP")]
 
 
 def headline(cells, sets, rows):
     lines = []
     for label, detector, component in rows:
-        found, n_seeds = zip(*(figures(cells, data, detector, component) for data in sets))
-        if any(n_seeds):
-            seeds = "/".join(map(str, n_seeds if len(set(n_seeds)) > 1 else n_seeds[:1]))
-            lines.append([label, seeds, *np.concatenate(found)])
-    return table(
-        ["score", "seeds", *(f"{data} {figure}" for data in sets for figure in ("AUROC", "AP"))], lines
-    )
+        n_seeds, *found = zip(*(figures(cells, data, detector, [component]) for data in sets))
+        n_seeds = "/".join(map(str, n_seeds if len(set(n_seeds)) > 1 else n_seeds[:1]))
+        lines.append([label, n_seeds, *np.transpose(found).ravel()])
+    return table(["score", "seeds", *pairs(sets)], lines)
 
 
 def report(cells, size, refined):
-    latest = list({cell["key"]: cell for cell in cells if "error" not in cell}.values())
     sets, studied = [f"{name}_{size}" for name in SETS], f"{STUDIED}_{size}"
     alone = [(f"{name} alone", name, score) for name, score in BACKBONES.values()]
     one_class, dual = (
@@ -181,98 +176,78 @@ def report(cells, size, refined):
         ]
         for of in (ONE_CLASS, list(SCORES)[3:])
     )
-    text = [
-        "Made by `python benchmarks/ddad.py`. Test split; mean of the seeds (standard deviation).\n",
-        "From normal images alone:\n",
-        headline(latest, sets, alone + one_class),
-        "With unlabelled images:\n",
-        headline(latest, sets, dual),
-    ]
     scores = list(SCORES) if refined else ["rec", "intra", "inter"]
-    lines = []
-    for ratio in RATIOS:
-        found, n_seeds = zip(*(figures(latest, f"{studied}, {ratio}", STUDY, score) for score in scores))
-        if any(n_seeds):
-            lines.append([ratio, n_seeds[0], *np.concatenate(found)])
-    head = [f"{SCORES[score]} {figure}" for score in scores for figure in ("AUROC", "AP")]
-    text += [
-        f"{studied}, {STUDY}, by the anomalous share of D_u:\n",
-        table(["D_u", "seeds", *head], lines),
-    ]
-    lines = []
-    for score, unlabelled in (("rec", RATIOS[0]), ("inter", RATIOS[0]), ("inter", SEEN)):
-        found, n_seeds = zip(
-            *(figures(latest, f"{studied}, {unlabelled}", STUDY, score, test) for test in (SEEN, UNSEEN))
+    ratios = [[ratio, *figures(cells, f"{studied}, {ratio}", STUDY, scores)] for ratio in RATIOS]
+    kinds = [
+        [
+            SCORES[score],
+            shown,
+            *figures(cells, f"{studied}, {unlabelled}", STUDY, [score], (SEEN, UNSEEN)),
+        ]
+        for score, shown, unlabelled in (
+            ("rec", "", RATIOS[0]),
+            ("inter", "normal", RATIOS[0]),
+            ("inter", f"normal and {SEEN}", SEEN),
         )
-        if any(n_seeds):
-            shown = "" if score == "rec" else "normal" if unlabelled == RATIOS[0] else f"normal and {SEEN}"
-            lines.append([SCORES[score], shown, n_seeds[0], *np.concatenate(found)])
-    head = [f"{kind} {figure}" for kind in (SEEN, UNSEEN) for figure in ("AUROC", "AP")]
-    text += [
-        f"{studied}, {STUDY}, tests with one kind of anomaly and as many normal images:\n",
-        table(["score", "D_u", "seeds", *head], lines),
     ]
-    lines = []
-    for label in TRIED:
-        found, n_seeds = zip(*(figures(latest, sets[1], f"{STUDY}, {label}", score) for score in SCORES))
-        if any(n_seeds):
-            lines.append([label, n_seeds[0], *np.concatenate(found)])
-    head = [f"{name} {figure}" for name in SCORES.values() for figure in ("AUROC", "AP")]
-    if lines:
-        text += [f"{sets[1]}, {STUDY}, other refinements:\n", table(["refinement", "seeds", *head], lines)]
+    tried = [[label, *figures(cells, sets[1], f"{STUDY}, {label}", SCORES)] for label in TRIED]
+    text = [
+        "Made by `python benchmarks/studies/ddad.py --seeds 3 --limit 0`. Test split; mean of the seeds "
+        "(standard deviation).\n",
+        "From normal images alone:\n",
+        headline(cells, sets, alone + one_class),
+        "With unlabelled images:\n",
+        headline(cells, sets, dual),
+        f"{studied}, {STUDY}, by the anomalous share of D_u:\n",
+        table(["D_u", "seeds", *pairs(SCORES[score] for score in scores)], ratios),
+        f"{studied}, {STUDY}, tests with one kind of anomaly and as many normal images:\n",
+        table(["score", "D_u", "seeds", *pairs((SEEN, UNSEEN))], kinds),
+        f"{sets[1]}, {STUDY}, other refinements:\n",
+        table(["refinement", "seeds", *pairs(SCORES.values())], tried),
+    ]
     return "\n".join(text)
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    options = parse(
+        __doc__,
+        __file__,
+        sets={"default": SETS, "choices": SETS},
+        parts={"nargs": "+", "default": PARTS, "choices": PARTS},
+        full={"action": "store_true", "help": "the size of the paper"},
     )
-    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
-    parser.add_argument("--backbones", nargs="+", default=list(BACKBONES), choices=BACKBONES)
-    parser.add_argument("--sets", nargs="+", default=SETS, choices=SETS)
-    parser.add_argument("--full", action="store_true")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, help="of everything, for a short run")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    stem = "ddad" + "_full" * arguments.full
-    stem += f"_{arguments.epochs}_epochs" if arguments.epochs else ""  # never mixed with whole runs
-    size, epochs = (128, "max_epochs=250,refinement_epochs=100") if arguments.full else (64, "max_epochs=100")
-    path = arguments.results / f"{stem}.jsonl"
+    size, epochs = (128, "max_epochs=250,refinement_epochs=100") if options.full else (64, "max_epochs=100")
     cells = []
-    for seed in range(arguments.seeds):
-        for backbone in arguments.backbones if "headline" in arguments.parts else ():
-            if seed == 0 or backbone == "aeu" or arguments.full:
-                name, _ = BACKBONES[backbone]
+    for seed in range(options.seeds):
+        for backbone, (name, _) in BACKBONES.items() if "headline" in options.parts else ():
+            if seed == 0 or backbone == "aeu" or options.full:
                 detectors = {name: name, f"DDAD ({name})": f"DDAD:backbone={backbone},{epochs}"}
                 cells += [
                     (f"{data}_{size}", label, variant, seed)
-                    for data in arguments.sets
+                    for data in options.sets
                     for label, variant in detectors.items()
                 ]
-        if seed == 0 or arguments.full:
+        if seed == 0 or options.full:
             unlabelled = dict.fromkeys(
                 (
-                    *(RATIOS if "ratio" in arguments.parts else ()),
-                    *((RATIOS[0], SEEN) if "pathologies" in arguments.parts else ()),
+                    *(RATIOS if "ratio" in options.parts else ()),
+                    *((RATIOS[0], SEEN) if "pathologies" in options.parts else ()),
                 )
             )
-            variant = f"DDAD:backbone=aeu,{epochs},refine={arguments.full}"
+            variant = f"DDAD:backbone=aeu,{epochs},refine={options.full}"
             cells += [(f"{STUDIED}_{size}, {of}", STUDY, variant, seed) for of in unlabelled]
-            for label, options in TRIED.items() if "tried" in arguments.parts else ():
-                variant = f"DDAD:backbone=aeu,{epochs},{options}"
+            for label, settings in TRIED.items() if "tried" in options.parts else ():
+                variant = f"DDAD:backbone=aeu,{epochs},{settings}"
                 cells.append((f"{SETS[1]}_{size}", f"{STUDY}, {label}", variant, seed))
-    for data, label, variant, seed in cells:
-        detector = with_epochs(make(variant, random_state=seed), arguments.epochs)
-        shown = seed == 0 and label == STUDY and "," not in data
-        picture = arguments.results / f"{stem}_{data}" if shown else None
-        run([(data, label, detector)], path, FOLDER, load=load, evaluate=partial(evaluate, stem=picture))
-        text = report(read(path), size, arguments.full)
-        (arguments.results / f"{stem}.md").write_text(text)
-    print(text)
+
+    def prepared(data, label, variant, seed):
+        shown = seed == 0 and label == STUDY and "," not in data and may_draw(data, options.folder)
+        stem = options.folder / data if shown else None
+        detector = with_epochs(make(variant, random_state=seed), options.epochs)
+        return data, label, detector, partial(evaluate, stem=stem)
+
+    text = partial(report, size=size, refined=options.full)
+    compare(options, (prepared(*cell) for cell in cells), text, load=load)
 
 
 if __name__ == "__main__":

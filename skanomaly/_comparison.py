@@ -1,0 +1,441 @@
+"""Detectors compared on data sets: cells that are kept, the tables made of them, and one command line.
+
+A cell is one detector, fitted to one data set and judged on it. Its key is the data, the detector's class and
+parameters and the seed; beside it stands a digest of the code that made it. A cell of other code is run again
+by the ordinary command, and marked in the tables until then.
+
+The rule for tables made on two cores: one seed, three sets, 150 s a cell; what is missing is shown as "-".
+These are the defaults of the command line. Three seeds are for figures that a claim depends on.
+"""
+
+import argparse
+import ast
+import hashlib
+import importlib
+import inspect
+import json
+import math
+import os
+import re
+import signal
+import time
+import traceback
+from contextlib import contextmanager
+from functools import cache, partial, reduce
+from operator import getitem
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.utils import Bunch
+
+from . import metrics
+from ._detector import PROCESS_PARAMETERS
+from ._discovery import all_detectors
+from .segmentation import residual_mask
+
+FOLDER = Path(os.environ.get("SKANOMALY_DATA", Path(__file__).parents[2] / "shared" / "data"))
+SETS = "cxr_pneumonia_64", "cxr_nih_64", "brain_mri_64"
+#: First words of the names of sets whose images may be published.
+MAY_SHIP = "cxr_pneumonia", "cxr_nih", "oct_tiny", "mnist"
+#: Rooms whose code decides what a detector learns and how it scores.
+ROOMS = {"detectors", "networks", "training", "transforms", "synthesis", "patches"}
+ROOMS |= {"_losses", "_search", "_windows"}
+KEY = "data", "file", "classes", "parameters", "seed"
+FALSE_ALARM_RATE = 0.05
+N_PIXEL_RESAMPLES = 50  # of a million pixels each
+AT_THRESHOLD = "accuracy", "sensitivity", "specificity", "f1"
+STALE = "†"
+
+
+# Data sets and detectors by name.
+
+
+def load(name, folder=FOLDER):
+    """Images and labels (1 normal, -1 anomalous) of one npz file, by split.
+
+    The file holds `images`, `labels` (0 normal, 1 anomalous) and `split` ("train", "val", "test"), and may
+    hold `group_ids` (patients), `mask`, and `class_names` with the `class_index` of each image.
+
+    Returns
+    -------
+    dict of "train", "val" and "test" to Bunch with images, target, and groups, masks and kinds or None
+    """
+    with np.load(Path(folder) / f"{name}.npz") as file:
+        arrays = dict(file)
+    parts = {
+        "images": arrays["images"],
+        "target": np.where(arrays["labels"] == 1, -1, 1),
+        "groups": arrays.get("group_ids"),
+        "masks": arrays["mask"].astype(bool) if "mask" in arrays else None,
+        "kinds": arrays["class_names"][arrays["class_index"]] if "class_names" in arrays else None,
+    }
+    return {
+        split: Bunch(**{key: of if of is None else of[arrays["split"] == split] for key, of in parts.items()})
+        for split in ("train", "val", "test")
+    }
+
+
+def names():
+    """Detectors that are compared unless others are named: all but those that hold another one."""
+    return [name for name, cls in all_detectors() if "detector" not in inspect.signature(cls).parameters]
+
+
+def make(variant, **parameters):
+    """A detector for "FAnoGAN" or "FAnoGAN:encoder_training=izi,lr=1e-3"."""
+    name, _, settings = variant.partition(":")
+    known = dict(all_detectors())
+    if name not in known:
+        raise SystemExit(f"there is no detector {name!r}; there are {', '.join(known)}")
+    for setting in filter(None, re.split(r",(?![^()]*\))", settings)):  # not within parentheses
+        parameter, _, value = setting.partition("=")
+        try:
+            parameters[parameter] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            parameters[parameter] = value
+    return known[name](**parameters)
+
+
+def with_epochs(detector, n_epochs):
+    """Every stage as long as this, and searches of ten times as many steps; None leaves them."""
+    if n_epochs:
+        for name in detector.get_params():
+            if name == "max_epochs" or name.endswith("_epochs"):
+                detector.set_params(**{name: n_epochs})
+            elif name == "n_search":
+                detector.set_params(n_search=10 * n_epochs)
+    return detector
+
+
+# The code that a score depends on.
+
+
+def _is_docstring(node):
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def _form(node):
+    """A syntax tree without docstrings and annotations, alike in all versions of Python."""
+    if isinstance(node, list):
+        return [_form(item) for item in node if not _is_docstring(item)]
+    if not isinstance(node, ast.AST):
+        return node
+    # Newer versions have more fields; those without a value are left out.
+    fields = {name: value for name, value in ast.iter_fields(node) if value not in (None, [])}
+    return type(node).__name__, {
+        name: _form(value) for name, value in fields.items() if name not in ("annotation", "returns")
+    }
+
+
+def _modules(name, found):
+    """Add to `found` the tree of the module, and those of what it imports from ROOMS."""
+    module = importlib.import_module(name)
+    found[name] = ast.parse(inspect.getsource(module))
+    for node in ast.walk(found[name]):
+        if isinstance(node, ast.ImportFrom):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), module.__package__)
+            for alias in node.names if base.split(".")[0] == __package__ else ():
+                value = getattr(importlib.import_module(base), alias.name)
+                # A package imports all it has: what counts is where the name is defined.
+                defined = inspect.isclass(value) or inspect.isfunction(value)
+                origin = value.__module__ if defined else getattr(value, "__name__", base)
+                if origin not in found and ROOMS & {*origin.split(".")[1:2]}:
+                    _modules(origin, found)
+    return found
+
+
+@cache
+def code_digest(*classes):
+    """Digest of the code that scores of detectors of these names depend on, as far as it is the package's.
+
+    Comments, docstrings and annotations do not count, nor does what all detectors share.
+    """
+    found = {}
+    for name, cls in all_detectors():
+        if name in classes:
+            _modules(cls.__module__, found)
+    text = "\n".join(sorted(repr(_form(tree)) for tree in found.values()))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# Cells.
+
+
+def identity(data, file, detector):
+    """What tells a cell from others, and the digest of its code."""
+    held = (type(part).__name__ for part in detector.get_params().values() if hasattr(part, "get_params"))
+    classes = sorted({type(detector).__name__, *held})
+    without = PROCESS_PARAMETERS | {"random_state"}
+    parameters = {
+        name: value if isinstance(value, (bool, int, float, str, type(None))) else repr(value)
+        for name, value in detector.get_params(deep=False).items()
+        if name not in without
+    }
+    values = data, file, classes, parameters, detector.random_state
+    return dict(zip(KEY, values)) | {"code": code_digest(*classes)}
+
+
+def _key(cell):
+    return json.dumps([cell[name] for name in KEY], sort_keys=True)
+
+
+@contextmanager
+def time_limit(seconds):
+    """TimeoutError, by the alarm signal of the system, after so many seconds; 0 is no limit."""
+
+    def stop(signum, frame):
+        raise TimeoutError(f"more than {seconds:g} s")
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+class Cells:
+    """What is kept in a file, one cell a line."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+
+    def read(self):
+        """All lines; one that a killed run left unfinished is passed over."""
+        cells = []
+        for line in self.path.read_text().splitlines() if self.path.exists() else []:
+            try:
+                cells.append(json.loads(line))
+            except json.JSONDecodeError:
+                print(f"passing over an unfinished line of {self.path}")
+        return cells
+
+    def results(self):
+        """The last result of each cell, in order; it is "stale" if its detector's code has changed."""
+        cells = [
+            cell | {"stale": cell["code"] != code_digest(*cell["classes"])}
+            for cell in self.read()
+            if "error" not in cell
+        ]
+        # The last one stays: a result of the present code, if there is any.
+        latest = {_key(cell): cell for cell in sorted(cells, key=lambda cell: not cell["stale"])}.values()
+        return sorted(latest, key=lambda cell: (cell["data"], cell["detector"], cell["seed"]))
+
+    def failed(self):
+        """Cells whose last line is an error."""
+        return [cell for cell in {_key(cell): cell for cell in self.read()}.values() if "error" in cell]
+
+    def adopt(self, classes):
+        """Take results of these classes, or of all, for those of the present code."""
+        cells = [*self.results(), *self.failed()]
+        for cell in cells:
+            cell.pop("stale", None)
+            if not classes or set(classes) & set(cell["classes"]):
+                cell["code"] = code_digest(*cell["classes"])
+        self.path.write_text("".join(json.dumps(cell) + "\n" for cell in cells))
+
+    def run(self, name, label, detector, evaluate, load, folder, limit):
+        """Append the result of evaluate(detector, load(name, folder)), unless it is there; then it is False.
+
+        Errors are tried again, and so is what ran out of time if there is more of it now.
+        """
+        file = folder / f"{name.partition(', ')[0]}.npz"  # the rest says what is made of it
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.exists() else None
+        cell = identity(name, digest, detector)
+        for old in self.read():
+            same = _key(old) == _key(cell) and old["code"] == cell["code"]
+            if same and ("error" not in old or old.get("limit", 0) >= (limit or math.inf)):
+                return False
+        cell["detector"] = label
+        try:
+            with time_limit(limit):
+                cell |= evaluate(detector, load(name, folder))
+        except Exception as error:  # one cell must not take the others with it
+            traceback.print_exc()
+            cell["error"] = f"{type(error).__name__}: {error}"
+            if isinstance(error, TimeoutError):
+                cell["limit"] = limit
+        with self.path.open("a+b") as file:
+            # On a line of its own, also after an unfinished one.
+            file.seek(max(0, file.tell() - 1))
+            newline = b"" if file.read(1) in (b"", b"\n") else b"\n"
+            file.write(newline + json.dumps(cell).encode() + b"\n")
+        print({name: value for name, value in cell.items() if name not in KEY}, flush=True)
+        return True
+
+
+def compare(options, cells, report, *, load=load):
+    """Run the cells that have no result of the present code, and write report(results) after each.
+
+    Parameters
+    ----------
+    options : Namespace
+        From `parse`; cells are kept in ``cells.jsonl`` of its folder, the tables in ``table.md``.
+    cells : iterable of (data, label, detector) or (data, label, detector, evaluate)
+    report : callable
+        Text with the tables of a list of cells.
+    load : callable
+        load(data, folder) is what `evaluate` gets after the detector.
+
+    Returns
+    -------
+    results : list of cells
+    """
+    store = Cells(options.folder / "cells.jsonl")
+
+    def write():
+        text = report(store.results())
+        text += f"\n{STALE} Of earlier code of this detector.\n" * (STALE in text)
+        if failed := store.failed():
+            rows = [[cell[name] for name in ("data", "detector", "seed", "error")] for cell in failed]
+            text += "\nWithout a result:\n\n" + table(("data", "detector", "seed", "error"), rows)
+        (options.folder / "table.md").write_text(text)
+        return text
+
+    if options.adopt is not None:
+        store.adopt(options.adopt)
+        cells = ()
+    for data, label, detector, *rest in cells:
+        if store.run(data, label, detector, *(rest or [evaluate]), load, options.data, options.limit):
+            write()
+    print(write())
+    return store.results()
+
+
+# Tables.
+
+
+def select(cells, **wanted):
+    """Cells with these values."""
+    return [cell for cell in cells if all(cell[name] == value for name, value in wanted.items())]
+
+
+def mean(cells, *path):
+    """Mean of cells[...][path[0]][path[1]]..., with the standard deviation if there is more than one seed;
+    of a value with an interval, the means of its ends too. "-" for no cells.
+    """
+    if not cells:
+        return "-"
+    values = np.array([reduce(getitem, path, cell) for cell in cells], dtype=float)
+    of, *interval = values.T if values.ndim == 2 else (values,)
+    text = f"{of.mean():.3f}" + (f" ({of.std(ddof=1):.3f})" if len(of) > 1 else "")
+    text += " [{:.3f}, {:.3f}]".format(*np.mean(interval, axis=1)) if interval else ""
+    return text + f" {STALE}" * any(cell["stale"] for cell in cells)
+
+
+def table(head, rows):
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
+
+
+# The usual evaluation.
+
+
+def evaluate(detector, splits):
+    """Trained on `train`, calibrated on the normal images of `val`, judged on `test`, each image as seldom as
+    can be: some detectors take a second for one.
+    """
+    train, val, test = splits["train"], splits["val"], splits["test"]
+    start = time.perf_counter()
+    detector.fit(train.images)
+    result = {"fit_seconds": time.perf_counter() - start, "n_val_normal": int((val.target == 1).sum())}
+    start = time.perf_counter()
+    _, scores, maps = zip(*detector.iter_batches(test.images))
+    score = -np.concatenate(scores)
+    result["images_per_second"] = len(score) / (time.perf_counter() - start)
+    normal = score[test.target == 1]
+    result["false_alarms_before"] = float(np.mean(normal > -detector.offset_))
+    detector.calibrate(val.images[val.target == 1], false_alarm_rate=FALSE_ALARM_RATE)
+    result["false_alarms_after"] = float(np.mean(normal > -detector.offset_))
+    result["val_auroc"] = np.nan
+    if (val.target == -1).any():
+        result["val_auroc"] = metrics.auroc(val.target, -detector.score_samples(val.images))
+
+    def with_interval(metric, score, **options):
+        options |= {"groups": test.groups, "random_state": 0}
+        interval = metrics.bootstrap_interval(metric, test.target, score, **options)
+        return [metric(test.target, score, anomaly_label=-1), *interval]
+
+    def decided(key, y, score, **options):
+        # `predict` calls a score equal to offset_ normal.
+        options["threshold"] = np.nextafter(-detector.offset_, np.inf)
+        return metrics.classification_metrics(y, score, **options)[key]
+
+    functions = {"auroc": metrics.auroc, "ap": metrics.average_precision}
+    functions |= {key: partial(decided, key) for key in AT_THRESHOLD}
+    result |= {key: with_interval(metric, score) for key, metric in functions.items()}
+    components = detector.score_components(test.images)
+    result["components"] = {name: metrics.auroc(test.target, value) for name, value in components.items()}
+    if test.masks is not None and maps[0] is not None:
+        maps = np.concatenate(maps)
+
+        def of_rows(metric, y, rows, *, anomaly_label):
+            return metric(test.masks[rows.astype(int)], maps[rows.astype(int)])
+
+        functions = {
+            "pixel_auroc": metrics.pixel_auroc,
+            "pixel_ap": metrics.pixel_average_precision,
+            "pro": metrics.pro,
+            "dice": lambda masks, maps: metrics.dice(masks, residual_mask(maps, detector.pixel_offset_)),
+            "best_dice": lambda masks, maps: metrics.best_dice(masks, maps)[0],
+        }
+        # What is drawn are rows; a "score" is the number of one.
+        result |= {
+            key: with_interval(partial(of_rows, metric), np.arange(len(score)), n_resamples=N_PIXEL_RESAMPLES)
+            for key, metric in functions.items()
+        }
+    return result
+
+
+# The command line.
+
+OPTIONS = {
+    "sets": {"nargs": "+", "default": SETS, "help": "names of npz files"},
+    "data": {"type": Path, "default": FOLDER, "help": "folder of the npz files"},
+    "seeds": {"type": int, "default": 1, "help": "how many; 0 only writes the tables"},
+    "epochs": {"type": int, "help": "of every stage, and a tenth of the steps of a search; for a short run"},
+    "limit": {"type": float, "default": 150, "help": "seconds that a cell may take; 0 is no limit"},
+    "threads": {"type": int, "default": 2, "help": "of torch"},
+    "results": {"type": Path, "help": "folder that gets a folder for each command"},
+    "adopt": {
+        "nargs": "*",
+        "metavar": "CLASS",
+        "help": "run nothing, but take the results of these detectors, or of all, for those of the present "
+        "code: after a change that was shown to leave scores bit-equal",
+    },
+}
+
+
+def parse(doc, file, *common, **own):
+    """Options of a command; short runs and those at full size have folders of their own.
+
+    Parameters
+    ----------
+    doc, file : str
+        Docstring and path of the script, which lies in a folder "benchmarks".
+    *common : str
+        The names of `OPTIONS` that it takes; all of them, if none are given.
+    **own : dict
+        Its other options, by name, as for ``add_argument``; or a default for one of `OPTIONS`.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    own = {name: value if isinstance(value, dict) else {"default": value} for name, value in own.items()}
+    for name in dict.fromkeys([*(common or OPTIONS), *own]):
+        parser.add_argument(f"--{name.replace('_', '-')}", **OPTIONS.get(name, {}) | own.get(name, {}))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if "results" in options:
+        file = Path(file).resolve()
+        study = file.stem + "_full" * getattr(options, "full", False)
+        study += f"_{options.epochs}_epochs" if options.epochs else ""
+        home = next(folder for folder in file.parents if folder.name == "benchmarks")
+        options.folder = (options.results or home / "results") / study
+        options.folder.mkdir(parents=True, exist_ok=True)
+    return options
+
+
+def may_draw(name, folder):
+    """Whether pictures of a set may lie in a folder: outside the repository, those of any set."""
+    repository = Path(__file__).resolve().parents[1]
+    return name.startswith(MAY_SHIP) or not Path(folder).resolve().is_relative_to(repository)
