@@ -127,21 +127,19 @@ def _form(node):
     }
 
 
-def _modules(name, found):
-    """Add to `found` the tree of the module, and those of what it imports from ROOMS."""
+@cache
+def _module(name):
+    """What a module says, and the modules of ROOMS from which it imports."""
     module = importlib.import_module(name)
-    found[name] = ast.parse(inspect.getsource(module))
-    for node in ast.walk(found[name]):
-        if isinstance(node, ast.ImportFrom):
-            base = importlib.util.resolve_name("." * node.level + (node.module or ""), module.__package__)
-            for alias in node.names if base.split(".")[0] == __package__ else ():
-                value = getattr(importlib.import_module(base), alias.name)
-                # A package imports all it has: what counts is where the name is defined.
-                defined = inspect.isclass(value) or inspect.isfunction(value)
-                origin = value.__module__ if defined else getattr(value, "__name__", base)
-                if origin not in found and ROOMS & {*origin.split(".")[1:2]}:
-                    _modules(origin, found)
-    return found
+    tree, origins = ast.parse(inspect.getsource(module)), set()
+    for node in (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)):
+        base = importlib.util.resolve_name("." * node.level + (node.module or ""), module.__package__)
+        for alias in node.names if base.split(".")[0] == __package__ else ():
+            value = getattr(importlib.import_module(base), alias.name)
+            # A package imports all it has: what counts is where the name is defined.
+            defined = inspect.isclass(value) or inspect.isfunction(value)
+            origins.add(value.__module__ if defined else getattr(value, "__name__", base))
+    return repr(_form(tree)), {origin for origin in origins if ROOMS & {*origin.split(".")[1:2]}}
 
 
 @cache
@@ -150,12 +148,12 @@ def code_digest(*classes):
 
     Comments, docstrings and annotations do not count, nor does what all detectors share.
     """
-    found = {}
-    for name, cls in all_detectors():
-        if name in classes:
-            _modules(cls.__module__, found)
-    text = "\n".join(sorted(repr(_form(tree)) for tree in found.values()))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    texts, todo = {}, {cls.__module__ for name, cls in all_detectors() if name in classes}
+    while todo:
+        name = todo.pop()
+        texts[name], origins = _module(name)
+        todo |= origins - set(texts)
+    return hashlib.sha256("\n".join(sorted(texts.values())).encode()).hexdigest()[:16]
 
 
 # Cells.

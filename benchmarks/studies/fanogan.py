@@ -46,6 +46,8 @@ OTHERS = {"AE": "AutoEncoder", "AdvAE": "AdversarialAutoEncoder:adversary=image"
 ORDERS = ["izi_f", "ziz", "izi"], ["f-AnoGAN", "iterative", "AE", "AdvAE", "ALI", "A_D"]
 SEARCHED = "iterative", "AnoGAN"
 N_SEARCHED = 64
+N_BETWEEN = 13  # points on a line between codes
+N_SHOWN = 2  # images with maps, of each class
 FULL_WIDTH = 64, ("FAnoGAN", "AnoGAN", "ALI")
 
 
@@ -260,10 +262,10 @@ def draw_lines(models):
         torch.manual_seed(0)
         codes = detector.network_.draw_codes(6).cpu().numpy()
     ends = [*zip(codes[::2], codes[1::2]), *zip(normal[:6:2], normal[1:6:2])]
-    figure, axes = plt.subplots(len(ends), 13, figsize=(11, 5.3), layout="constrained")
+    figure, axes = plt.subplots(len(ends), N_BETWEEN, figsize=(11, 5.3), layout="constrained")
     low, high = detector.intensity_range_
     for k, (row, line) in enumerate(zip(axes, ends)):
-        for ax, image in zip(row, detector.interpolate(*line)):
+        for ax, image in zip(row, detector.interpolate(*line, n=N_BETWEEN)):
             ax.imshow(image, cmap="gray", vmin=low, vmax=high)
             ax.set(xticks=[], yticks=[])
         row[0].set_ylabel("random codes" if k < len(codes) // 2 else "test images", fontsize=7)
@@ -274,7 +276,7 @@ def draw_maps(models):
     """The same images, reconstructed and compared by each method; each map on the scale of normal images."""
     n_search = {"n_search": 10 * models.epochs} if models.epochs else {}
     rows, target = models.searched["test"], models.splits["test"].target
-    shown = np.concatenate([rows[target[rows] == label][:2] for label in (-1, 1)])
+    shown = np.concatenate([rows[target[rows] == label][:N_SHOWN] for label in (-1, 1)])
     images = models.splits["test"].images[shown]
     columns = {}
     for method in ("ziz", "izi", "izi_f", "AnoGAN"):

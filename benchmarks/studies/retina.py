@@ -43,6 +43,7 @@ from skanomaly.staging import AnomalyStager, CentroidStager
 
 N_SCANS = {"train": 200, "val": 50}
 TEST = 20, 4  # seeds, and scans of each
+N_DRAWS = 500  # of patients, for intervals
 MIN_SIZE = 20  # pixels of a region
 FLUID = "intraretinal fluid", "subretinal fluid"
 
@@ -57,7 +58,7 @@ def mean_with_interval(metric, seeds, groups):
     rng = np.random.default_rng(0)
     names, member = np.unique(groups, return_inverse=True)
     of = [np.flatnonzero(member == k) for k in range(len(names))]
-    draws = [np.concatenate([of[k] for k in rng.integers(0, len(of), len(of))]) for _ in range(500)]
+    draws = [np.concatenate([of[k] for k in rng.integers(0, len(of), len(of))]) for _ in range(N_DRAWS)]
     with warnings.catch_warnings():
         # A draw of one class only says nothing, and is left out as nan.
         warnings.simplefilter("ignore", UndefinedMetricWarning)

@@ -54,6 +54,7 @@ OTHERS = "similarity=dot", "n_windows=2", "k=1", "n_slots=50", "rho=0.5"
 PARTS = "headline", "components", "robustness", "contamination", "chest"
 
 
+@cache
 def load(name, folder):
     """Images by split, of a file or for a name as "400 grids, 75 % normal"."""
     if "grids" not in name:
