@@ -13,6 +13,9 @@ Cells are kept in accuracy/cells.jsonl of --results and are not run again, unles
 their detector has changed. The tables go to table.md beside it, the AUROCs in short to summary.md.
 """
 
+from functools import partial
+from itertools import product
+
 import numpy as np
 from scipy.stats import binom
 
@@ -20,6 +23,7 @@ from skanomaly import _comparison
 from skanomaly._comparison import AT_THRESHOLD, FALSE_ALARM_RATE, make, mean, select, table, with_epochs
 
 KIND = "data", "detector"
+N_BEST = 8  # in the summary
 PIXELS = {"pixel_auroc": "pixel AUROC", "pixel_ap": "pixel AP", "pro": "PRO", "dice": "Dice"}
 PIXELS |= {"best_dice": "best Dice"}
 
@@ -31,14 +35,18 @@ def false_alarms(same):
     return mean(same, "false_alarms_before"), after, f"{low:.3f} - {high:.3f} ({n} images)"
 
 
-def report(cells):
-    kinds = dict.fromkeys((cell["data"], cell["detector"]) for cell in cells)
-    kinds = {kind: select(cells, **dict(zip(KIND, kind))) for kind in kinds}
+def report(cells, expected=()):
+    """Tables of the cells, and a row of "-" for each pair (data, detector) of `expected` that has none."""
+    kinds = sorted({*expected, *((cell["data"], cell["detector"]) for cell in cells)})
+    every = {kind: select(cells, **dict(zip(KIND, kind))) for kind in kinds}
+    kinds = {kind: same for kind, same in every.items() if same}
 
     def part(title, head, row, kinds=kinds):
         return f"{title}\n\n" + table([*KIND, *head], [[*kind, *row(same)] for kind, same in kinds.items()])
 
     def ranking(same):
+        if not same:
+            return 0, *"-----"
         times = (np.mean([cell[key] for cell in same]) for key in ("fit_seconds", "images_per_second"))
         figures = (mean(same, key) for key in ("auroc", "ap", "val_auroc"))
         return len(same), *figures, *(f"{time:.0f}" for time in times)
@@ -54,6 +62,7 @@ def report(cells):
             "ends averaged over the seeds. Seconds are of two cores that did other things too.",
             ("seeds", "AUROC", "AP", "AUROC on val", "fit, s", "images/s"),
             ranking,
+            every,
         ),
         part("AUROC of the components of the score:", ["components"], components),
         part(
@@ -78,27 +87,27 @@ def report(cells):
 
 
 def summary(cells, sets, labels):
-    """AUROC of each detector on each set, the best mean first; what lacks a set comes last."""
+    """AUROC of the best detectors on each set, the best mean first; what lacks a set comes last."""
     rows = {}
-    for label in dict.fromkeys([*labels, *(cell["detector"] for cell in cells)]):
+    for label in labels:
         found = (select(cells, data=data, detector=label) for data in sets)
         rows[label] = np.array([np.mean([c["auroc"] for c in of], 0) if of else [np.nan] * 3 for of in found])
-    measured = {label: row for label, row in rows.items() if not np.isnan(row).all()}
-    best = np.nanmax([row[:, 0] for row in measured.values()], axis=0) if measured else ()
+    means = {label: np.nanmean(row[:, 0]) for label, row in rows.items() if not np.isnan(row).all()}
+    best = np.nanmax([rows[label][:, 0] for label in means], axis=0) if means else ()
 
     def shown(figure, best):
         value, low, high = figure
         text = f"**{value:.3f}**" if value == best else f"{value:.3f}"
         return "-" if np.isnan(value) else f"{text} (chance)" if low <= 0.5 <= high else text
 
+    ranked = sorted(means, key=lambda label: (np.isnan(rows[label]).any(), -means[label]))
     lines = [
-        [label, *map(shown, row, best), "-" if np.isnan(row).any() else f"{row[:, 0].mean():.3f}"]
-        for label, row in sorted(
-            measured.items(), key=lambda item: (np.isnan(item[1]).any(), -np.nanmean(item[1][:, 0]))
-        )
+        [label, *map(shown, rows[label], best), "-" if np.isnan(rows[label]).any() else f"{means[label]:.3f}"]
+        for rank, label in enumerate(ranked)
+        if rank < N_BEST or (rows[label][:, 0] == best).any()
     ]
-    missing = ", ".join(label for label in rows if label not in measured)
-    return table(["detector", *sets, "mean"], lines) + f"\nNot measured yet: {missing}.\n" * bool(missing)
+    text = "```{table}\n:class: table-sm\n\n" + table(["detector", *sets, "mean"], lines) + "```\n"
+    return text + f"\n{len(means)} of {len(rows)} detectors have been measured; shown are {len(lines)}.\n"
 
 
 def main():
@@ -106,16 +115,17 @@ def main():
     options = _comparison.parse(__doc__, __file__, sets=None, detectors={"nargs": "+", "default": names})
     sets = _comparison.SETS
     if options.data != _comparison.FOLDER:
-        sets = sorted(path.stem for path in options.data.glob("*.npz"))
-    sets = options.sets or sets
+        sets = options.sets or sorted(path.stem for path in options.data.glob("*.npz"))
     cells = [
         (data, label, with_epochs(make(label, random_state=seed), options.epochs))
-        for data in sets
+        for data in options.sets or sets
         for label in options.detectors
         for seed in range(options.seeds)
     ]
-    results = _comparison.compare(options, cells, report)
-    (options.folder / "summary.md").write_text(summary(results, sets, names))
+    tables = partial(report, expected=list(product(sets, names)))
+    results = _comparison.compare(options, cells, tables)
+    labels = dict.fromkeys([*names, *options.detectors])
+    (options.folder / "summary.md").write_text(summary(results, sets, labels))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Sphinx settings; API pages and tables are written here, from what is found and measured."""
 
 import inspect
-import json
 import sys
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from skanomaly import (
     testing,
     transforms,
 )
+from skanomaly._comparison import Cells, select
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -158,15 +158,14 @@ def write_api_pages():
 
 def false_alarms():
     """Measured with the default parameters: thresholds from training, and calibrated."""
-    file = HERE.parent / "benchmarks" / "results" / "accuracy" / "cells.jsonl"
-    cells = [json.loads(line) for line in file.read_text().splitlines()]
-    names = [name for name, _ in testing.all_detectors()]
-    rates = {}
-    for cell in cells:
-        if cell["detector"] in names and "error" not in cell:
-            both = cell["false_alarms_before"], cell["false_alarms_after"]
-            rates.setdefault((cell["detector"], cell["data"]), []).append(both)
-    rows = [[*kind, *(f"{rate:.3f}" for rate in np.mean(both, axis=0))] for kind, both in rates.items()]
+    cells = Cells(HERE.parent / "benchmarks" / "results" / "accuracy" / "cells.jsonl").results()
+    names = {name for name, _ in testing.all_detectors()}
+    kinds = dict.fromkeys((cell["detector"], cell["data"]) for cell in cells if cell["detector"] in names)
+    rows = []
+    for name, data in sorted(kinds):
+        same = select(cells, detector=name, data=data)
+        both = (np.mean([cell[f"false_alarms_{when}"] for cell in same]) for when in ("before", "after"))
+        rows.append([name, data, *(f"{rate:.3f}" for rate in both)])
     return list_table(["Detector", "Images", "From training (0.1)", "Calibrated (0.05)"], rows)
 
 

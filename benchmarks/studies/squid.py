@@ -224,9 +224,8 @@ def report(cells, parts):
         head = "data", "seeds", "AUROC", "AP", *AT_THRESHOLD, "AUROC on val", "fit, s"
         text += ["Chest X-rays, at the threshold from the normal images of `val` (false alarm rate 0.05):\n"]
         text += [table(head, [[CHEST, len(chest), *figures, f"{seconds:.0f}"]])]
-        names = chest[0]["components"]
-        values = (f"{name} {np.mean([c['components'][name] for c in chest]):.3f}" for name in names)
-        text += [f"AUROC of the components: {', '.join(values)}.\n"]
+        parts = [[name, mean(chest, "components", name)] for name in chest[0]["components"]]
+        text += ["AUROC of the components:\n", table((CHEST, "AUROC"), parts)]
     return "\n".join(text)
 
 
