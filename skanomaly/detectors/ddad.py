@@ -232,8 +232,8 @@ class DDAD(TrainedDetector):
     `batch_size` are those of the members. The refinement has the public code's, 1e-4 and 8.
 
     R_dual is the score by default, as in the paper. From a few hundred normal images the refinement may learn
-    to point the wrong way: benchmarks/ddad.py has AUROCs of .31 for it where A_inter has .88. Compare it with
-    ``score_component="inter"`` on validation images, or leave it out by ``refine=False``.
+    to point the wrong way: benchmarks/studies/ddad.py has AUROCs of .31 for it where A_inter has .88. Compare
+    it with ``score_component="inter"`` on validation images, or leave it out by ``refine=False``.
 
     `score_components` gives the discrepancies themselves, as far as they exist: "rec", "intra" and "inter",
     A in the paper. The refined ones are "refined_intra" and "refined_dual", R in the paper.

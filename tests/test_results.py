@@ -1,0 +1,182 @@
+"""Measured figures: tables are those of the stored cells, and prose quotes what the tables say."""
+
+import importlib
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from skanomaly import _comparison
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+#: File -> sentences with figures as {} -> the cell of a table for each: "study: row / row / column". The row
+#: is the first that begins with these cells; "sd" is the standard deviation, ";" parts cells of one figure.
+QUOTED = {
+    "doc/results.md": {
+        "lift AE-U on pneumonia from {} to {};": (
+            "ddad: AEU alone / cxr_pneumonia_64 AUROC",
+            "ddad: DDAD (AEU), A_inter / cxr_pneumonia_64 AUROC",
+        ),
+    },
+    "doc/results/ddad.md": {
+        "chest X-rays of pneumonia: {} with AE-U, {} and {} with AE and MemAE.": (
+            "ddad: DDAD (AEU), A_inter / cxr_pneumonia_64 AUROC",
+            "ddad: DDAD (AutoEncoder), A_inter / cxr_pneumonia_64 AUROC",
+            "ddad: DDAD (MemAE), A_inter / cxr_pneumonia_64 AUROC",
+        ),
+        "that are all normal it is {},": ("ddad: 0 % / A_inter AUROC",),
+        "with AE: {} for {} on cxr_nih, {} for {} on brain_mri.": (
+            "ddad: DDAD (AutoEncoder), A_inter / cxr_nih_64 AUROC",
+            "ddad: AutoEncoder alone / cxr_nih_64 AUROC",
+            "ddad: DDAD (AutoEncoder), A_inter / brain_mri_64 AUROC",
+            "ddad: AutoEncoder alone / brain_mri_64 AUROC",
+        ),
+        "is the exception, with {} on both:": (
+            "ddad: DDAD (AEU), A_intra / cxr_nih_64 AUROC; ddad: DDAD (AEU), A_intra / brain_mri_64 AUROC",
+        ),
+        "on cxr_pneumonia is {} in the mean of three seeds, with a standard deviation of {};": (
+            "ddad: DDAD (AEU), R_intra / cxr_pneumonia_64 AUROC",
+            "ddad: DDAD (AEU), R_intra / cxr_pneumonia_64 AUROC sd",
+        ),
+        "R_dual on brain_mri is {} where A_inter is {}.": (
+            "ddad: DDAD (AutoEncoder), R_dual / brain_mri_64 AUROC",
+            "ddad: DDAD (AutoEncoder), A_inter / brain_mri_64 AUROC",
+        ),
+        "turns R_dual round ({}, {}),": (
+            "ddad: narrow / R_dual AUROC",
+            "ddad: narrow, 100 epochs / R_dual AUROC",
+        ),
+        "is above all else there ({}).": ("ddad: narrow, spatial codes / A_rec AUROC",),
+    },
+    "doc/results/fanogan.md": {
+        "f-AnoGAN has an AUC of {}, an autoencoder {} and ALI {}.": (
+            "fanogan: cxr_pneumonia_64 / izi_f / AUC",
+            "fanogan: cxr_pneumonia_64 / AE / AUC",
+            "fanogan: cxr_pneumonia_64 / ALI / AUC",
+        ),
+        "as good: {} for both.": ("fanogan: brain_mri_64 / izi_f / AUC; fanogan: brain_mri_64 / AE / AUC",),
+        "below chance there, {}.": ("fanogan: brain_mri_64 / A_D / AUC",),
+        "is chance on chest X-rays, {},": ("fanogan: cxr_pneumonia_64 / ziz / AUC",),
+    },
+    "doc/results/ssl_anovae.md": {
+        "highest mean on fundus_dr ({}) and the second highest on cxr_nih ({}),": (
+            "ssl_anovae: fundus_dr_64 / second encoder trained before / AUROC",
+            "ssl_anovae: cxr_nih_64 / second encoder trained before / AUROC",
+        ),
+    },
+    "doc/results/squid.md": {
+        "a mean AUROC of {} over the kinds of anomalies on grids of digits, and {} on chest X-rays": (
+            "squid: SQUID / score / 3 / mean",
+            "squid: cxr_pneumonia_128 / AUROC",
+        ),
+        "every kind of anomaly, {} in the mean and {} on chest X-rays. The residual, {} and {},": (
+            "squid: SQUID / feature / 3 / mean",
+            "squid: feature / AUROC",
+            "squid: SQUID / residual / 3 / mean",
+            "squid: residual / AUROC",
+        ),
+        "AutoEncoder and MemAE have {} on the grids.": (
+            "squid: AutoEncoder / score / 3 / mean; squid: MemAE / score / 3 / mean",
+        ),
+        "the right digit in {} of the cells where a digit is missing and {} of those with a zero.": (
+            "squid: SQUID / missing / recognised",
+            "squid: SQUID / zero / recognised",
+        ),
+    },
+    "doc/results/retina.md": {
+        "against none is {}, chance, and that of severe grades {} with": (
+            "retina: detection, any grade against none / SSLAnoVAE, stages by residuals",
+            "retina: detection, severe or worse against none / SSLAnoVAE, stages by residuals",
+        ),
+        "Dice {} against {}.": ("retina: layers, graph / all", "retina: residual, blocks of 4, oracle / all"),
+        "finds next to nothing ({}); one that was shown fluid finds most ({}).": (
+            "retina: layers, U-Net / all",
+            "retina: layers, U-Net shown fluid / all",
+        ),
+    },
+    "doc/guide/reproducibility.rst": {
+        "AUROC of an autoencoder varies by {} between seeds, that of a GAN by {} and more": (
+            "accuracy: cxr_nih_64 / AutoEncoder / 3 / AUROC sd",
+            "accuracy: cxr_pneumonia_64 / FAnoGAN / 3 / AUROC sd",
+        ),
+    },
+    "skanomaly/detectors/ddad.py": {
+        "has AUROCs of {} for it where A_inter has {}.": (
+            "ddad: DDAD (AEU), R_dual / cxr_pneumonia_64 AUROC",
+            "ddad: DDAD (AEU), A_inter / cxr_pneumonia_64 AUROC",
+        ),
+    },
+}
+
+
+def figure(reference):
+    """The number that a reference stands for."""
+    study, _, place = reference.removesuffix(" sd").partition(": ")
+    *row, column = place.split(" / ")
+    head = []
+    for line in "\n\n".join(path.read_text() for path in sorted((RESULTS / study).glob("*.md"))).splitlines():
+        cells = line.strip("| ").split(" | ")
+        head = [] if not line.startswith("|") else head or cells
+        if column in head and cells[: len(row)] == row:
+            mean, *spread = re.findall(r"-?\d+\.\d+", cells[head.index(column)].partition("[")[0])
+            return float(spread[0] if reference.endswith(" sd") else mean)
+    raise AssertionError(f"there is no {reference}")
+
+
+def prose(text):
+    """Text on one line, without code blocks and tables."""
+    return re.sub(r"\s+", " ", re.sub(r"```.*?```|^\|.*?$", "", text, flags=re.DOTALL | re.MULTILINE))
+
+
+def sentence(template):
+    return re.escape(template).replace(re.escape("{}"), r"(-?\d?\.\d+)")
+
+
+@pytest.mark.parametrize(
+    ("file", "template"), [(file, one) for file, quoted in QUOTED.items() for one in quoted]
+)
+def test_quoted_figures_are_those_of_the_tables(file, template):
+    found = re.search(sentence(template), prose((ROOT / file).read_text()))
+    assert found, f"{file} does not say: {template}"
+    for quoted, references in zip(found.groups(), QUOTED[file][template], strict=True):
+        half = 0.5 * 10.0 ** -len(quoted.partition(".")[2])
+        for reference in references.split("; "):
+            assert abs(float(quoted) - figure(reference)) < half + 1e-9, f"{reference} is {figure(reference)}"
+
+
+def test_no_figure_is_quoted_without_its_table():
+    """On the pages of results no figure at all; elsewhere none in a sentence about an AUROC."""
+    pages = [ROOT / "doc" / "results.md", *ROOT.glob("doc/results/*.md")]
+    others = [ROOT / "README.md", *ROOT.glob("doc/guide/*.rst"), *ROOT.glob("skanomaly/**/*.py")]
+    for path in pages + others:
+        text = prose(path.read_text())
+        for template in QUOTED.get(str(path.relative_to(ROOT)), ()):
+            text = re.sub(sentence(template), "", text)
+        wanted = r"(?<!\d)\d?\.\d\d" if path in pages else r"AUROCs? [^.=\n]{0,40}(?<!\d)0?\.\d\d"
+        assert not re.findall(wanted, text), path
+
+
+@pytest.mark.parametrize("study", ["accuracy", "ddad", "ssl_anovae", "squid"])
+def test_tables_are_those_of_the_stored_cells(study, monkeypatch, tmp_path, capsys):
+    """But for marks of cells whose code has changed since, and for references that are no cells."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "studies")
+    monkeypatch.delitem(sys.modules, study, raising=False)
+    module = importlib.import_module(study)
+    monkeypatch.setattr(module, "references", lambda name: [], raising=False)
+    shutil.copytree(RESULTS / study, tmp_path / study)
+    options = ["--seeds", "0", "--threads", "1", "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [study, *options])
+    module.main()
+
+    def lines(folder, file):
+        text = (folder / study / file).read_text().replace(f" {_comparison.STALE}", "")
+        return [line for line in text.splitlines() if not line.startswith(("| (the ", _comparison.STALE))]
+
+    for file in ("table.md", "summary.md") if study == "accuracy" else ("table.md",):
+        made = lines(tmp_path, file)
+        assert made == lines(RESULTS, file), f"write them anew: python {module.__file__} --seeds 0"
