@@ -1,7 +1,7 @@
 """Speed of training and scoring against raw torch loops, and memory of scoring.
 
     python benchmarks/speed.py [--pairs 15] [--memory] [--detectors NAME[:parameter=value,...] ...]
-                               [--size 64] [--n-train 384]
+                               [--size 64] [--n-train 384] [--threads 2]
     python benchmarks/speed.py --search
     python benchmarks/speed.py --views
     python benchmarks/speed.py --members
@@ -13,8 +13,6 @@ loop ("bare"). Runs are interleaved; each side counts by its smallest time (wall
 like on this machine. Ratios are raw time / package time, so 0.95 means 5 % slower than raw.
 """
 
-import argparse
-import copy
 import math
 import tempfile
 import time
@@ -23,9 +21,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _detectors import make, names, with_epochs
 
-from skanomaly._images import Images, Layout
+from skanomaly._comparison import make, names, parse, with_epochs
 from skanomaly._losses import gradient_penalty
 from skanomaly.datasets import load_chest_xray
 from skanomaly.networks.autoencoder import LOG_VARIANCES
@@ -45,7 +42,7 @@ def scaled(batch, image_range=(-1.0, 1.0)):
     return torch.from_numpy(batch).float().mul_((high - low) / 255).add_(low)[:, None]
 
 
-def raw_training(loss_of, detector, network, X):
+def raw_training(loss_of, detector, network, X, images):
     """One optimiser, one loss."""
     optimizer = torch.optim.Adam(network.parameters(), lr=detector.lr)
     network.train()
@@ -91,7 +88,7 @@ def raw_aeu_scores(detector, network, x):
     return ((x - mean).square() * torch.exp(-log_variance)).mean((1, 2, 3))
 
 
-def raw_fanogan(detector, network, X):
+def raw_fanogan(detector, network, X, images):
     generator, critic, encoder = network.generator, network.critic, network.encoder
     options = {"lr": detector.lr, "betas": (0.0, 0.9)}
     critic_optimizer = torch.optim.Adam(critic.parameters(), **options)
@@ -152,12 +149,12 @@ def raw_scores(judge, detector, network, X):
     return scores
 
 
-def bare_training(detector, network, X):
+def bare_training(detector, network, X, images):
     """The detector's own stages and steps, with nothing around them."""
 
     def run(stage, training, network, images, **options):
-        options = {"max_epochs": detector.max_epochs, "lr": detector.lr} | options
-        loop = training(network, stage=stage, batch_size=detector.batch_size, verbose=0, **options)
+        own = {name: getattr(detector, name) for name in ("max_epochs", "lr", "batch_size")}
+        loop = training(network, stage=stage, verbose=0, **own | options)
         loop.initialize()
         loop.move, loop.record = partial(bare_move, loop), lambda **values: None
         network.train()
@@ -166,16 +163,17 @@ def bare_training(detector, network, X):
             parameter.requires_grad_(False)
         rows = X if images.rows is None else X[images.rows]
         for _ in range(loop.max_epochs):
-            for x in batches(rows, detector.batch_size, images.image_range):
+            for x in batches(rows, loop.batch_size, images.image_range):
                 loop.n_steps += 1
                 loop.step(network, x)
         for parameter in frozen:
             parameter.requires_grad_(True)
-        return {stage: detector.history_[stage]}
+        return {}
 
-    bare = copy.copy(detector)
-    bare._run = run
-    bare._train(network, images_of(detector, X), None)
+    # Where `run` is handed to it: type(detector)._train(detector, run, network, images).
+    detector._run = run
+    type(detector)._train(detector, network, images, None)
+    del detector._run
 
 
 def bare_move(loop, name, **loss):
@@ -198,28 +196,46 @@ BY_HAND = {
 }
 
 
-def images_of(detector, X):
-    return Images(X, Layout.of(X.shape), detector.intensity_range_, detector._image_range)
+def clocks():
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def clocked(function):
+    """Wall and CPU seconds of a call."""
+    start = clocks()
+    function()
+    return clocks() - start
+
+
+def fit_clocked(detector, X, train=None):
+    """Wall and CPU seconds of the training within a fit; train(network, images) replaces it."""
+    own, seconds = detector._train, []
+
+    def timed(network, images, y):
+        start = clocks()
+        histories = train(network, images) or {} if train else own(network, images, y)
+        seconds.append(clocks() - start)
+        return histories
+
+    detector._train = timed
+    detector.fit(X)
+    del detector._train
+    return seconds[0]
 
 
 def compare(package, raw, n_pairs):
-    """Smallest wall and CPU times of package, raw and raw again, interleaved."""
+    """Smallest wall and CPU times of package, raw and raw again, interleaved; each returns its own."""
     times = {}
     jobs = [("package", package), ("raw", raw), ("again", raw)]
     for _ in range(n_pairs):
         jobs = jobs[1:] + jobs[:1]  # no side always runs after the same other
         for name, function in jobs:
-            wall, cpu = time.perf_counter(), time.process_time()
-            function()
-            times.setdefault(name, []).append((time.perf_counter() - wall, time.process_time() - cpu))
+            times.setdefault(name, []).append(function())
     return {name: np.min(values, axis=0) for name, values in times.items()}
 
 
 def time_detector(name, n_pairs, size, n_train):
     detector = with_epochs(make(name), 1)
-    kind, (raw_training, raw_judge) = "hand", BY_HAND.get(name, (None, None))
-    if raw_training is None:
-        kind, raw_training, raw_judge = "bare", bare_training, bare_scores
     # A multiple of the usual batch sizes: padding is the package's, and measured nowhere here.
     X = load_chest_xray(subset="train").images[:n_train]
     for axis in 1, 2:
@@ -229,17 +245,18 @@ def time_detector(name, n_pairs, size, n_train):
     detector.score_samples(X[:SCORING_ROWS])
     n_batches = np.clip(round(1 / (time.perf_counter() - start)), 1, 48)  # about a second
     many = np.resize(X, (n_batches * SCORING_ROWS, *X.shape[1:]))
-    network, images = detector.network_, images_of(detector, X)
-
-    def train():
-        detector._init_callback_context(max_subtasks=None)
-        detector._train(network, images, None)
-
+    network, n_trained = detector.network_, detector.n_iter_ * len(X)
+    kind = "hand" if name in BY_HAND else "bare"
+    train, judge = BY_HAND.get(name, (bare_training, bare_scores))
     jobs = {
-        "training": (train, lambda: raw_training(detector, network, X), detector.n_iter_ * len(X)),
+        "training": (
+            lambda: fit_clocked(detector, X),
+            lambda: fit_clocked(detector, X, lambda network, images: train(detector, network, X, images)),
+            n_trained,
+        ),
         "scoring": (
-            lambda: detector.score_samples(many),
-            lambda: raw_scores(raw_judge, detector, network, many),
+            partial(clocked, lambda: detector.score_samples(many)),
+            partial(clocked, lambda: raw_scores(judge, detector, network, many)),
             len(many),
         ),
     }
@@ -348,7 +365,8 @@ def measure_members(n_pairs, *, n_members=6):
     single = with_epochs(make("AutoEncoder", lr=5e-4), 1)
     ensemble = with_epochs(make("DDAD", backbone="ae", n_members=n_members, refine=False), 1)
     single.fit(X)
-    best = compare(lambda: ensemble.fit(X), lambda: [single.fit(X) for _ in range(n_members)], n_pairs)
+    fits = (lambda: ensemble.fit(X), lambda: [single.fit(X) for _ in range(n_members)])
+    best = compare(*(partial(clocked, fit) for fit in fits), n_pairs)
     ratio, noise = best["raw"] / best["package"], best["raw"] / best["again"]
     print(
         f"DDAD with {n_members} members {best['package'][0]:.2f} s; ratio to {n_members} fits of one: "
@@ -357,31 +375,31 @@ def measure_members(n_pairs, *, n_members=6):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    options = parse(
+        __doc__,
+        __file__,
+        "threads",
+        pairs={"type": int, "default": 15},
+        detectors={"nargs": "+", "default": names()},
+        memory={"action": "store_true", "help": "measure memory instead of speed"},
+        search={"action": "store_true", "help": "measure latent searches instead of speed"},
+        views={"action": "store_true", "help": "measure the views of SSLAnoVAE"},
+        members={"action": "store_true", "help": "measure DDAD's ensemble against single fits"},
+        size={"type": int, "default": 64, "help": "a multiple of 64; pixels are repeated"},
+        n_train={"type": int, "default": 384, "help": "images, a multiple of the batch size"},
+        images={"type": int, "default": 100_000, "help": "for --memory"},
     )
-    parser.add_argument("--pairs", type=int, default=15)
-    parser.add_argument("--detectors", nargs="+", default=names())
-    parser.add_argument("--memory", action="store_true", help="measure memory instead of speed")
-    parser.add_argument("--search", action="store_true", help="measure latent searches instead of speed")
-    parser.add_argument("--views", action="store_true", help="measure the views of SSLAnoVAE")
-    parser.add_argument("--members", action="store_true", help="measure DDAD's ensemble against single fits")
-    parser.add_argument("--size", type=int, default=64, help="a multiple of 64; pixels are repeated")
-    parser.add_argument("--n-train", type=int, default=384, help="images, a multiple of the batch size")
-    parser.add_argument("--images", type=int, default=100_000, help="for --memory")
-    arguments = parser.parse_args()
-    torch.set_num_threads(2)
-    if arguments.search:
-        return measure_search(arguments.pairs)
-    if arguments.members:
-        return measure_members(arguments.pairs)
-    if arguments.views:
-        return measure_views(arguments.pairs)
-    for name in arguments.detectors:
-        if arguments.memory:
-            measure_memory(name, arguments.images)
+    if options.search:
+        return measure_search(options.pairs)
+    if options.members:
+        return measure_members(options.pairs)
+    if options.views:
+        return measure_views(options.pairs)
+    for name in options.detectors:
+        if options.memory:
+            measure_memory(name, options.images)
         else:
-            time_detector(name, arguments.pairs, arguments.size, arguments.n_train)
+            time_detector(name, options.pairs, options.size, options.n_train)
 
 
 if __name__ == "__main__":
