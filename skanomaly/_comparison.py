@@ -30,8 +30,8 @@ import torch
 from sklearn.utils import Bunch
 
 from . import metrics
-from ._detector import PROCESS_PARAMETERS
 from ._discovery import all_detectors
+from .base import PROCESS_PARAMETERS
 from .segmentation import residual_mask
 
 FOLDER = Path(os.environ.get("SKANOMALY_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -135,7 +135,7 @@ def _module(name):
     for node in (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)):
         base = importlib.util.resolve_name("." * node.level + (node.module or ""), module.__package__)
         for alias in node.names if base.split(".")[0] == __package__ else ():
-            value = getattr(importlib.import_module(base), alias.name)
+            value = getattr(importlib.import_module(base), alias.name, None)  # None for "*"
             # A package imports all it has: what counts is where the name is defined.
             defined = inspect.isclass(value) or inspect.isfunction(value)
             origins.add(value.__module__ if defined else getattr(value, "__name__", base))

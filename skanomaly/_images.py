@@ -58,6 +58,10 @@ class Images:
         """Shape (n, H, W) of the maps of all images."""
         return len(self), *self.layout.image_shape[1:]
 
+    def raw(self):
+        """All images as they are in X, channels first: (n, C, H, W)."""
+        return self.layout.to_network(np.asarray(self.X[0 : len(self)]))
+
     def to_network(self, batch):
         """Network images, a float32 tensor, made of rows of X."""
         (low, high), (bottom, top) = self.intensity_range, self.image_range

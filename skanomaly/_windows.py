@@ -57,6 +57,10 @@ class ImageStack:
         """Shape (n, H, W) of the maps of all images, None if they are a list."""
         return None if self.is_list else (len(self), *self.layout.image_shape[1:])
 
+    def raw(self):
+        """All images as they are in X, channels first: (n, C, H, W)."""
+        return self.layout.to_network(np.asarray(self.X[0 : len(self)]))
+
     def subset(self, index):
         """Images of some of the rows."""
         y = None if self.y is None else self.y[index]

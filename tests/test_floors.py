@@ -27,6 +27,7 @@ FLOORS = [
     {"detectors"},
     {
         "_comparison",
+        "_comparison",
         "_discovery",
         "_holder",
         "_unwrap",

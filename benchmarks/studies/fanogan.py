@@ -56,10 +56,14 @@ class OnGAN(FAnoGAN):
 
     gan = None
 
-    def _train_gan(self, network, images):
-        for part in ("generator", "critic"):
-            getattr(network, part).load_state_dict(getattr(self.gan.network_, part).state_dict())
-        return {}
+    def _train(self, run, network, images):
+        def run_encoder(stage, *args, **options):
+            if stage == "encoder":
+                return run(stage, *args, **options)
+            for part in ("generator", "critic"):
+                getattr(network, part).load_state_dict(getattr(self.gan.network_, part).state_dict())
+
+        super()._train(run_encoder, network, images)
 
 
 class Models:
