@@ -27,7 +27,6 @@ FLOORS = [
     {"detectors"},
     {
         "_comparison",
-        "_comparison",
         "_discovery",
         "_holder",
         "_unwrap",
