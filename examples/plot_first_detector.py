@@ -2,8 +2,8 @@
 Find what is not normal
 =======================
 
-Fit a detector to healthy chest X-rays of children, set its threshold on further healthy ones, and
-look at what it says of unseen images.
+A detector is fitted to healthy chest X-rays of children, its threshold is set on further healthy ones, and
+unseen images are judged. All of it takes seconds, because the images are shrunk to 16 x 16 pixels first.
 """
 
 import numpy as np
@@ -14,42 +14,49 @@ from skanomaly.metrics import auroc, classification_metrics
 from skanomaly.plotting import AnomalyMapDisplay, ScoreHistogramDisplay
 
 train, val, test = (load_chest_xray(subset=subset) for subset in ("train", "val", "test"))
-print(train.images.shape, train.images.dtype)
+
+
+def shrink(images):
+    """16 x 16 pixels, each the mean of 4 x 4."""
+    return images.reshape(-1, 16, 4, 16, 4).mean((2, 4)).astype("uint8")
+
+
+X = shrink(train.images)
+print(X.shape, X.dtype)
 
 # sphinx_gallery_thumbnail_number = 2
 
 # %%
-# Training images are all normal, so there are no labels to give. The default is 100 epochs; a third
-# of them will do to see how it works.
+# Training images are all normal, so there are no labels to give.
 
-detector = AutoEncoder(max_epochs=30, random_state=0).fit(train.images)
-
-# %%
-# Thresholds from training flag many more new images than they promise. Normal images that were not
-# trained on set them right.
-
-detector.calibrate(val.images[val.target == 1], false_alarm_rate=0.05)
+detector = AutoEncoder(hidden_size=128, loss="l1", max_epochs=40, random_state=0).fit(X)
 
 # %%
-# Scores are higher for normal images, as scikit-learn has it; metrics take anomaly scores, where
-# higher is worse.
+# Scores are higher for normal images, as scikit-learn has it; metrics take anomaly scores, where higher is worse.
+# An AUROC of 0.5 is chance, 1 is perfect.
 
-score = -detector.score_samples(test.images)
-print(f"AUROC {auroc(test.target, score):.3f}")
-threshold = np.nextafter(-detector.offset_, np.inf)  # a score equal to it is normal
-at_threshold = classification_metrics(test.target, score, threshold=threshold)
-for name in ("false_alarm_rate", "sensitivity", "precision"):
-    print(f"{name} {at_threshold[name]:.3f}")
+X_test = shrink(test.images)
+score = -detector.score_samples(X_test)
+print(f"AUROC {auroc(test.target, score):.2f}")
 
 # %%
-# An autoencoder sees pneumonia only dimly: the two classes overlap, and at a threshold with few
-# false alarms it finds few of the ill.
+# A threshold makes decisions of scores. `calibrate` sets it from normal images that were not trained on, so that
+# a given share of normal images is flagged by mistake. Few false alarms leave most of the ill unnoticed:
 
-_ = ScoreHistogramDisplay.from_estimator(detector, test.images, test.target)
+for rate in (0.2, 0.05):
+    detector.calibrate(shrink(val.images[val.target == 1]), false_alarm_rate=rate)
+    flagged = detector.predict(X_test) == -1
+    for name, label in (("normal", 1), ("pneumonia", -1)):
+        print(f"asked for {rate}: {flagged[test.target == label].mean():.2f} of {name} flagged")
+
+# %%
+# The classes overlap. An autoencoder sees pneumonia only dimly.
+
+_ = ScoreHistogramDisplay.from_estimator(detector, X_test, test.target)
 
 # %%
 # The map is the error of each pixel, on one colour scale for all images.
 
 some = np.concatenate([np.flatnonzero(test.target == label)[:2] for label in (-1, 1)])
 titles = ["pneumonia"] * 2 + ["normal"] * 2
-_ = AnomalyMapDisplay.from_estimator(detector, test.images[some], titles=titles, min_size=8)
+_ = AnomalyMapDisplay.from_estimator(detector, X_test[some], titles=titles, min_size=2)

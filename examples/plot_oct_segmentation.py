@@ -2,8 +2,9 @@
 Detect, stage and segment: tomography of the retina
 ===================================================
 
-The three parts of SSL-AnoVAE one after another, each usable with any detector: scans that are not normal,
-how advanced they are, and where the fluid is. The scans are synthetic, so that the truth is known.
+Three questions one after another, as the SSL-AnoVAE paper asks them: which scans are not normal, how advanced they
+are, and where the fluid is. Each step works with any detector that reconstructs; an AutoEncoder is quickly trained.
+The scans are synthetic, so that the truth is known.
 """
 
 import matplotlib.pyplot as plt
@@ -12,7 +13,7 @@ from sklearn.cluster import KMeans
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
-from skanomaly import SSLAnoVAE
+from skanomaly import AutoEncoder
 from skanomaly.datasets import make_oct
 from skanomaly.metrics import auroc, dice
 from skanomaly.segmenters import LayerwiseSegmenter, ResidualSegmenter
@@ -22,19 +23,20 @@ normal = make_oct(150, size=64, random_state=0)
 new = make_oct(80, kinds=("normal", "subretinal fluid"), severity=(0.1, 1.0), size=64, random_state=1)
 
 # %%
-# Detect:
+# Detection:
 
-detector = SSLAnoVAE(max_epochs=40, random_state=0).fit(normal.images)
+detector = AutoEncoder(hidden_size=256, loss="l1", max_epochs=40, random_state=0).fit(normal.images)
 print(f"AUROC {auroc(new.target, -detector.score_samples(new.images)):.2f}")
 
 # %%
-# Stage. Step by step, as in the paper: residuals, clusters, and their order. Distances to centroids cannot
-# say which cluster is the worse; the anomaly scores of the images do.
+# Staging has three steps in the paper: residuals, clusters, and their order. Distances to centroids cannot say which
+# cluster is the worse; the anomaly scores of the images do. Residuals are pooled over the whole scan: pixel by pixel,
+# clusters would tell where fluid lies and not how much there is.
 
 ill, severity = new.images[new.target == -1], new.severity[new.target == -1]
 pipeline = Pipeline(
     [
-        ("residual", ResidualTransformer(FrozenEstimator(detector))),
+        ("residual", ResidualTransformer(FrozenEstimator(detector), pooling=64)),
         ("kmeans", KMeans(2, n_init=20, random_state=0)),
         ("score", CentroidScorer()),
     ]
@@ -45,8 +47,8 @@ for stage in (1, 2):
     print(f"stage {stage}: {np.sum(stages == stage)} scans, severity {severity[stages == stage].mean():.2f}")
 
 # %%
-# Segment. The residual, above a threshold from normal scans; and the layers of a scan against those of its
-# reconstruction.
+# Segmentation is done in two ways: by the residual, above a threshold from normal scans; and by the layers of a scan
+# against those of its reconstruction.
 
 known = make_oct(40, size=64, random_state=2)
 segmenters = {
@@ -59,7 +61,7 @@ for name, found in masks.items():
 
 # %%
 # The worst scans, from left to right: scan, reconstruction, layers of either, and both masks with the truth
-# outlined. The reconstruction has lifted no layers, so that the residual shows where these lie now; fluid
+# outlined. In the reconstruction the layers are not lifted, so that the residual shows where they lie now. Fluid
 # itself belongs to no layer, and that is what the comparison of layers shows.
 
 # sphinx_gallery_thumbnail_number = 1
