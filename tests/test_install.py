@@ -25,7 +25,7 @@ for name in [name for name in sys.modules if name.split(".")[0] == "skanomaly"]:
     del sys.modules[name]
 os.environ["EAGER_IMPORT"] = "1"
 import skanomaly
-assert set(skanomaly.__all__) <= set(vars(skanomaly))
+assert "torch" in sys.modules
 """
 
 
