@@ -3,11 +3,14 @@
 import shutil
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import distributions
 from pathlib import Path
 from zipfile import ZipFile
 
 import torch
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,3 +52,15 @@ def test_a_wheel_imports_at_first_use_what_it_lists_in_a_stub(tmp_path):
     assert (installed / "skanomaly" / "py.typed").exists()
     ran = subprocess.run([sys.executable, "-c", FIRST_STEPS], cwd=installed, stderr=subprocess.PIPE)
     assert ran.returncode == 0, ran.stderr.decode()
+
+
+def test_the_oldest_versions_tested_are_the_floors_promised():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    promised = map(Requirement, project["dependencies"] + extras["plot"] + extras["dask"] + extras["test"])
+    tested = [line for line in (ROOT / "constraints-oldest.txt").read_text().splitlines() if line[0] != "#"]
+    floors, pins = (
+        {each.name: Version(next(iter(each.specifier)).version) for each in requirements}
+        for requirements in (promised, map(Requirement, tested))
+    )
+    assert floors | {"torch": pins["torch"]} == pins
