@@ -14,12 +14,7 @@ from sklearn.utils import column_or_1d
 
 from . import metrics
 
-__all__ = [
-    "AnomalyScorer",
-    "NormalOnlyGroupKFold",
-    "NormalOnlyKFold",
-    "NormalOnlyShuffleSplit",
-]
+__all__ = ["AnomalyScorer", "NormalOnlyGroupKFold", "NormalOnlyKFold", "NormalOnlyShuffleSplit"]
 
 Seed = int | np.random.RandomState | None
 

@@ -68,14 +68,7 @@ class LatentAdversarial(Training):
     betas = 0.5, 0.9
 
     def __init__(
-        self,
-        network,
-        *,
-        adversarial_weight,
-        penalty_weight,
-        constraint_weight,
-        n_critic,
-        **options,
+        self, network, *, adversarial_weight, penalty_weight, constraint_weight, n_critic, **options
     ):
         self.adversarial_weight, self.penalty_weight = adversarial_weight, penalty_weight
         self.constraint_weight, self.n_critic = constraint_weight, n_critic

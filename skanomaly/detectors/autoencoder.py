@@ -81,9 +81,7 @@ class AutoEncoder(TrainedDetector):
 
     _image_range = (-1.0, 1.0)
 
-    _parameter_constraints = {
-        "loss": [StrOptions(set(ERRORS))],
-    }
+    _parameter_constraints = {"loss": [StrOptions(set(ERRORS))]}
 
     def __init__(
         self,

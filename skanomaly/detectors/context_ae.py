@@ -71,9 +71,7 @@ class ContextAE(TrainedDetector):
 
     _image_range = (-1.0, 1.0)
 
-    _parameter_constraints = {
-        "erased_area": [Interval(Real, 0, 1, closed="neither")],
-    }
+    _parameter_constraints = {"erased_area": [Interval(Real, 0, 1, closed="neither")]}
 
     def __init__(
         self,

@@ -256,14 +256,7 @@ class FAnoGAN(TrainedDetector):
                 "beyond encoder_bound; set encoder_output='linear' or prior='uniform'",
                 stacklevel=2,
             )
-        run(
-            "gan",
-            Wasserstein,
-            network,
-            images,
-            n_critic=self.n_critic,
-            penalty_weight=self.penalty_weight,
-        )
+        run("gan", Wasserstein, network, images, n_critic=self.n_critic, penalty_weight=self.penalty_weight)
         run(
             "encoder",
             Inversion,
@@ -338,14 +331,7 @@ class FAnoGAN(TrainedDetector):
         return self._format.restore(collect(self.network_.generator, self.network_, codes, self.device_))
 
     def iterative(
-        self,
-        X,
-        *,
-        n_search=500,
-        n_restarts=1,
-        search_lr=0.01,
-        discrimination_weight=0.1,
-        random_state=None,
+        self, X, *, n_search=500, n_restarts=1, search_lr=0.01, discrimination_weight=0.1, random_state=None
     ):
         """AnoGAN's search in this GAN in place of the encoder, the baseline that f-AnoGAN is compared with.
 
