@@ -2,9 +2,8 @@
 What a generative detector knows
 ================================
 
-f-AnoGAN learns to make normal images from codes, and then to find the code of an image. Its samples
-show what it takes for normal; the walk between two codes shows whether it knows anything in
-between.
+f-AnoGAN learns to make normal images from codes, and then to find the code of an image. Its samples show
+what it takes for normal; the walk between two codes shows whether it knows anything in between.
 """
 
 import matplotlib.pyplot as plt
@@ -57,8 +56,8 @@ strip(detector.sample(9, random_state=0), "samples")
 strip(detector.interpolate(half(train.images)[0], half(train.images)[1], 9), "between two X-rays")
 
 # %%
-# A score has components: the error of pixels, of the critic's features, of codes, and the critic's
-# own opinion.
+# A score has components: the error of pixels, of the critic's features, of codes, and the critic's own
+# opinion.
 
 images = half(test.images)
 components = detector.score_components(images) | {"score": -detector.score_samples(images)}

@@ -2,15 +2,16 @@
 Find what is not normal
 =======================
 
-A detector is fitted to healthy chest X-rays of children, its threshold is set on further healthy ones, and
-unseen images are judged. All of it takes seconds, because the images are shrunk to 16 x 16 pixels first.
+A detector is fitted to healthy chest X-rays of children, its threshold is set on further healthy ones,
+and unseen images are judged. All of it takes seconds, because the images are shrunk to 16 x 16 pixels
+first.
 """
 
 import numpy as np
 
 from skanomaly import AutoEncoder
 from skanomaly.datasets import load_chest_xray
-from skanomaly.metrics import auroc, classification_metrics
+from skanomaly.metrics import auroc
 from skanomaly.plotting import AnomalyMapDisplay, ScoreHistogramDisplay
 
 train, val, test = (load_chest_xray(subset=subset) for subset in ("train", "val", "test"))
@@ -32,16 +33,17 @@ print(X.shape, X.dtype)
 detector = AutoEncoder(hidden_size=128, loss="l1", max_epochs=40, random_state=0).fit(X)
 
 # %%
-# Scores are higher for normal images, as scikit-learn has it; metrics take anomaly scores, where higher is worse.
-# An AUROC of 0.5 is chance, 1 is perfect.
+# Scores are higher for normal images, as scikit-learn has it; metrics take anomaly scores, where higher
+# is worse. An AUROC of 0.5 is chance, 1 is perfect.
 
 X_test = shrink(test.images)
 score = -detector.score_samples(X_test)
 print(f"AUROC {auroc(test.target, score):.2f}")
 
 # %%
-# A threshold makes decisions of scores. `calibrate` sets it from normal images that were not trained on, so that
-# a given share of normal images is flagged by mistake. Few false alarms leave most of the ill unnoticed:
+# A threshold makes decisions of scores. ``calibrate`` sets it from normal images that were not trained
+# on, so that a given share of normal images is flagged by mistake. Few false alarms leave most of the ill
+# unnoticed:
 
 for rate in (0.2, 0.05):
     detector.calibrate(shrink(val.images[val.target == 1]), false_alarm_rate=rate)
@@ -55,7 +57,8 @@ for rate in (0.2, 0.05):
 _ = ScoreHistogramDisplay.from_estimator(detector, X_test, test.target)
 
 # %%
-# The map is the error of each pixel, on one colour scale for all images.
+# The map is the error of each pixel, on one colour scale for all images. In the first image it shows a
+# bright mark in the corner more than the lung: a detector flags whatever training images did not have.
 
 some = np.concatenate([np.flatnonzero(test.target == label)[:2] for label in (-1, 1)])
 titles = ["pneumonia"] * 2 + ["normal"] * 2

@@ -2,9 +2,9 @@
 Segment real tomography of the retina
 =====================================
 
-The package holds 17 real OCT B-scans, four of them normal: too few to learn from and to measure anything,
-enough to see what the steps do. Scans are flattened first, so that there is less to learn, and the normal
-ones multiplied by random views of them.
+The package holds 17 real OCT B-scans, four of them normal. They are too few to measure anything, but
+enough to see what the steps do. Scans are flattened first, so that there is less to learn, and random
+views of the normal ones are added.
 """
 
 import matplotlib.pyplot as plt
@@ -25,8 +25,8 @@ scans = extractor.flatten(data.images)[:, 36:100]
 scans = np.array([rescale_intensity(scan, tuple(np.percentile(scan, (1, 99.5)))) for scan in scans])
 
 # %%
-# The layers of the scans themselves: the inner retina, the outer nuclear layer, and from the photoreceptors
-# to the pigment epithelium. White margins, from the registration of the scans, do not disturb.
+# Three layers are found in the scans: the inner retina, the outer nuclear layer, and photoreceptors with
+# pigment epithelium. White margins, from the registration of the scans, do not disturb.
 
 figure, axes = plt.subplots(2, 4, figsize=(11, 5.6), layout="constrained")
 boundaries = extractor.boundaries(data.images)
@@ -37,24 +37,24 @@ for ax, k in zip(axes.flat, (2, 10, 3, 4, 5, 13, 7, 15)):
     ax.set(xticks=[], yticks=[])
 
 # %%
-# Learn from the normal scans, and find thresholds on them.
+# An autoencoder learns from the normal scans, and thresholds are from these as well: there are no others.
 
 torch.manual_seed(0)
 views = Compose((Crop(area=(0.8, 1.0)), Flip(), ColorJitter()))
 normal = scans[data.target == 1]
-many = views(torch.from_numpy(np.repeat(normal, 40, axis=0)).float()[:, None])[:, 0]
+many = views(torch.from_numpy(np.repeat(normal, 20, axis=0)).float()[:, None])[:, 0]
 normal = np.concatenate([normal, many.round().clamp(0, 255).byte().numpy()])
-detector = FrozenEstimator(AutoEncoder(max_epochs=60, random_state=0).fit(normal))
+detector = FrozenEstimator(AutoEncoder(hidden_size=256, loss="l1", max_epochs=60, random_state=0).fit(normal))
 segmenters = {
     "residual mask": ResidualSegmenter(detector, median_size=3, min_size=20),
     "layer mask": LayerwiseSegmenter(detector, extractor, min_size=20),
 }
 
 # %%
-# Where the retina is ill. Fluid is dark and belongs to no layer: the layer mask shows it in the second and
-# third scan, not the cysts of the fourth, whose reconstruction is poor. It says little of drusen and new
-# vessels (CNV), which bend layers more than they break them. The residual mask shows where the retina is
-# brighter or thicker than the normal ones, ill or not.
+# Fluid is dark and belongs to no layer: the layer mask shows it in the second and third scan, but not the
+# small cysts of the fourth. It says little of drusen and new vessels (CNV), which bend layers more than
+# they break them. The residual mask shows where the retina is brighter or thicker than the normal ones,
+# ill or not.
 
 # sphinx_gallery_thumbnail_number = 2
 

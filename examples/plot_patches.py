@@ -2,8 +2,8 @@
 A large image, patch by patch
 =============================
 
-Networks for whole images take a few hundred pixels a side. A PatchDetector slides any detector over larger images
-and puts the maps of the windows together. Regions that it finds are listed in a table.
+Networks for whole images take a few hundred pixels a side. A PatchDetector slides any detector over
+larger images and puts the maps of the windows together. Regions that it finds are listed in a table.
 """
 
 import matplotlib.pyplot as plt
@@ -27,15 +27,15 @@ X = sheets(train.images, 8)
 print(X.shape)
 
 # %%
-# The detector learns from random crops of the size of a window. Small windows are quickly learned, and give fine
-# maps.
+# The detector learns from random crops of the size of a window. Small windows are quickly learned, and
+# give fine maps.
 
 inner = AutoEncoder(latent_size=32, hidden_size=256, max_epochs=30)
 detector = PatchDetector(inner, patch_size=16, n_patches=300, random_state=0).fit(X)
 
 # %%
-# Three squares of grass are put into a sheet of other patients. They have the mean and contrast of what they cover:
-# brightness does not give them away.
+# Three squares of grass are put into a sheet of other patients. They have the mean and contrast of what
+# they cover: brightness does not give them away.
 
 image = sheets(test.images[test.target == 1], 8)[0]
 grass = skimage.data.grass().astype(float)
@@ -47,12 +47,13 @@ for top, left in [(60, 100), (200, 380), (400, 230)]:
 planted = planted.clip(0, 255).astype(np.uint8)
 
 # %%
-# The threshold of pixels comes from a sheet of normal images that were not trained on. One pixel in ten of it is
-# flagged; a median filter and a smallest size remove such speckle.
+# The threshold of pixels comes from a sheet of normal images that were not trained on. One pixel in ten
+# of it is flagged; a median filter and a smallest size remove such speckle.
 
 normal = sheets(val.images[val.target == 1], 8)
 detector.calibrate(normal, pixel_false_alarm_rate=0.1, false_alarm_rate=0.5)
-maps, masks = detector.anomaly_map(planted[None]), detector.segment(planted[None], median_size=9, min_size=100)
+maps = detector.anomaly_map(planted[None])
+masks = detector.segment(planted[None], median_size=9, min_size=100)
 low, high = detector.map_range_
 figure, axes = plt.subplots(1, 3, figsize=(11, 4), layout="constrained")
 axes[0].imshow(planted, cmap="gray")

@@ -2,8 +2,8 @@
 Search parameters without fooling oneself
 =========================================
 
-Folds train on normal images only, the scorer knows which label is anomalous, parameters are chosen on training
-and validation images, and the result is measured on test images.
+Folds train on normal images only, the scorer knows which label is anomalous, parameters are chosen on
+training and validation images, and the result is measured on test images.
 """
 
 import matplotlib.pyplot as plt
@@ -61,6 +61,7 @@ print(search.best_params_)
 print(f"AUROC on test {auroc(test.target, score):.3f}, 95 % interval {low:.3f} to {high:.3f}")
 
 # %%
-# `skanomaly.anomaly_map` reaches through the search and the Pipeline. Maps have the size that the detector saw:
+# ``skanomaly.anomaly_map`` reaches through the search and the Pipeline. Maps have the size that the
+# detector saw:
 
 print(skanomaly.anomaly_map(search, test.images[:5]).shape)

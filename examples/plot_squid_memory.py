@@ -2,9 +2,9 @@
 What SQUID remembers
 ====================
 
-SQUID keeps features of the training images, for each place the last 200 of them, and paints every window of
-an image anew from those most like it. Grids of digits show what that means: whatever is in the place of the
-5, what is retrieved there are fives.
+SQUID keeps features of the training images, the last 200 for each place, and paints every window of an
+image anew from the most similar ones. Grids of digits show what that means: in the place of the 5 only
+fives are retrieved, whatever the image has there.
 """
 
 import matplotlib.pyplot as plt
@@ -16,17 +16,17 @@ from skanomaly.datasets import make_digit_anatomy
 
 torch.set_num_threads(1)
 kinds = "missing", "misordered", "flipped", "zero"
-train = make_digit_anatomy(400, size=48, random_state=0)
+train = make_digit_anatomy(300, size=48, random_state=0)
 test = make_digit_anatomy(4, kinds=kinds, size=48, subset="test", random_state=8)
-detector = SQUID(n_windows=3, width=8, max_epochs=20, random_state=0).fit(train.images)
+detector = SQUID(n_windows=3, width=6, max_epochs=15, random_state=0).fit(train.images)
 
 # %%
-# A memory holds features, not pictures. So each is shown by the window of a training image that has the most
+# A memory holds features, not pictures. Each is shown by the window of a training image that has the most
 # similar feature in the same place.
 
 
 def features(images):
-    """Of each window, (n, 9, size), as the memory is asked with them."""
+    """Features of each window, (n, 9, size), as they are compared with the memory."""
     network = detector.network_.eval()
     with torch.no_grad():
         x = torch.from_numpy(images)[:, None].float() / 255
@@ -52,8 +52,8 @@ order = weights.argsort(dim=-1, descending=True).numpy()
 pictures, places = windows(train.images), np.arange(9)
 
 # %%
-# Each column shows the pattern with the largest weight in every place, then the second, and the third. They
-# are the digits that belong there, in handwritings not unlike; the reconstruction is made of these and two
+# Three columns show the pattern with the largest weight in every place, the second, and the third. They
+# are the digits that belong there, in similar handwritings. The reconstruction is made of these and two
 # more, and of what the neighbours retrieved.
 
 titles = "input", "first pattern", "second", "third", "reconstruction", "map"
@@ -69,9 +69,10 @@ plt.show()
 
 # %%
 # The component "feature", the distance to what was retrieved, is larger for every kind of anomaly. The
-# residual hardly is, and for missing digits it is smaller: what is not there cannot be wrong in detail.
+# residual is hardly larger, least of all for missing digits: an empty cell has no detail that could be
+# wrong.
 
-grids = make_digit_anatomy(200, kinds=("normal", *kinds), size=48, subset="test", random_state=9)
+grids = make_digit_anatomy(100, kinds=("normal", *kinds), size=48, subset="test", random_state=9)
 components = detector.score_components(grids.images)
 for kind in ("normal", *kinds):
     rows = grids.kind == kind

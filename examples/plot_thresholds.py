@@ -2,8 +2,8 @@
 Why thresholds need calibration
 ===============================
 
-A detector knows its training images too well: a threshold that flags a tenth of them flags far more of new normal
-images. A threshold from normal images that it has not seen keeps what it promises.
+A detector knows its training images too well: a threshold that flags a tenth of them flags far more of
+new normal images. A threshold from normal images that it has not seen keeps what it promises.
 """
 
 import matplotlib.pyplot as plt
@@ -24,7 +24,8 @@ normal_val, normal_test = (shrink(part.images[part.target == 1]) for part in (va
 detector = AutoEncoder(hidden_size=256, loss="l1", max_epochs=80, contamination=0.1, random_state=0).fit(X)
 
 # %%
-# All three sets are normal X-rays of children. Scores of those not trained on are lower, which means less normal.
+# All three sets are normal X-rays of children. Scores of those not trained on are lower, which means less
+# normal.
 
 from_training = detector.offset_
 detector.calibrate(normal_val, false_alarm_rate=0.05)
