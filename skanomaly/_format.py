@@ -12,7 +12,7 @@ from sklearn.utils.validation import validate_data
 
 from ._images import Images, blocks
 
-#: Sizes that are read as a channel axis when the user does not name one.
+#: Lengths of an axis that may be that of the channels, if the user does not name it.
 CHANNELS = range(1, 5)
 
 
@@ -88,7 +88,7 @@ def _row_shape(n_features, image_shape):
 
 
 def _full_shape(image_shape):
-    """Shape (C, H, W), also for (H, W)."""
+    """Shape (C, H, W) for an `image_shape`, which may be (H, W)."""
     shape = (1, *image_shape) if len(image_shape) == 2 else tuple(image_shape)
     if len(shape) != 3 or not all(isinstance(side, Integral) and side > 0 for side in shape):
         raise ValueError(f"image_shape must be whole numbers (H, W) or (C, H, W), got {tuple(image_shape)}")
@@ -219,7 +219,7 @@ def check_X(X, estimator, *, fitting):
         options = {"allow_nd": True, "ensure_all_finite": False, "ensure_min_samples": min_samples}
         X = check_array(X, **options, estimator=estimator, input_name="X")
         if X.ndim == 2:
-            # Only for the names and the number of columns, which an array made of a DataFrame has lost.
+            # For the names of columns, which an array made of a DataFrame has lost, and their number.
             named = given if hasattr(given, "columns") else X
             validate_data(estimator, named, reset=fitting, skip_check_array=True)
             return X

@@ -16,7 +16,7 @@ class Images:
     Parameters
     ----------
     X : object with `shape`, `dtype` and slicing
-        Data. numpy arrays, memmaps included, are also read by index arrays.
+        Images or rows. numpy arrays, memmaps included, are also read by index arrays.
     layout : Layout
     intensity_range : (low, high)
         Intensities of X that become the ends of `image_range`; nothing is clipped.
@@ -93,7 +93,7 @@ class Images:
         n = len(self)
         if self.by_index:
             return torch.randperm(n).numpy()
-        # In short runs where X can only be sliced: a slice for each row would be slow.
+        # Short runs where X can only be sliced: a slice for each row would be slow.
         run = max(1, batch_size // 8)
         runs = np.split(np.arange(n), np.arange(run, n, run))
         return np.concatenate([runs[i] for i in torch.randperm(len(runs))])
@@ -101,7 +101,7 @@ class Images:
     def epoch(self, batch_size):
         """Yield all images in random order, in batches whose sizes differ by at most one."""
         n = len(self)
-        # Not drop_last: fewer images than a batch would train nothing. Nor a batch of one: BatchNorm fails.
+        # drop_last would train nothing on fewer images than a batch; a last batch of one breaks BatchNorm.
         n_batches = max(1, min(-(-n // batch_size), n // 2))
         for index in np.array_split(self.order(batch_size), n_batches):
             yield self[index]
@@ -125,7 +125,7 @@ class Images:
             )
         order = torch.randperm(len(self)).numpy()
         unlabelled = np.zeros(len(self), bool) if self.y is None else (self.y == 0)[order]
-        # The same share of unlabelled and of normal images, or valid_loss would be of another mixture.
+        # The same share of the unlabelled images: valid_loss is of the mixture that is trained on.
         n_unlabelled = round(fraction * unlabelled.sum())
         held_out = np.zeros(len(self), bool)
         held_out[np.flatnonzero(unlabelled)[:n_unlabelled]] = True

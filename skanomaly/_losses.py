@@ -1,6 +1,6 @@
 """Errors and losses of images (n, c, h, w).
 
-Errors of pixels are maps (n, h, w), means over the channels. They are reduced to scores or losses last.
+Errors of pixels are maps (n, h, w), means over the channels. Scores and losses are means of maps.
 """
 
 import torch

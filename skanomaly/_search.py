@@ -29,7 +29,7 @@ def search_codes(generator, loss, starts, n_images, *, n_search, lr, bound=None)
         optimizer = torch.optim.Adam([z], lr)
         for _ in range(n_search):
             with torch.enable_grad():
-                # The sum: Adam then moves each code as if it were alone; the mean was off by 8e-4.
+                # By the sum of the losses Adam moves each code as if it were alone; by the mean, 8e-4 off.
                 (z.grad,) = torch.autograd.grad(loss(generator(z.requires_grad_())).sum(), z)
             optimizer.step()
             if bound is not None:

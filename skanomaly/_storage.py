@@ -57,7 +57,7 @@ def write(path, kind, content, encode=None):
             f"all but the tensors takes {header} bytes, and may take {HEADER_LIMIT}; is there a history of "
             "every batch?"
         )
-    # The target of a symbolic link, which os.replace would replace by a file.
+    # Write to the target of a symbolic link: os.replace would put a file in the place of the link.
     path = Path(os.path.realpath(path))
     unfinished = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{UNFINISHED}")
     try:

@@ -100,13 +100,13 @@ class ImageStack:
 
 
 class Windows:
-    """Windows of images, an X that detectors read lazily.
+    """Windows of images, as a lazy X for detectors.
 
     Parameters
     ----------
     images : ImageStack
     table : (m, 3) int array
-        Image, top and left of each window.
+        Number of the image, first row and first column of each window.
     size : tuple (h, w)
     """
 
@@ -126,17 +126,17 @@ class Windows:
 
 
 def starts(length, size, stride):
-    """First places of windows along a side; the last window ends at the border."""
+    """First pixels of the windows along a side; the last window ends at the border."""
     return np.unique(np.r_[0 : length - size + 1 : stride, length - size])
 
 
 def profile(size):
-    """Weights of a window's places along a side, largest in the middle and never zero."""
+    """Weights of a window's pixels along a side, largest in the middle and never zero."""
     return np.minimum(np.arange(size) + 1, np.arange(size)[::-1] + 1).astype(float)
 
 
 def cover(length, starts, weights):
-    """Sum of the weights of all windows at each place of a side."""
+    """Sum of the weights of all windows at each pixel of a side."""
     total = np.zeros(length)
     for start in starts:
         total[start : start + len(weights)] += weights

@@ -1,4 +1,4 @@
-"""PatchDetector: a detector trained on crops, slid over larger images. Also crops to test it with."""
+"""PatchDetector: a detector trained on crops and slid over larger images; and crops to test it with."""
 
 import math
 from dataclasses import replace
@@ -284,7 +284,7 @@ def _find_patch_size(patch_size, sizes):
     """Height and width of a window, given or by default, for images of these sizes."""
     smallest = sizes.min(0)
     if patch_size is None:
-        # A row is an image of height 1: a window of it has height 1, too, and not the size 1.
+        # Sides of one pixel do not count: they would make windows of 1 x 1 in a row of 1 x d.
         side = min([64, *(side for side in smallest if side > 1)])
         return tuple(int(min(side, limit)) for limit in smallest)
     patch_size = _pair(patch_size, "patch_size")

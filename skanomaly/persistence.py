@@ -205,7 +205,7 @@ class _Loader:
     known : dict of str to type
         Classes that a description may name.
     given : dict of str to object
-        Parameters from the caller. The attribute `used` holds the names of those that found their place.
+        Parameters from the caller. The attribute `used` holds the names of those that some detector has.
     """
 
     def __init__(self, known, given):

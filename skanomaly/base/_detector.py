@@ -198,7 +198,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         self._set_pixel_threshold(pixels, self.pixel_contamination)
 
     def _learn(self, images):
-        """Make ``network_`` by the images; return judgements of the normal ones, as `_measure` does."""
+        """Make ``network_`` from the images; return judgements of the normal ones, as `_measure` does."""
         self.device_ = _inference.resolve_device(self.device)
         with seeded(draw_seed(self.random_state), self.device_):
             network = self._new_network()
@@ -228,8 +228,8 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         X_normal : array-like
             Normal images that were not used in `fit`.
         false_alarm_rate : float, default=0.05
-            Expected share of new normal images that `predict` will flag. With few images the
-            share itself varies: for 77 and 0.05, between 0.01 and 0.13 in 99 % of draws.
+            Expected share of new normal images that `predict` will flag. With few images the share itself
+            varies: for 77 images and a rate of 0.05 it is between 0.01 and 0.13 in 99 % of draws.
         pixel_false_alarm_rate : float, default=0.01
             Share of the pixels of these images that lie above ``pixel_offset_``.
 
@@ -250,7 +250,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
                 f"threshold is the worst of them; give at least {n_needed}",
                 stacklevel=2,
             )
-        # weibull: a new score falls below this quantile with this probability, whatever the distribution.
+        # weibull: a new score falls below it with probability false_alarm_rate, whatever the distribution.
         self.offset_ = float(np.quantile(-scores, false_alarm_rate, method="weibull"))
         self._set_pixel_threshold(pixels, pixel_false_alarm_rate)
         return self
@@ -260,7 +260,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         if judged is None:
             judged = (part for _, part in self._judgements(images, lambda judgement: judgement[:2]))
         per_image = max(1, N_PIXELS // len(images))
-        # A seed of its own: the same images give the same threshold each time they are calibrated with.
+        # A fixed seed: the same images give the same threshold whenever the detector is calibrated.
         rng = np.random.default_rng(0)
         scores, pixels = [], []
         for score, maps in judged:
@@ -342,7 +342,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         return {name: np.concatenate([part[name] for part in parts]).astype(np.float64) for name in parts[0]}
 
     def _components(self, images):
-        """Iterator of a dict of components (b,) for each batch."""
+        """Dicts of components (b,), one for each batch."""
 
         def components(judgement):
             return {k: v() if callable(v) else v for k, v in judgement.components.items()}
@@ -482,7 +482,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
 
     def __getstate__(self):
         """State for pickling, with the network on the CPU, since another machine may have no accelerator."""
-        state = dict(super().__getstate__())  # a copy: this is the live __dict__
+        state = dict(super().__getstate__())  # a copy, since this is the live __dict__
         if "network_" in state and self.device_ != "cpu":
             state["network_"] = copy.deepcopy(state["network_"]).cpu()
         return state

@@ -81,7 +81,7 @@ def restore(detector, attributes, tensors):
     attributes = dict(attributes)
     if "history_" in attributes:
         attributes["history_"] = {k: History(rows) for k, rows in attributes["history_"].items()}
-    # In files of before InputFormat, only the detector inside had a range.
+    # In older files of PatchDetector only the detector inside has a range.
     if "detector_" in attributes:
         attributes.setdefault("intensity_range_", attributes["detector_"].intensity_range_)
     rules = FITTED | TRAINED if isinstance(detector, TrainedDetector) else FITTED

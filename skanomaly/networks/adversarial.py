@@ -81,7 +81,7 @@ class UpBlock(nn.Module):
     def forward(self, x):
         h = self.conv1(F.relu(self.norm1(x)))
         h = self.conv2(F.relu(self.norm2(h)))
-        # The shortcut is convolved before it is enlarged: for 1 x 1 the result is the same, and cheaper.
+        # The shortcut's 1 x 1 convolution goes before the upsampling: the same result for less work.
         return h + F.interpolate(self.shortcut(x), scale_factor=self.factor)
 
 
@@ -109,7 +109,7 @@ class ResidualCritic(nn.Module):
 
     def __init__(self, image_shape, *, width, n_levels=None):
         super().__init__()
-        # No BatchNorm here: the penalty is on each image's own gradient, which it would mix with the others'.
+        # Not BatchNorm: the gradient of an image, which is penalised, would depend on the other images.
         self.features = ResidualTrunk(image_shape, width=width, n_levels=n_levels, norm=ChannelLayerNorm)
         self.value = nn.Linear(self.features.n_features, 1)
 
@@ -118,7 +118,7 @@ class ResidualCritic(nn.Module):
 
 
 class ResidualEncoder(nn.Module):
-    """Images to codes (n, latent_size): the critic's layers, with BatchNorm.
+    """Images to codes (n, latent_size): the layers of the critic, but with BatchNorm.
 
     Parameters
     ----------
@@ -192,7 +192,7 @@ class ConvDiscriminator(nn.Module):
         blocks = []
         for level, (n_in, n_out, stride) in enumerate(zip(widths, widths[1:], strides)):
             blocks += [nn.Conv2d(n_in, n_out, kernel_size(stride), stride, padding=1)]
-            # DCGAN leaves out BatchNorm where images come in: with it, training oscillated.
+            # DCGAN has no BatchNorm in the level that takes images: with it, training oscillated.
             blocks += [nn.BatchNorm2d(n_out)] if level else []
             blocks += [nn.LeakyReLU(0.2)]
         self.blocks = nn.Sequential(*blocks, nn.Flatten())

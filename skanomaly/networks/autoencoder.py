@@ -82,7 +82,7 @@ class ConvDecoder(nn.Module):
         up = []
         for a, b, stride in zip(widths, widths[1:], strides[:0:-1]):
             up += [_resize(nn.ConvTranspose2d, a, b, stride), nn.BatchNorm2d(b), nn.ReLU()]
-        # The last layer has no bias either, as in DDAD, although no BatchNorm follows to make up for it.
+        # No bias in the last layer either, although no BatchNorm follows it: DDAD's has none.
         last = _resize(nn.ConvTranspose2d, widths[-1], image_shape[0], strides[0])
         self.up = nn.Sequential(*up, last)
 

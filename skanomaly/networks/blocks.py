@@ -1,4 +1,4 @@
-"""How often a network halves an image, and how images of any size are made to fit it."""
+"""Strides of a network's levels, and the padding by which images of any size fit them."""
 
 import math
 
@@ -25,7 +25,7 @@ def choose_strides(image_shape, n_levels=None):
         # Each side by itself: halved alike, a row of 1 x d would have to be padded to many rows.
         halvings = [max(0, round(math.log2(side / 4))) for side in sides]
         return [tuple(1 + (level < n) for n in halvings) for level in range(max(1, *halvings))]
-    # Not 2**n_levels > side: for the n_levels of a forged file the power would fill the memory.
+    # bit_length, since 2**n_levels would fill the memory for the n_levels of a forged file.
     most = min(sides).bit_length() - 1
     if n_levels > most:
         raise ValueError(
@@ -36,7 +36,7 @@ def choose_strides(image_shape, n_levels=None):
 
 
 def level_widths(width, n_levels, most):
-    """Channels of each level: `width`, then twice as many a level, at most `most` times `width`."""
+    """Channels of each level: `width` times 1, 2, 4 and so on, but not more than `most` times."""
     return [width * min(most, 2**level) for level in range(n_levels)]
 
 

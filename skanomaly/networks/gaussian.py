@@ -10,5 +10,5 @@ def draw(mean, log_variance):
 
 def kl_divergence(mean, log_variance):
     """KL(N(mean, exp(log_variance)) || N(0, I)) of each code, as a mean over its numbers, (n,)."""
-    # The formula has a sum. MedIAnomaly takes the mean, as it does of the errors of pixels.
+    # A mean where the formula has a sum, as in MedIAnomaly; errors are means over pixels, too.
     return 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).flatten(1).mean(1)

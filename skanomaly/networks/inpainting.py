@@ -1,4 +1,4 @@
-"""Network of SQUID: windows of an image are encoded, painted anew from normal ones, and decoded."""
+"""Network of SQUID: windows of an image are encoded, painted anew from normal patterns, and decoded."""
 
 import math
 from functools import partial
@@ -50,7 +50,7 @@ class ConvUnit(nn.Module):
 
 
 class WindowEncoder(nn.Module):
-    """Windows to a list of features, one of each level: the first as large as the windows, the last smallest.
+    """Windows to a list of features, one of each level, from the size of a window to the smallest.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ class WindowEncoder(nn.Module):
 
 
 class WindowDecoder(nn.Module):
-    """Features of all levels to images in [0, 1]; also gives the features of each level on the way.
+    """Features of all levels to images in [0, 1], and to the decoder's own features of each level.
 
     Parameters
     ----------
@@ -87,10 +87,10 @@ class WindowDecoder(nn.Module):
     grid : tuple (rows, columns)
         Number of windows along each side of an image.
     skips : sequence of {"concatenation", "sum", "none"}
-        Use that each level makes of the encoder's features of its size, from the smallest level on.
-        Levels beyond the sequence make none.
+        Connection of each level to the encoder's features of its size, from the smallest level on. Levels
+        beyond the sequence have "none".
     stitch_level : int
-        Number of levels that work on windows; the others work on the whole images made of them.
+        Number of levels that work on windows. The others work on whole images.
     n_memories : int
         Number of levels that end in a learned memory, from the smallest on.
     n_slots : int
@@ -153,7 +153,7 @@ def _neighbours(grid, padded):
 
 
 def _codes(n_locations):
-    """Numbers of the locations in binary (L, bits), with as many bits as L itself needs."""
+    """Number of each location in binary (L, bits), with as many bits as L itself needs."""
     bits = n_locations.bit_length()
     return torch.tensor(
         [[i >> bit & 1 for bit in range(bits)] for i in range(n_locations)], dtype=torch.float
@@ -195,7 +195,7 @@ class InPainting(nn.Module):
         self.widen = nn.Sequential(*_conv(narrow + self.codes.shape[1], channels, 1))
 
     def forward(self, features):
-        """Painted features (n * L, C, h, w); as vectors (n, L, size), what was given and what retrieved."""
+        """Painted features (n * L, C, h, w), the given ones as vectors (n, L, size), and those retrieved."""
         vectors = self.squeeze(features).flatten(1).unflatten(0, (-1, self.n_locations))
         retrieved = self.memory(vectors)
         h = F.relu(self.norms[0](self.attend(vectors, retrieved) + retrieved))
@@ -230,7 +230,7 @@ class ImageDiscriminator(nn.Module):
 
 @torch.no_grad()
 def _shapes_of_levels(encoder, window):
-    """Shapes (c, h, w) of the levels that an encoder gives for a window; an error where it gives none."""
+    """Shapes (c, h, w) of the levels that an encoder gives for a window; an error if it gives none."""
     if not isinstance(encoder, nn.Module):
         raise ValueError(f"encoder must make a torch module of a shape, and made a {type(encoder).__name__}")
     # In train mode BatchNorm refuses a single value per channel, and would count these zeros as images.
@@ -321,11 +321,11 @@ class InPaintingNetwork(nn.Module):
         return self.encoder(to_windows(pad_to(x, self.size), self.grid))
 
     def paint(self, levels):
-        """Levels, the last of them painted anew; its vectors; and what the memory retrieved for these."""
+        """Levels with the last one painted anew, its features as vectors, and those retrieved for them."""
         features = levels[-1]
         painted, vectors, retrieved = self.inpainting(features)
         if self.training:
-            # Masked shortcut: the memory starts as noise, so the student learns from what is left unpainted.
+            # Masked shortcut: the memory starts as noise; places left unpainted let the student learn then.
             kept = torch.rand_like(features[:, :1]) >= self.rho
             painted = torch.where(kept, features, painted)
         return [*levels[:-1], painted], vectors, retrieved

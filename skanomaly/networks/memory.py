@@ -15,7 +15,7 @@ def hard_shrinkage(weights, threshold):
 def gumbel_shrinkage(weights, k):
     """The k largest weights, which sum to 1 again; the gradient is that of all weights (Xiang et al. 2023).
 
-    Nothing is drawn, whatever the name says. Exactly k weights are kept, also among equal ones.
+    No noise is drawn, in spite of the name. Exactly k weights are kept, also where some are equal.
     """
     # topk, not a threshold at the k-th weight: the public code keeps only the k - 1 above it, none for k = 1.
     largest, where = weights.topk(k, dim=-1)
@@ -70,7 +70,7 @@ class MemoryQueue(nn.Module):
     size : int
         Length of a feature.
     shrink : callable (weights) -> weights
-        Choice among the stored features, by weights (..., n_slots) that sum to 1.
+        Function that drops small weights (..., n_slots), for example `gumbel_shrinkage` with some k.
     cosine : bool, default=False
         Whether features are compared by their cosine; else by their dot product.
     learned : bool, default=False

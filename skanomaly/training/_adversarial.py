@@ -12,7 +12,7 @@ def discriminator_loss(real, fake):
 
 def generator_loss(fake):
     """- log D(G(z)), from logits."""
-    # Not log(1 - D(G(z))): its gradient vanishes where the discriminator is sure, as it is in the beginning.
+    # Not log(1 - D(G(z))): its gradient vanishes where D is sure of a fake, as it is in the beginning.
     return softplus(-fake).mean()
 
 

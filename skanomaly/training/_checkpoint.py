@@ -42,7 +42,7 @@ class Checkpoint:
         for path in sorted(self.folder.glob("*" + SUFFIX)):
             content = self._read(path)
             self.seed = content["seed"]
-            # A warning is enough: the fit is the same, only its last bits will not be.
+            # A warning, not an error: the fit is the same but for its last bits.
             if changed := _changes(content["rounding"], self.rounding):
                 warnings.warn(
                     f"the fit in {str(self.folder)!r} goes on, and will round otherwise: {changed}",
@@ -81,7 +81,7 @@ def _changes(then, now):
 
 
 def describe(value):
-    """Words on a parameter, equal for any two that would do the same, in this process or another."""
+    """Words on a parameter: equal for two parameters that do the same, also in two processes."""
     # Not repr: it shortens arrays, and shows the addresses of functions and objects.
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
@@ -172,12 +172,12 @@ def _restore_optimizer(optimizer, saved):
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                # A file holds tensors contiguous, and kernels of another memory format round differently.
+                # Tensors of a file are contiguous, and kernels for another memory format round differently.
                 values[name] = torch.empty_like(parameter).copy_(value)
 
 
 def _callback_state(callback):
-    """Attributes of a callback that end in "_", what it learned, as far as they can be written."""
+    """Attributes of a callback that end in "_" (what it learned, in skorch), if they can be written."""
     state, lost = {}, []
     for name, value in vars(callback).items():
         if name.endswith("_") and not isinstance(value, type):

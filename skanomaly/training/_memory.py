@@ -7,7 +7,7 @@ from ._training import Training
 
 
 def entropy(weights):
-    """Entropy of the weights of memory items, (..., n_slots), as a mean; low where few items are used."""
+    """Mean entropy of the weights (..., n_slots) of memory items; low where few items are used."""
     return -(weights * torch.log(weights + 1e-12)).sum(-1).mean()
 
 

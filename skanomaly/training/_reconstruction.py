@@ -13,7 +13,7 @@ class Reconstruction(Training):
     network : nn.Module
     error : callable (predictions, images) -> map (n, h, w)
     predict_images : callable (network, images) -> predictions, default=nn.Module.__call__
-        Forward pass. Its predictions are what `error` takes: reconstructions, or more than that.
+        Forward pass, whose predictions `error` takes: reconstructions, or means and log-variances.
     corrupt : callable (images) -> images, default=None
         Corruption of the input in training. Predictions are compared with the clean images.
     parts : sequence of str, default=("encoder", "decoder")

@@ -14,7 +14,7 @@ from . import _checkpoint
 
 
 class Training(NeuralNet):
-    """Stage of a fit: which optimiser moves which parts of the network, and one step written out in full.
+    """Stage of a fit: the parts of the network that each optimiser moves, and one step written out in full.
 
     A subclass sets `moves` and `losses` and writes `step`. One whose loss can be measured on held-out images
     sets `validates` and writes `validate`. A part that no optimiser moves is frozen: eval mode, no gradient.
@@ -26,10 +26,10 @@ class Training(NeuralNet):
     stage : str
         Name of the stage in `history_` and in messages.
     checkpoint : Checkpoint, default=None
-        Storage of the stage's state after each epoch, from which a killed fit goes on. Everything that
-        changes in training must be in the network, as parameter or buffer, in an optimiser, or be `n_steps`.
+        Storage of the stage's state after each epoch, from which a killed fit goes on. It holds the
+        network's parameters and buffers, the optimisers and `n_steps`; nothing else may change in training.
     optimizer : callable (parameters, lr) -> torch Optimizer, default=None
-        Optimiser of every part; None is Adam with the class's `betas`.
+        Maker of the optimisers; None is Adam with the class's `betas`.
     lr, max_epochs, batch_size, callbacks, device, verbose
         Parameters of skorch's NeuralNet. `optimizer_<part>__lr` is the learning rate of another optimiser.
     """
@@ -65,14 +65,14 @@ class Training(NeuralNet):
         ((_, value),) = loss.items()
         moved, optimizer = self.moved_[optimizer], getattr(self, optimizer + "_")
         optimizer.zero_grad(set_to_none=True)
-        # inputs=: without it, gradients of the other parts would be computed as well, and pile up in them.
+        # Without inputs=, gradients of the other parts would be computed as well, and pile up in them.
         value.backward(inputs=[parameter for _, parameter in moved if parameter.requires_grad])
         self.notify("on_grad_computed", named_parameters=moved)
         optimizer.step()
         self.record(**loss)
 
     def record(self, **values):
-        """Let scalar tensors count in the means of the epoch."""
+        """Add scalar tensors to the means of the epoch."""
         for name, value in values.items():
             total, count = self.totals_.get(name, (0.0, 0))
             # No .item(), which waits for the device in every step: sums are read at the end of the epoch.
@@ -108,7 +108,7 @@ class Training(NeuralNet):
                 )
         return self.history
 
-    # Methods of skorch, replaced: its own move one part, by one loss.
+    # Methods that replace skorch's, which know one optimiser and one loss.
 
     @property
     def _default_callbacks(self):
@@ -129,7 +129,7 @@ class Training(NeuralNet):
         return self
 
     def partial_fit(self, images, saved=None):
-        # skorch's own swallows KeyboardInterrupt: after Ctrl-C a half-trained network would pass for a fit.
+        # skorch's method swallows KeyboardInterrupt: after Ctrl-C a half-trained network would seem fitted.
         self.stop_ = False
         self.notify("on_train_begin", X=images, y=None)
         if saved:

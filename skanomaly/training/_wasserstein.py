@@ -33,7 +33,7 @@ class Wasserstein(Training):
         penalty = gradient_penalty(critic, x, fake)
         self.move("optimizer_critic", critic_loss=gap + self.penalty_weight * penalty)
         self.record(wasserstein_distance=-gap)
-        # n_steps is not reset by an epoch: a small data set has fewer batches in one than n_critic.
+        # n_steps counts across epochs: with few images an epoch has fewer batches than n_critic.
         if self.n_steps % self.n_critic == 0:
             fake = generator(network.draw_codes(len(x)))
             self.move("optimizer", generator_loss=-critic(fake).mean())
