@@ -219,7 +219,7 @@ def check_X(X, estimator, *, fitting):
         options = {"allow_nd": True, "ensure_all_finite": False, "ensure_min_samples": min_samples}
         X = check_array(X, **options, estimator=estimator, input_name="X")
         if X.ndim == 2:
-            # For the names of columns, which an array made of a DataFrame has lost, and their number.
+            # Columns are compared by their names, too, which an array made of a DataFrame has lost.
             named = given if hasattr(given, "columns") else X
             validate_data(estimator, named, reset=fitting, skip_check_array=True)
             return X

@@ -181,7 +181,6 @@ class PatchDetector(CompositeDetector):
 
     _format_class = StackFormat
 
-    # Attributes of the fitted detector.
     network_ = property(lambda self: self.detector_.network_)
     history_ = property(lambda self: self.detector_.history_)
     n_iter_ = property(lambda self: self.detector_.n_iter_)

@@ -177,7 +177,7 @@ def _restore_optimizer(optimizer, saved):
 
 
 def _callback_state(callback):
-    """Attributes of a callback that end in "_" (what it learned, in skorch), if they can be written."""
+    """State of a callback: its attributes whose names end in "_", as far as they can be written."""
     state, lost = {}, []
     for name, value in vars(callback).items():
         if name.endswith("_") and not isinstance(value, type):
