@@ -20,7 +20,7 @@ import numpy as np
 from scipy.stats import binom
 
 from skanomaly import _comparison
-from skanomaly._comparison import AT_THRESHOLD, FALSE_ALARM_RATE, make, mean, select, table, with_epochs
+from skanomaly._comparison import AT_THRESHOLD, FALSE_ALARM_RATE, mean, select, table
 
 KIND = "data", "detector"
 N_BEST = 8  # in the summary
@@ -112,12 +112,13 @@ def summary(cells, sets, labels):
 
 def main():
     names = _comparison.names()
-    options = _comparison.parse(__doc__, __file__, sets=None, detectors={"nargs": "+", "default": names})
+    own = {"sets": {"default": None}, "detectors": {"nargs": "+", "default": names}}
+    options = _comparison.parse(__doc__, __file__, _comparison.CELLS, **own)
     sets = _comparison.SETS
     if options.data != _comparison.FOLDER:
         sets = options.sets or sorted(path.stem for path in options.data.glob("*.npz"))
     cells = [
-        (data, label, with_epochs(make(label, random_state=seed), options.epochs))
+        (data, label, _comparison.with_epochs(_comparison.make(label, random_state=seed), options.epochs))
         for data in options.sets or sets
         for label in options.detectors
         for seed in range(options.seeds)

@@ -220,14 +220,17 @@ def fit_clocked(detector, X, train=None):
 
 
 def compare(package, raw, n_pairs):
-    """Smallest wall and CPU times of package, raw and raw again, interleaved; each returns its own."""
+    """Wall seconds of package, and its ratios to raw, of the smallest times; jobs run interleaved."""
     times = {}
     jobs = [("package", package), ("raw", raw), ("again", raw)]
     for _ in range(n_pairs):
         jobs = jobs[1:] + jobs[:1]  # no side always runs after the same other
-        for name, function in jobs:
-            times.setdefault(name, []).append(function())
-    return {name: np.min(values, axis=0) for name, values in times.items()}
+        for name, job in jobs:
+            times.setdefault(name, []).append(job())
+    best = {name: np.min(values, axis=0) for name, values in times.items()}
+    (wall, cpu), (wall_noise, cpu_noise) = (best["raw"] / best[name] for name in ("package", "again"))
+    text = f"wall {wall:.3f} (noise {wall_noise:.3f}), CPU {cpu:.3f} (noise {cpu_noise:.3f})"
+    return best["package"][0], text
 
 
 def time_detector(name, n_pairs, size, n_train):
@@ -258,13 +261,9 @@ def time_detector(name, n_pairs, size, n_train):
     }
     for job, (package, raw, n_images) in jobs.items():
         package(), raw()
-        best = compare(package, raw, n_pairs)
-        ratio, noise = best["raw"] / best["package"], best["raw"] / best["again"]
-        print(
-            f"{name:12} {job:9} {n_images / best['package'][0]:8.4g} img/s   ratio to raw ({kind}): "
-            f"wall {ratio[0]:.3f} (noise {noise[0]:.3f}), CPU {ratio[1]:.3f} (noise {noise[1]:.3f})",
-            flush=True,
-        )
+        seconds, ratios = compare(package, raw, n_pairs)
+        rate = f"{n_images / seconds:8.4g} img/s"
+        print(f"{name:12} {job:9} {rate}   ratio to raw ({kind}): {ratios}", flush=True)
 
 
 def private_memory():
@@ -362,35 +361,28 @@ def measure_members(n_pairs, *, n_members=6):
     ensemble = with_epochs(make("DDAD", backbone="ae", n_members=n_members, refine=False), 1)
     single.fit(X)
     fits = (lambda: ensemble.fit(X), lambda: [single.fit(X) for _ in range(n_members)])
-    best = compare(*(partial(clocked, fit) for fit in fits), n_pairs)
-    ratio, noise = best["raw"] / best["package"], best["raw"] / best["again"]
-    print(
-        f"DDAD with {n_members} members {best['package'][0]:.2f} s; ratio to {n_members} fits of one: "
-        f"wall {ratio[0]:.3f} (noise {noise[0]:.3f}), CPU {ratio[1]:.3f} (noise {noise[1]:.3f})"
-    )
+    seconds, ratios = compare(*(partial(clocked, fit) for fit in fits), n_pairs)
+    print(f"DDAD with {n_members} members {seconds:.2f} s; ratio to {n_members} fits of one: {ratios}")
 
 
 def main():
-    options = parse(
-        __doc__,
-        __file__,
-        "threads",
-        pairs={"type": int, "default": 15},
-        detectors={"nargs": "+", "default": names()},
-        memory={"action": "store_true", "help": "measure memory instead of speed"},
-        search={"action": "store_true", "help": "measure latent searches instead of speed"},
-        views={"action": "store_true", "help": "measure the views of SSLAnoVAE"},
-        members={"action": "store_true", "help": "measure DDAD's ensemble against single fits"},
-        size={"type": int, "default": 64, "help": "a multiple of 64; pixels are repeated"},
-        n_train={"type": int, "default": 384, "help": "images, a multiple of the batch size"},
-        images={"type": int, "default": 100_000, "help": "for --memory"},
-    )
-    if options.search:
-        return measure_search(options.pairs)
-    if options.members:
-        return measure_members(options.pairs)
-    if options.views:
-        return measure_views(options.pairs)
+    flags = {
+        "memory": "measure memory instead of speed",
+        "search": "measure latent searches instead of speed",
+        "views": "measure the views of SSLAnoVAE",
+        "members": "measure DDAD's ensemble against single fits",
+    }
+    own = {name: {"action": "store_true", "help": text} for name, text in flags.items()} | {
+        "pairs": {"type": int, "default": 15},
+        "detectors": {"nargs": "+", "default": names()},
+        "size": {"type": int, "default": 64, "help": "a multiple of 64; pixels are repeated"},
+        "n_train": {"type": int, "default": 384, "help": "images, a multiple of the batch size"},
+        "images": {"type": int, "default": 100_000, "help": "for --memory"},
+    }
+    options = parse(__doc__, __file__, "threads", **own)
+    for measure in (measure_search, measure_views, measure_members):
+        if getattr(options, measure.__name__.removeprefix("measure_")):
+            return measure(options.pairs)
     for name in options.detectors:
         if options.memory:
             measure_memory(name, options.images)

@@ -163,11 +163,10 @@ def identity(data, file, detector):
     """What tells a cell from others, and the digest of its code."""
     held = (type(part).__name__ for part in detector.get_params().values() if hasattr(part, "get_params"))
     classes = sorted({type(detector).__name__, *held})
-    without = PROCESS_PARAMETERS | {"random_state"}
     parameters = {
         name: value if isinstance(value, (bool, int, float, str, type(None))) else repr(value)
         for name, value in detector.get_params(deep=False).items()
-        if name not in without
+        if name not in PROCESS_PARAMETERS | {"random_state"}
     }
     values = data, file, classes, parameters, detector.random_state
     return dict(zip(KEY, values)) | {"code": code_digest(*classes)}
@@ -211,11 +210,9 @@ class Cells:
 
     def results(self):
         """The last result of each cell, in order; it is "stale" if its detector's code has changed."""
-        cells = [
-            cell | {"stale": cell["code"] != code_digest(*cell["classes"])}
-            for cell in self.read()
-            if "error" not in cell
-        ]
+        cells = [cell for cell in self.read() if "error" not in cell]
+        for cell in cells:
+            cell["stale"] = cell["code"] != code_digest(*cell["classes"])
         # The last one stays: a result of the present code, if there is any.
         latest = {_key(cell): cell for cell in sorted(cells, key=lambda cell: not cell["stale"])}.values()
         return sorted(latest, key=lambda cell: (cell["data"], cell["detector"], cell["seed"]))
@@ -330,6 +327,13 @@ def table(head, rows):
 # The usual evaluation.
 
 
+def with_interval(metric, test, score, **options):
+    """A metric of scores and its 95 % interval; whole patients are drawn."""
+    options |= {"groups": test.groups, "random_state": 0}
+    interval = metrics.bootstrap_interval(metric, test.target, score, **options)
+    return metric(test.target, score, anomaly_label=-1), *interval
+
+
 def evaluate(detector, splits):
     """Trained on `train`, calibrated on the normal images of `val`, judged on `test`, each image as seldom as
     can be: some detectors take a second for one.
@@ -346,14 +350,9 @@ def evaluate(detector, splits):
     result["false_alarms_before"] = float(np.mean(normal > -detector.offset_))
     detector.calibrate(val.images[val.target == 1], false_alarm_rate=FALSE_ALARM_RATE)
     result["false_alarms_after"] = float(np.mean(normal > -detector.offset_))
-    result["val_auroc"] = np.nan
-    if (val.target == -1).any():
-        result["val_auroc"] = metrics.auroc(val.target, -detector.score_samples(val.images))
-
-    def with_interval(metric, score, **options):
-        options |= {"groups": test.groups, "random_state": 0}
-        interval = metrics.bootstrap_interval(metric, test.target, score, **options)
-        return [metric(test.target, score, anomaly_label=-1), *interval]
+    anomalous = (val.target == -1).any()
+    val_score = -detector.score_samples(val.images) if anomalous else None
+    result["val_auroc"] = metrics.auroc(val.target, val_score) if anomalous else np.nan
 
     def decided(key, y, score, **options):
         # `predict` calls a score equal to offset_ normal.
@@ -362,7 +361,7 @@ def evaluate(detector, splits):
 
     functions = {"auroc": metrics.auroc, "ap": metrics.average_precision}
     functions |= {key: partial(decided, key) for key in AT_THRESHOLD}
-    result |= {key: with_interval(metric, score) for key, metric in functions.items()}
+    result |= {key: with_interval(metric, test, score) for key, metric in functions.items()}
     components = detector.score_components(test.images)
     result["components"] = {name: metrics.auroc(test.target, value) for name, value in components.items()}
     if test.masks is not None and maps[0] is not None:
@@ -379,10 +378,9 @@ def evaluate(detector, splits):
             "best_dice": lambda masks, maps: metrics.best_dice(masks, maps)[0],
         }
         # What is drawn are rows; a "score" is the number of one.
-        result |= {
-            key: with_interval(partial(of_rows, metric), np.arange(len(score)), n_resamples=N_PIXEL_RESAMPLES)
-            for key, metric in functions.items()
-        }
+        rows, few = np.arange(len(score)), {"n_resamples": N_PIXEL_RESAMPLES}
+        for key, metric in functions.items():
+            result[key] = with_interval(partial(of_rows, metric), test, rows, **few)
     return result
 
 
@@ -390,44 +388,42 @@ def evaluate(detector, splits):
 
 OPTIONS = {
     "sets": {"nargs": "+", "default": SETS, "help": "names of npz files"},
+    "parts": {"nargs": "+"},
+    "full": {"action": "store_true", "help": "the size of the paper, for a GPU"},
     "data": {"type": Path, "default": FOLDER, "help": "folder of the npz files"},
-    "seeds": {"type": int, "default": 1, "help": "how many; 0 only writes the tables"},
+    "seeds": {"type": int, "default": 1, "help": "how many; with 0 tables are written and nothing is run"},
     "epochs": {"type": int, "help": "of every stage, and a tenth of the steps of a search; for a short run"},
     "limit": {"type": float, "default": 150, "help": "seconds that a cell may take; 0 is no limit"},
+    "adopt": {"nargs": "*", "help": "after a change that was shown to leave scores bit-equal: keep results"},
     "threads": {"type": int, "default": 2, "help": "of torch"},
     "results": {"type": Path, "help": "folder that gets a folder for each command"},
-    "adopt": {
-        "nargs": "*",
-        "metavar": "CLASS",
-        "help": "run nothing, but take the results of these detectors, or of all, for those of the present "
-        "code: after a change that was shown to leave scores bit-equal",
-    },
 }
+#: What a command takes that runs cells, and one that makes its tables in one go.
+CELLS, TABLES = "data seeds epochs limit adopt threads results", "data seeds epochs threads results"
 
 
-def parse(doc, file, *common, **own):
+def parse(doc, file, common, **own):
     """Options of a command; short runs and those at full size have folders of their own.
 
     Parameters
     ----------
     doc, file : str
         Docstring and path of the script, which lies in a folder "benchmarks".
-    *common : str
-        The names of `OPTIONS` that it takes; all of them, if none are given.
+    common : str
+        Names of `OPTIONS`.
     **own : dict
-        Its other options, by name, as for ``add_argument``; or a default for one of `OPTIONS`.
+        Other options, as for ``add_argument``, or what differs in one of `OPTIONS`.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    own = {name: value if isinstance(value, dict) else {"default": value} for name, value in own.items()}
-    for name in dict.fromkeys([*(common or OPTIONS), *own]):
+    for name in dict.fromkeys([*own, *common.split()]):
         parser.add_argument(f"--{name.replace('_', '-')}", **OPTIONS.get(name, {}) | own.get(name, {}))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if "results" in options:
         file = Path(file).resolve()
+        home = next(folder for folder in file.parents if folder.name == "benchmarks")
         study = file.stem + "_full" * getattr(options, "full", False)
         study += f"_{options.epochs}_epochs" if options.epochs else ""
-        home = next(folder for folder in file.parents if folder.name == "benchmarks")
         options.folder = (options.results or home / "results") / study
         options.folder.mkdir(parents=True, exist_ok=True)
     return options

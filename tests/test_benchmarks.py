@@ -236,7 +236,7 @@ def test_the_tables_of_fanogan(fanogan, folder, monkeypatch, capsys):
     for kind in ("curves", "lines", "maps"):
         assert (folder / "fanogan_1_epochs" / f"both_{kind}.png").stat().st_size > 10_000
     assert "trained in" in capsys.readouterr().out
-    monkeypatch.setattr(fanogan, "may_draw", lambda *arguments: False)
+    monkeypatch.setattr(_comparison, "may_draw", lambda *arguments: False)
     fanogan.run(*options, "both")
     assert (folder / "fanogan_1_epochs" / "table.md").read_text() + "\n" == first.split("![")[0]
     assert "trained in" not in capsys.readouterr().out, "what is there is not trained again"

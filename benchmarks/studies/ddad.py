@@ -26,10 +26,11 @@ from itertools import product
 
 import matplotlib.pyplot as plt
 import numpy as np
+from _pictures import save_grid
 from sklearn.utils import Bunch
 
 from skanomaly import DDAD, _comparison, metrics
-from skanomaly._comparison import compare, make, may_draw, mean, parse, select, table, with_epochs
+from skanomaly._comparison import CELLS, compare, make, may_draw, mean, parse, select, table, with_epochs
 from skanomaly.plotting import ScoreHistogramDisplay
 
 SETS = "cxr_pneumonia", "cxr_nih", "brain_mri"
@@ -44,6 +45,7 @@ SCORES = {
     "inter": "A_inter",
     "refined_dual": "R_dual",
 }
+METRICS = {"auroc": metrics.auroc, "ap": metrics.average_precision}
 ONE_CLASS = list(SCORES)[:3]
 STUDY = "DDAD (AEU)"
 RATIOS = "0 %", "50 %", "100 %"
@@ -97,10 +99,7 @@ def evaluate(detector, data, *, stem):
     components, target = detector.score_components(data.test.images), data.test.target
     result["tests"] = {
         test: {
-            name: {
-                "auroc": metrics.auroc(target[rows], score[rows]),
-                "ap": metrics.average_precision(target[rows], score[rows], anomaly_label=-1),
-            }
+            name: {key: metric(target[rows], score[rows]) for key, metric in METRICS.items()}
             for name, score in components.items()
         }
         for test, rows in data.tests.items()
@@ -123,32 +122,18 @@ def draw_histograms(components, target, path):
 def draw_maps(detector, test, path, *, n=3):
     """Images and their maps, one a column; normal ones, then anomalous, with true masks outlined."""
     rows = np.concatenate([np.flatnonzero(test.target == label)[:n] for label in (1, -1)])
-    images = test.images[rows]
-    lines = {"image": images} | {
-        name: copy.copy(detector).set_params(**score).anomaly_map(images) for name, score in MAPS.items()
-    }
-    figure, axes = plt.subplots(
-        len(lines), len(rows), figsize=(1.6 * len(rows), 1.7 * len(lines)), layout="compressed"
-    )
-    for (label, line), line_axes in zip(lines.items(), axes):
-        for k, (shown, axis) in enumerate(zip(line, line_axes)):
-            if label == "image":
-                axis.imshow(shown, cmap="gray")
-                axis.set_title("normal" if k < n else "anomalous", fontsize=9)
-            else:
-                axis.imshow(shown, cmap="magma", vmin=0, vmax=np.quantile(line, 0.995))
-            axis.set(xticks=[], yticks=[])
-            if test.masks is not None and test.masks[rows[k]].any():
-                axis.contour(test.masks[rows[k]], levels=[0.5], colors="lime", linewidths=0.8)
-        line_axes[0].set_ylabel(label)
-    figure.savefig(path, dpi=70)
-    plt.close(figure)
+    lines = [("image", test.images[rows], "gray", None, None)]
+    for name, score in MAPS.items():
+        maps = copy.copy(detector).set_params(**score).anomaly_map(test.images[rows])
+        lines.append((name, maps, "magma", 0, np.quantile(maps, 0.995)))
+    masks = None if test.masks is None else test.masks[rows]
+    save_grid(path, lines, ["normal"] * n + ["anomalous"] * n, masks=masks)
 
 
 def figures(cells, data, detector, scores, tests=("test",)):
     """Number of seeds, and AUROC and AP of each score on each test."""
     same = select(cells, data=data, detector=detector)
-    wanted = product(scores, tests, ("auroc", "ap"))
+    wanted = product(scores, tests, METRICS)
     return [len(same), *(mean(same, "tests", test, score, key) for score, test, key in wanted)]
 
 
@@ -179,12 +164,8 @@ def report(cells, size, refined):
     scores = list(SCORES) if refined else ["rec", "intra", "inter"]
     ratios = [[ratio, *figures(cells, f"{studied}, {ratio}", STUDY, scores)] for ratio in RATIOS]
     kinds = [
-        [
-            SCORES[score],
-            shown,
-            *figures(cells, f"{studied}, {unlabelled}", STUDY, [score], (SEEN, UNSEEN)),
-        ]
-        for score, shown, unlabelled in (
+        [SCORES[score], shown, *figures(cells, f"{studied}, {of}", STUDY, [score], (SEEN, UNSEEN))]
+        for score, shown, of in (
             ("rec", "", RATIOS[0]),
             ("inter", "normal", RATIOS[0]),
             ("inter", f"normal and {SEEN}", SEEN),
@@ -209,13 +190,8 @@ def report(cells, size, refined):
 
 
 def main():
-    options = parse(
-        __doc__,
-        __file__,
-        sets={"default": SETS, "choices": SETS},
-        parts={"nargs": "+", "default": PARTS, "choices": PARTS},
-        full={"action": "store_true", "help": "the size of the paper"},
-    )
+    sets, parts = ({"default": names, "choices": names} for names in (SETS, PARTS))
+    options = parse(__doc__, __file__, f"{CELLS} full", sets=sets, parts=parts)
     size, epochs = (128, "max_epochs=250,refinement_epochs=100") if options.full else (64, "max_epochs=100")
     cells = []
     for seed in range(options.seeds):
@@ -228,12 +204,8 @@ def main():
                     for label, variant in detectors.items()
                 ]
         if seed == 0 or options.full:
-            unlabelled = dict.fromkeys(
-                (
-                    *(RATIOS if "ratio" in options.parts else ()),
-                    *((RATIOS[0], SEEN) if "pathologies" in options.parts else ()),
-                )
-            )
+            shown = {"ratio": RATIOS, "pathologies": (RATIOS[0], SEEN)}
+            unlabelled = dict.fromkeys(of for part in options.parts for of in shown.get(part, ()))
             variant = f"DDAD:backbone=aeu,{epochs},refine={options.full}"
             cells += [(f"{STUDIED}_{size}, {of}", STUDY, variant, seed) for of in unlabelled]
             for label, settings in TRIED.items() if "tried" in options.parts else ():

@@ -23,19 +23,17 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from _pictures import save_grid
 from joblib import Memory
 from sklearn.metrics import roc_curve
 from sklearn.utils import Bunch
 
-from skanomaly import FAnoGAN, metrics
-from skanomaly._comparison import code_digest, load, make, may_draw, parse, table, with_epochs
+from skanomaly import FAnoGAN, _comparison, metrics
+from skanomaly._comparison import make, table, with_epochs, with_interval
 from skanomaly.plotting import ScoreHistogramDisplay
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
 
 SETS = "cxr_pneumonia_64", "brain_mri_64"
 CACHE = Path("build/fanogan")
@@ -71,12 +69,12 @@ class Models:
 
     def __init__(self, name, folder, memory, *, epochs, full):
         self.name, self.full, self.epochs = name, full, epochs
-        self.splits = load(name, folder)
+        self.splits = _comparison.load(name, folder)
         for split in ("val", "test"):
             if len(np.unique(self.splits[split].target)) < 2:
                 raise SystemExit(f"{name}: split {split!r} must hold normal and anomalous images")
         digest = hashlib.sha256((folder / f"{name}.npz").read_bytes()).hexdigest()[:16]
-        code = code_digest("FAnoGAN", "AnoGAN", "ALI", "AutoEncoder", "AdversarialAutoEncoder")
+        code = _comparison.code_digest("FAnoGAN", "AnoGAN", "ALI", "AutoEncoder", "AdversarialAutoEncoder")
         self.key = name, digest, code, epochs, full
         self._fit = memory.cache(self._fit, ignore=["self"])
         self._score = memory.cache(self._score, ignore=["self"])
@@ -154,13 +152,6 @@ def mean_auroc(scores, y, rows, *, anomaly_label):
     return np.mean([metrics.auroc(y, score[rows], anomaly_label=anomaly_label) for score in scores])
 
 
-def with_interval(metric, test):
-    """A figure of the rows of a split and its 95 % interval; draws patients."""
-    rows = np.arange(len(test.target))
-    interval = metrics.bootstrap_interval(metric, test.target, rows, groups=test.groups, random_state=0)
-    return metric(test.target, rows, anomaly_label=-1), *interval
-
-
 class Comparison:
     """The methods on the images of one set, or on those of them that were searched.
 
@@ -193,7 +184,7 @@ class Comparison:
 
     def auroc(self, method):
         scores = [score["test"] for score in self.scores[method]]
-        return with_interval(partial(mean_auroc, scores), self.test)
+        return with_interval(partial(mean_auroc, scores), self.test, np.arange(len(self.test.target)))
 
     def difference(self, better, worse):
         pairs = [[score["test"] for score in self.scores[method]] for method in (better, worse)]
@@ -202,7 +193,7 @@ class Comparison:
             first, second = (mean_auroc(scores, y, rows, anomaly_label=anomaly_label) for scores in pairs)
             return first - second
 
-        return with_interval(difference, self.test)
+        return with_interval(difference, self.test, np.arange(len(self.test.target)))
 
     def row(self, method):
         at_youden = [
@@ -237,7 +228,7 @@ def orderings(whole, searched):
     return rows
 
 
-def draw_curves(models, comparison):
+def draw_curves(models, comparison, path):
     """ROC curves, and the two parts of f-AnoGAN's score."""
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
     for method, scores in comparison.scores.items():
@@ -255,10 +246,11 @@ def draw_curves(models, comparison):
     for ax, (key, name) in zip(axes[1:], {"residual": "A_R, pixels", "feature": "A_D, features"}.items()):
         ScoreHistogramDisplay.from_predictions(test.target, components[key], ax=ax)
         ax.set(title=name, xlabel="part of the score, izi_f")
-    return figure
+    figure.savefig(path, dpi=65)
+    plt.close(figure)
 
 
-def draw_lines(models):
+def draw_lines(models, path):
     """Images along the line between two codes: drawn from the prior, and of two normal images."""
     detector = models.fit("izi_f", 0)
     normal = models.splits["test"].images[models.splits["test"].target == 1]
@@ -266,59 +258,39 @@ def draw_lines(models):
         torch.manual_seed(0)
         codes = detector.network_.draw_codes(6).cpu().numpy()
     ends = [*zip(codes[::2], codes[1::2]), *zip(normal[:6:2], normal[1:6:2])]
-    figure, axes = plt.subplots(len(ends), N_BETWEEN, figsize=(11, 5.3), layout="constrained")
-    low, high = detector.intensity_range_
-    for k, (row, line) in enumerate(zip(axes, ends)):
-        for ax, image in zip(row, detector.interpolate(*line, n=N_BETWEEN)):
-            ax.imshow(image, cmap="gray", vmin=low, vmax=high)
-            ax.set(xticks=[], yticks=[])
-        row[0].set_ylabel("random codes" if k < len(codes) // 2 else "test images", fontsize=7)
-    return figure
+    labels = ["random codes"] * 3 + ["test images"] * 3
+    lines = [
+        (label, detector.interpolate(*line, n=N_BETWEEN), "gray", *detector.intensity_range_)
+        for label, line in zip(labels, ends)
+    ]
+    save_grid(path, lines, [""] * N_BETWEEN, size=0.85)
 
 
-def draw_maps(models):
+def draw_maps(models, path):
     """The same images, reconstructed and compared by each method; each map on the scale of normal images."""
     n_search = {"n_search": 10 * models.epochs} if models.epochs else {}
     rows, target = models.searched["test"], models.splits["test"].target
     shown = np.concatenate([rows[target[rows] == label][:N_SHOWN] for label in (-1, 1)])
     images = models.splits["test"].images[shown]
-    columns = {}
+    made = {}
     for method in ("ziz", "izi", "izi_f", "AnoGAN"):
         detector = models.fit(method, 0)
-        columns[method] = detector.reconstruct(images), detector.anomaly_map(images), detector.map_range_
+        made[method] = detector.reconstruct(images), detector.anomaly_map(images), detector.map_range_
     detector = models.fit("izi_f", 0)
     val = models.splits["val"]
     normal = val.images[val.target == 1][: len(images)]
     found = detector.iterative(np.concatenate([images, normal]), random_state=0, **n_search)
     scale = np.quantile(found.maps[len(images) :], [0.01, 0.999])
-    columns["iterative"] = detector.decode(found.codes[: len(images)]), found.maps[: len(images)], scale
-    figure, axes = plt.subplots(
-        len(images), 1 + 2 * len(columns), figsize=(11, 1.06 * len(images)), layout="constrained"
-    )
-    black, white = detector.intensity_range_
-    for k, row in enumerate(axes):
-        row[0].imshow(images[k], cmap="gray", vmin=black, vmax=white)
-        row[0].set_ylabel("anomalous" if target[shown[k]] == -1 else "normal", fontsize=7)
-        for j, (method, (made, maps, (low, high))) in enumerate(columns.items()):
-            row[1 + 2 * j].imshow(made[k], cmap="gray", vmin=black, vmax=white)
-            row[2 + 2 * j].imshow(maps[k], cmap="inferno", vmin=low, vmax=high)
-            if k == 0:
-                row[1 + 2 * j].set_title(method, fontsize=8)
-                row[2 + 2 * j].set_title("map", fontsize=8)
-        for ax in row:
-            ax.set(xticks=[], yticks=[])
-    axes[0, 0].set_title("input", fontsize=8)
-    return figure
+    made["iterative"] = detector.decode(found.codes[: len(images)]), found.maps[: len(images)], scale
+    gray = "gray", *detector.intensity_range_
+    lines = [("input", images, *gray)]
+    for method, (reconstructions, maps, scale) in made.items():
+        lines += [(method, reconstructions, *gray), ("map", maps, "inferno", *scale)]
+    save_grid(path, lines, ["anomalous" if target[row] == -1 else "normal" for row in shown], size=0.85)
 
 
 def main():
-    options = parse(
-        __doc__,
-        __file__,
-        *("data", "seeds", "epochs", "threads", "results"),
-        sets=SETS,
-        full={"action": "store_true", "help": "the paper's size, for a GPU"},
-    )
+    options = _comparison.parse(__doc__, __file__, f"{_comparison.TABLES} full", sets={"default": SETS})
     memory = Memory(CACHE, verbose=0)
     start = time.perf_counter()
     encoders, others, orders, figures = [], [], [], []
@@ -328,10 +300,12 @@ def main():
         methods = [*ENCODERS, *OTHERS, "A_D"]
         whole = Comparison(models, methods, options.seeds, searched=False)
         searched = Comparison(models, [*methods, *SEARCHED], options.seeds, searched=True)
-        drawn = {}
-        if may_draw(name, options.folder):
-            drawn["curves"] = draw_curves(models, whole)
-            drawn |= {"lines": draw_lines(models), "maps": draw_maps(models)}
+        if _comparison.may_draw(name, options.folder):
+            paths = [options.folder / f"{name}_{kind}.png" for kind in ("curves", "lines", "maps")]
+            draw_curves(models, whole, paths[0])
+            draw_lines(models, paths[1])
+            draw_maps(models, paths[2])
+            figures += [f"![{path.stem.replace('_', ' ')}]({path.name})\n" for path in paths]
         for comparison in (whole, searched):
             comparison.scores["f-AnoGAN"] = comparison.scores["izi_f"]
         encoders += [whole.row(method) for method in ENCODERS]
@@ -340,11 +314,6 @@ def main():
             searched.row(method) for method in ["ziz", "izi", *OTHERS, "A_D", *SEARCHED, "f-AnoGAN"]
         ]
         orders += orderings(whole, searched)
-        for kind, figure in drawn.items():
-            path = options.folder / f"{name}_{kind}.png"
-            figure.savefig(path, dpi=65)
-            plt.close(figure)
-            figures.append(f"![{name}, {kind}]({path.name})\n")
     text = "\n".join(
         [
             f"Made by `python benchmarks/studies/fanogan.py --seeds {options.seeds}`. Mean of the seeds, "

@@ -24,17 +24,11 @@ import numpy as np
 from sklearn.cluster import KMeans
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.frozen import FrozenEstimator
-from sklearn.metrics import (
-    accuracy_score,
-    adjusted_rand_score,
-    cohen_kappa_score,
-    f1_score,
-    roc_auc_score,
-)
+from sklearn.metrics import accuracy_score, adjusted_rand_score, cohen_kappa_score, f1_score, roc_auc_score
 from sklearn.utils import Bunch
 
 from skanomaly import AutoEncoder, SSLAnoVAE, metrics
-from skanomaly._comparison import parse, table
+from skanomaly._comparison import TABLES, parse, table
 from skanomaly.datasets import make_oct
 from skanomaly.layers import GraphLayerExtractor, UNetLayerExtractor
 from skanomaly.segmentation import NO_LAYER, block_means, residual_mask
@@ -198,12 +192,7 @@ PARTS = {
 
 
 def main():
-    options = parse(
-        __doc__,
-        __file__,
-        *("data", "seeds", "epochs", "threads", "results"),
-        parts={"nargs": "+", "choices": PARTS, "default": list(PARTS)},
-    )
+    options = parse(__doc__, __file__, TABLES, parts={"choices": PARTS, "default": list(PARTS)})
     epochs = {"max_epochs": options.epochs} if options.epochs else {}
     for part in options.parts:
         start = time.perf_counter()

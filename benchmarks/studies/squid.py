@@ -22,12 +22,12 @@ import re
 import time
 from functools import cache, partial
 
-import matplotlib.pyplot as plt
 import numpy as np
+from _pictures import save_grid
 from sklearn.svm import SVC
 
 from skanomaly import _comparison, metrics
-from skanomaly._comparison import AT_THRESHOLD, compare, make, mean, parse, select, table, with_epochs
+from skanomaly._comparison import AT_THRESHOLD, CELLS, compare, make, mean, parse, select, table, with_epochs
 from skanomaly.datasets import make_digit_anatomy
 
 KINDS = "missing", "misordered", "flipped", "zero"
@@ -153,18 +153,13 @@ def evaluate(detector, splits, *, path):
 
 
 def draw(detector, images, kinds, path):
-    """Input, reconstruction and map, a column for each image."""
-    lines = images, detector.reconstruct(images), detector.anomaly_map(images)
-    figure, axes = plt.subplots(3, len(images), figsize=(2 * len(images), 6.2), layout="compressed")
-    ranges = (0, 255), (0, 255), (0, np.quantile(lines[2], 0.99))
-    for label, line, row, (low, high) in zip(("input", "reconstruction", "map"), lines, axes, ranges):
-        for image, kind, axis in zip(line, kinds, row):
-            axis.imshow(image, cmap="magma" if label == "map" else "gray", vmin=low, vmax=high)
-            axis.set(xticks=[], yticks=[], title=kind if label == "input" else None)
-        row[0].set_ylabel(label)
-    figure.suptitle(type(detector).__name__)
-    figure.savefig(path, dpi=60)
-    plt.close(figure)
+    maps = detector.anomaly_map(images)
+    lines = [
+        ("input", images, "gray", 0, 255),
+        ("reconstruction", detector.reconstruct(images), "gray", 0, 255),
+        ("map", maps, "magma", 0, np.quantile(maps, 0.99)),
+    ]
+    save_grid(path, lines, kinds, size=2)
 
 
 def auroc_table(cells, rows):
@@ -230,13 +225,7 @@ def report(cells, parts):
 
 
 def main():
-    options = parse(
-        __doc__,
-        __file__,
-        *("data", "seeds", "epochs", "limit", "threads", "results", "adopt"),
-        parts={"nargs": "+", "default": PARTS, "choices": PARTS},
-        full={"action": "store_true", "help": "the size of the paper"},
-    )
+    options = parse(__doc__, __file__, f"{CELLS} full", parts={"default": PARTS, "choices": PARTS})
     n, epochs, width = FULL if options.full else SMALL
     squid = f"SQUID:max_epochs={epochs},width={width}"
     shares = [f"{n} grids, {share} % normal" for share in (100, 75, 50)]

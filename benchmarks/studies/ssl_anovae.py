@@ -14,7 +14,7 @@ Cells are kept in ssl_anovae/cells.jsonl of --results, the table in table.md.
 from sklearn.utils import Bunch
 
 from skanomaly import _comparison
-from skanomaly._comparison import compare, make, mean, parse, select, table, with_epochs
+from skanomaly._comparison import CELLS, compare, make, mean, parse, select, table, with_epochs
 from skanomaly.datasets import make_oct
 
 N_EPOCHS = 30
@@ -64,7 +64,7 @@ def report(cells, rows):
 
 
 def main():
-    options = parse(__doc__, __file__, sets=SETS)
+    options = parse(__doc__, __file__, CELLS, sets={"default": SETS})
     rows = VARIANTS | OTHERS
     cells = (
         (data, variant, with_epochs(make(variant, random_state=seed), options.epochs or N_EPOCHS))
