@@ -10,7 +10,8 @@ in DIR with the arrays `images`, `labels` (0 normal, 1 anomalous) and `split` ("
 there are any `group_ids` (patients) and `mask`. Of another DIR all files are taken, unless --sets says.
 
 Cells are kept in accuracy/cells.jsonl of --results and are not run again, unless they failed or the code of
-their detector has changed. The tables go to table.md beside it, the AUROCs in short to summary.md.
+their detector has changed; --adopt takes them for cells of the present code, after a change that was shown to
+leave scores bit-equal. The tables go to table.md beside it, the AUROCs in short to summary.md.
 """
 
 from functools import partial

@@ -2,7 +2,8 @@
 
 A cell is one detector, fitted to one data set and judged on it. Its key is the data, the detector's class and
 parameters and the seed; beside it stands a digest of the code that made it. A cell of other code is run again
-by the ordinary command, and marked in the tables until then.
+by the ordinary command, and marked in the tables until then. After a change that was shown to leave scores
+bit-equal, --adopt takes the results for those of the present code.
 
 The rule for tables made on two cores: one seed, three sets, 150 s a cell; what is missing is shown as "-".
 These are the defaults of the command line. Three seeds are for figures that a claim depends on.
@@ -129,7 +130,7 @@ def _form(node):
 
 @cache
 def _module(name):
-    """What a module says, and the modules of ROOMS from which it imports."""
+    """Code of a module as text, and the modules of ROOMS from which it imports."""
     module = importlib.import_module(name)
     tree, origins = ast.parse(inspect.getsource(module)), set()
     for node in (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)):
@@ -160,7 +161,7 @@ def code_digest(*classes):
 
 
 def identity(data, file, detector):
-    """What tells a cell from others, and the digest of its code."""
+    """Fields that tell a cell from others, and the digest of its code."""
     held = (type(part).__name__ for part in detector.get_params().values() if hasattr(part, "get_params"))
     classes = sorted({type(detector).__name__, *held})
     parameters = {
@@ -193,7 +194,7 @@ def time_limit(seconds):
 
 
 class Cells:
-    """What is kept in a file, one cell a line."""
+    """Results kept in a file, one cell a line."""
 
     def __init__(self, path):
         self.path = Path(path)
@@ -281,7 +282,7 @@ def compare(options, cells, report, *, load=load):
 
     def write():
         text = report(store.results())
-        text += f"\n{STALE} Of earlier code of this detector.\n" * (STALE in text)
+        text += f"\n{STALE} Measured with earlier code of this detector.\n" * (STALE in text)
         if failed := store.failed():
             rows = [[cell[name] for name in ("data", "detector", "seed", "error")] for cell in failed]
             text += "\nWithout a result:\n\n" + table(("data", "detector", "seed", "error"), rows)
@@ -398,7 +399,7 @@ OPTIONS = {
     "threads": {"type": int, "default": 2, "help": "of torch"},
     "results": {"type": Path, "help": "folder that gets a folder for each command"},
 }
-#: What a command takes that runs cells, and one that makes its tables in one go.
+#: Options of commands that run cells, and of those that make their tables in one go.
 CELLS, TABLES = "data seeds epochs limit adopt threads results", "data seeds epochs threads results"
 
 

@@ -147,7 +147,7 @@ class Models:
 
 
 def mean_auroc(scores, y, rows, *, anomaly_label):
-    """Of several seeds' scores."""
+    """AUROC of the rows, averaged over the seeds' scores."""
     rows = rows.astype(int)
     return np.mean([metrics.auroc(y, score[rows], anomaly_label=anomaly_label) for score in scores])
 

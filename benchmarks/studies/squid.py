@@ -163,7 +163,7 @@ def draw(detector, images, kinds, path):
 
 
 def auroc_table(cells, rows):
-    """Of the score, and of the components where there is more than one."""
+    """AUROC of the score, and of the components where there is more than one."""
     lines = []
     for label in rows:
         same = select(cells, detector=label)

@@ -1,4 +1,4 @@
-"""What the parts of SSL-AnoVAE are worth: one factor varied at a time, beside the other detectors.
+"""Parts of SSL-AnoVAE and their worth: one factor varied at a time, beside the other detectors.
 
     python benchmarks/studies/ssl_anovae.py [--sets NAME ...] [--data DIR] [--seeds 1] [--limit 150]
                                             [--threads 2] [--results DIR] [--adopt [CLASS ...]]
