@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from foreign import paste_foreign_patches
+from foreign import check_learns
 from numpy.testing import assert_allclose
-from sklearn.metrics import roc_auc_score
 
 from skanomaly import AdversarialAutoEncoder
 from skanomaly._losses import gradient_penalty
@@ -134,17 +133,8 @@ def test_bad_parameters(parameters, message):
         tiny(AdversarialAutoEncoder, **parameters).fit(make_images())
 
 
+@pytest.mark.learning
 @pytest.mark.parametrize("adversary", ["latent", "image"])
 def test_learns_what_a_chest_looks_like(adversary):
-    half = [load_chest_xray(subset=subset).images[:, ::2, ::2] for subset in ("train", "test")]
-    train, normal = half[0], half[1][load_chest_xray(subset="test").target == 1][:60]
-    foreign, masks = paste_foreign_patches(normal)
-    both, y = np.concatenate([normal, foreign]), np.repeat([0, 1], len(normal))
-    small = {"adversary": adversary, "hidden_size": 256, "width": 8, "random_state": 0}
-    trained = AdversarialAutoEncoder(max_epochs=25, **small).fit(train)
-    untrained = AdversarialAutoEncoder(max_epochs=1, lr=1e-12, **small).fit(train)
-    auroc, before = (roc_auc_score(y, -detector.score_samples(both)) for detector in (trained, untrained))
-    assert auroc > 0.65
-    assert auroc > before + 0.1
-    maps = trained.anomaly_map(foreign)
-    assert maps[masks].mean() > 1.2 * maps[~masks].mean()
+    small = {"hidden_size": 128, "width": 8, "batch_size": 16, "random_state": 0}
+    check_learns(AdversarialAutoEncoder(adversary=adversary, max_epochs=25, **small))

@@ -1,6 +1,5 @@
-from functools import partial
-
 import numpy as np
+import pytest
 import torch
 from foreign import check_learns
 from numpy.testing import assert_allclose
@@ -80,5 +79,6 @@ def test_it_is_unsure_where_images_differ():
     assert log_variance[..., 9:].mean() > log_variance[..., :7].mean() + 2
 
 
+@pytest.mark.learning
 def test_learns_what_a_chest_looks_like():
-    check_learns(partial(AEU, hidden_size=256, width=8))
+    check_learns(AEU(hidden_size=128, width=8, batch_size=16, max_epochs=25, random_state=0))

@@ -123,5 +123,6 @@ def test_bad_parameters(area):
         tiny(ContextAE, erased_area=area).fit(make_images())
 
 
+@pytest.mark.learning
 def test_learns_what_a_chest_looks_like():
-    check_learns(partial(ContextAE, hidden_size=256, width=8))
+    check_learns(ContextAE(hidden_size=128, width=8, batch_size=16, max_epochs=25, random_state=0))

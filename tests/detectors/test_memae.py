@@ -1,5 +1,3 @@
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -93,5 +91,6 @@ def test_bad_parameters(parameters, message):
         tiny(MemAE, **parameters).fit(make_images())
 
 
+@pytest.mark.learning
 def test_learns_what_a_chest_looks_like():
-    check_learns(partial(MemAE, hidden_size=256, width=8))
+    check_learns(MemAE(hidden_size=128, width=8, batch_size=16, max_epochs=25, random_state=0))

@@ -5,9 +5,8 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from foreign import paste_foreign_patches
+from foreign import check_learns
 from numpy.testing import assert_allclose
-from sklearn.metrics import roc_auc_score
 from steps import watch_stages
 from torch.distributions import Normal, kl_divergence
 
@@ -310,20 +309,11 @@ def test_colour_transforms_refuse_two_channels():
         tiny(SSLAnoVAE, transforms="structure").fit(np.stack([make_images()] * 2, -1))
 
 
-@pytest.mark.parametrize("ssl_training", ["end_to_end", "pretrain"])
-def test_learns_what_a_chest_looks_like(ssl_training):
-    half = [load_chest_xray(subset=subset).images[:, ::2, ::2] for subset in ("train", "test")]
-    train, normal = half[0], half[1][load_chest_xray(subset="test").target == 1][:60]
-    foreign, masks = paste_foreign_patches(normal)
-    both, y = np.concatenate([normal, foreign]), np.repeat([0, 1], len(normal))
-    small = {"ssl_training": ssl_training, "hidden_size": 256, "width": 8, "random_state": 0}
-    trained = SSLAnoVAE(max_epochs=25, ssl_epochs=10, **small).fit(train)
-    untrained = SSLAnoVAE(max_epochs=1, ssl_epochs=1, lr=1e-12, **small).fit(train)
-    auroc, before = (roc_auc_score(y, -detector.score_samples(both)) for detector in (trained, untrained))
-    assert auroc > 0.65
-    assert auroc > before + 0.1
-    maps = trained.anomaly_map(foreign)
-    assert maps[masks].mean() > 1.2 * maps[~masks].mean()
+@pytest.mark.learning
+@pytest.mark.parametrize(("ssl_training", "max_epochs"), [("end_to_end", 15), ("pretrain", 20)])
+def test_learns_what_a_chest_looks_like(ssl_training, max_epochs):
+    small = {"hidden_size": 128, "width": 8, "batch_size": 16, "lr": 2e-3, "random_state": 0}
+    check_learns(SSLAnoVAE(ssl_training=ssl_training, max_epochs=max_epochs, ssl_epochs=4, **small))
 
 
 def test_codes_do_not_collapse():
