@@ -169,10 +169,9 @@ def find_intensity_range(X, intensity_range, used):
 
 def is_lazy(X):
     """Whether X can only be read in slices: no array, and nothing that scikit-learn makes an array of."""
-    eager = isinstance(X, np.ndarray) or sparse.issparse(X) or hasattr(X, "iloc")
-    return (
-        not eager and all(hasattr(X, name) for name in ("shape", "dtype", "__getitem__")) and len(X.shape) > 1
-    )
+    if isinstance(X, np.ndarray) or sparse.issparse(X) or hasattr(X, "iloc"):
+        return False
+    return all(hasattr(X, name) for name in ("shape", "dtype", "__getitem__")) and len(X.shape) > 1
 
 
 def _is_missing(code):

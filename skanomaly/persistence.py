@@ -142,10 +142,8 @@ def _decode(tag, content):
 def _check_detector(value, name="detector"):
     if not isinstance(value, BaseDetector):
         hint = "; a scikit-learn estimator, or what holds one, is saved by joblib.dump"
-        raise TypeError(
-            f"{name} must be a detector of skanomaly, got {type(value).__name__}"
-            + (hint if isinstance(value, BaseEstimator) else "")
-        )
+        hint = hint if isinstance(value, BaseEstimator) else ""
+        raise TypeError(f"{name} must be a detector of skanomaly, got {type(value).__name__}{hint}")
 
 
 # A detector in a file is a dict of class, parameters, fitted attributes and network.

@@ -106,9 +106,8 @@ class WindowDecoder(nn.Module):
         for level, (a, b) in enumerate(zip(widths[:0:-1], widths[-2::-1])):
             n_in = {"concatenation": a + b, "sum": a, "none": a}[self.skips[level]]
             self.units.append(ConvUnit(n_in, b))
-            self.memories.append(
-                MemoryMatrix(n_slots, b, threshold=0.0) if level < n_memories else nn.Identity()
-            )
+            memory = MemoryMatrix(n_slots, b, threshold=0.0) if level < n_memories else nn.Identity()
+            self.memories.append(memory)
         self.shortcuts = nn.ModuleList(
             nn.Conv2d(b, a, 1) if skip == "sum" else nn.Identity()
             for skip, a, b in zip(self.skips, widths[:0:-1], widths[-2::-1])

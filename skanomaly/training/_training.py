@@ -115,16 +115,10 @@ class Training(NeuralNet):
         return [("epoch_timer", EpochTimer()), ("print_log", PrintLog())]
 
     def initialize_optimizer(self):
-        self.moved_ = {
-            name: [
-                (f"{part}.{key}", value)
-                for part in parts
-                for key, value in self.module_.get_submodule(part).named_parameters()
-            ]
-            for name, parts in self.moves.items()
-        }
-        for name, parameters in self.moved_.items():
-            args, options = self.get_params_for_optimizer(name, parameters)
+        self.moved_, module = {}, self.module_.get_submodule
+        for name, parts in self.moves.items():
+            self.moved_[name] = [pair for part in parts for pair in module(part).named_parameters(part)]
+            args, options = self.get_params_for_optimizer(name, self.moved_[name])
             setattr(self, name + "_", self.optimizer(*args, **options))
         return self
 
