@@ -1,6 +1,6 @@
 """Errors and losses of images (n, c, h, w).
 
-Errors of pixels are maps (n, h, w), means over the channels. Scores and losses are means of maps.
+Errors of pixels are maps (n, h, w), means over the channels.
 """
 
 import torch

@@ -50,7 +50,7 @@ class StackFormat(InputFormat):
 
     @staticmethod
     def _given_range(detector):
-        """Parameter `intensity_range` of the detector inside, which has it instead of PatchDetector."""
+        """Parameter `intensity_range`, which PatchDetector leaves to the detector inside."""
         return "auto" if detector.detector is None else detector.detector.intensity_range
 
     @staticmethod
