@@ -33,7 +33,7 @@ def test_the_loss_is_smallest_where_the_variance_is_the_squared_error():
 def test_log_variances_stay_within_bounds():
     net = UncertainAutoEncoder((2, 16, 16), 2, hidden_size=16, width=2, n_levels=2)
     net.decoder.up[-1].weight.data.mul_(1e6)
-    mean, log_variance = net(torch.randn(4, 2, 16, 16))
+    mean, log_variance = net.predict(torch.randn(4, 2, 16, 16))
     assert mean.shape == log_variance.shape == (4, 2, 16, 16)
     assert (log_variance.min(), log_variance.max()) == LOG_VARIANCES
     assert mean.abs().max() > 100, "values are free"
@@ -43,7 +43,7 @@ def test_the_score_counts_errors_by_their_variance():
     X = make_images((5, 20, 14))
     detector = tiny(AEU, max_epochs=3).fit(X)
     with torch.no_grad():
-        mean, log_variance = detector.network_(torch.from_numpy(X[:, None] / 255).float() * 2 - 1)
+        mean, log_variance = detector.network_.predict(torch.from_numpy(X[:, None] / 255).float() * 2 - 1)
     x = X / 255 * 2 - 1
     expected = (x - mean[:, 0].numpy()) ** 2 / np.exp(log_variance[:, 0].numpy())
     assert_allclose(detector.anomaly_map(X), expected, rtol=1e-3, atol=1e-5)
@@ -57,7 +57,9 @@ def test_log_variances_of_all_channels():
     X = make_images((5, 20, 14, 3))
     detector = tiny(AEU).fit(X)
     with torch.no_grad():
-        _, log_variance = detector.network_(torch.from_numpy(np.moveaxis(X, 3, 1) / 255).float() * 2 - 1)
+        _, log_variance = detector.network_.predict(
+            torch.from_numpy(np.moveaxis(X, 3, 1) / 255).float() * 2 - 1
+        )
     expected = log_variance.mean((1, 2, 3))
     assert_allclose(detector.score_components(X)["log_variance"], expected, rtol=1e-4, atol=1e-5)
 
@@ -75,7 +77,7 @@ def test_it_is_unsure_where_images_differ():
     X[:, :, 8:] += rng.uniform(-100, 100, (64, 16, 8))
     detector = tiny(AEU, max_epochs=60, width=8, lr=0.01).fit(X)
     with torch.no_grad():
-        _, log_variance = detector.network_(torch.from_numpy(X[:, None] / 100).float() - 1)
+        _, log_variance = detector.network_.predict(torch.from_numpy(X[:, None] / 100).float() - 1)
     assert log_variance[..., 9:].mean() > log_variance[..., :7].mean() + 2
 
 

@@ -78,10 +78,10 @@ def test_the_score_is_the_weighted_sum_of_its_parts():
         detector = tiny(ALI, discrimination=discrimination, discrimination_weight=0.3).fit(X)
         parts = detector.score_components(X)
         assert_allclose(
-            -detector.score_samples(X), 0.7 * parts["residual"] + 0.3 * parts[discrimination], rtol=1e-5
+            -detector.score_samples(X), 0.7 * parts["residual_sum"] + 0.3 * parts[discrimination], rtol=1e-5
         )
     scaled, rebuilt = (images.astype(float) / 127.5 - 1 for images in (X, detector.reconstruct(X)))
-    assert_allclose(parts["residual"], np.abs(scaled - rebuilt).sum((1, 2)), rtol=1e-4)
+    assert_allclose(parts["residual_sum"], np.abs(scaled - rebuilt).sum((1, 2)), rtol=1e-4)
     assert_allclose(detector.anomaly_map(X), np.abs(scaled - rebuilt), atol=1e-4)
     net = detector.network_
     with torch.no_grad():

@@ -119,12 +119,12 @@ def test_the_score_is_the_weighted_sum_of_its_sums():
     X = make_images()
     detector = tiny(AnoGAN, discrimination_weight=0.3, n_search=10).fit(X)
     parts = detector.score_components(X)
-    expected = 0.7 * parts["residual"] + 0.3 * parts["discrimination"]
+    expected = 0.7 * parts["residual_sum"] + 0.3 * parts["discrimination"]
     assert_allclose(-detector.score_samples(X), expected, rtol=1e-5)
     scaled, rebuilt = (images.astype(float) / 127.5 - 1 for images in (X, detector.reconstruct(X)))
-    assert_allclose(parts["residual"], np.abs(scaled - rebuilt).sum((1, 2)), rtol=1e-4)
+    assert_allclose(parts["residual_sum"], np.abs(scaled - rebuilt).sum((1, 2)), rtol=1e-4)
     assert_allclose(detector.anomaly_map(X), np.abs(scaled - rebuilt), atol=1e-4)
-    assert_allclose(parts["residual"], detector.anomaly_map(X).sum((1, 2)), rtol=1e-4)
+    assert_allclose(parts["residual_sum"], detector.anomaly_map(X).sum((1, 2)), rtol=1e-4)
     net = detector.network_
     with torch.no_grad():
         x, y = (torch.from_numpy(images[:, None].astype("float32")) for images in (scaled, rebuilt))
@@ -135,7 +135,7 @@ def test_the_score_is_the_weighted_sum_of_its_sums():
         }
     assert_allclose(parts["discrimination"], difference.abs().sum(1), rtol=1e-3)
     yeh = -np.log(probability["y"])
-    assert_allclose(parts["reference"], 0.7 * parts["residual"] + 0.3 * yeh, rtol=1e-3)
+    assert_allclose(parts["reference"], 0.7 * parts["residual_sum"] + 0.3 * yeh, rtol=1e-3)
     assert_allclose(parts["discriminator"], -np.log(probability["x"]), rtol=1e-3)
 
 
