@@ -158,13 +158,3 @@ def _entries(text, wanted):
     """Entries of a text whose names are wanted."""
     entries = re.split(r"\n(?=\w)", inspect.cleandoc(text))
     return "\n".join(entry for entry in entries if wanted(entry.partition(" : ")[0]))
-
-
-def network_size(detector):
-    """Size arguments of the networks in `networks.autoencoder`, by the parameters of a detector."""
-    return {
-        "latent_size": detector.latent_size,
-        "hidden_size": detector.hidden_size if detector.bottleneck == "dense" else None,
-        "width": detector.width,
-        "n_levels": detector.n_levels,
-    }

@@ -54,6 +54,14 @@ class TrainedDetector(BaseDetector):
         """
         raise NotImplementedError
 
+    def _network_size(self):
+        """Sizes of a network, by name: those of the parameters latent_size to bottleneck that there are."""
+        names = "latent_size", "hidden_size", "width", "n_levels"
+        size = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        if getattr(self, "bottleneck", "dense") == "spatial":
+            size["hidden_size"] = None
+        return size
+
     def _learn(self, images):
         check_early_stopping(self.callbacks, self.validation_fraction)
         self.device_ = _inference.resolve_device(self.device)

@@ -248,14 +248,7 @@ class AdversarialAutoEncoder(TrainedDetector):
         self._assign_shared(locals())
 
     def _build(self, image_shape):
-        return AdversarialAutoEncoderNetwork(
-            image_shape,
-            self.latent_size,
-            adversary=self.adversary,
-            hidden_size=self.hidden_size,
-            width=self.width,
-            n_levels=self.n_levels,
-        )
+        return AdversarialAutoEncoderNetwork(image_shape, adversary=self.adversary, **self._network_size())
 
     def _train(self, run, network, images):
         options = {

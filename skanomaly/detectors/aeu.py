@@ -3,7 +3,6 @@
 import torch
 
 from .._losses import likelihood_error, over_channels, squared_error
-from .._parameters import network_size
 from ..base import Judgement, TrainedDetector
 from ..networks.autoencoder import UncertainAutoEncoder
 from ..training import Reconstruction
@@ -90,7 +89,7 @@ class AEU(TrainedDetector):
         self._assign_shared(locals())
 
     def _build(self, image_shape):
-        return UncertainAutoEncoder(image_shape, **network_size(self))
+        return UncertainAutoEncoder(image_shape, **self._network_size())
 
     def _train(self, run, network, images):
         # A plain call of the network returns images alone; the likelihood needs their variances, too.

@@ -199,13 +199,7 @@ class ALI(TrainedDetector):
         self._assign_shared(locals())
 
     def _build(self, image_shape):
-        return ALINetwork(
-            image_shape,
-            self.latent_size,
-            stochastic=self.stochastic,
-            width=self.width,
-            n_levels=self.n_levels,
-        )
+        return ALINetwork(image_shape, stochastic=self.stochastic, **self._network_size())
 
     def _train(self, run, network, images):
         run("pairs", PairAdversarial, network, images)

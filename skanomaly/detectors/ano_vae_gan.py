@@ -1,7 +1,6 @@
 """AnoVAEGAN: a variational autoencoder whose reconstructions are judged by a discriminator."""
 
 from .._losses import absolute_error
-from .._parameters import network_size
 from ..base import Judgement, TrainedDetector
 from ..networks.adversarial import ConvDiscriminator
 from ..networks.autoencoder import VariationalAutoEncoder
@@ -140,7 +139,7 @@ class AnoVAEGAN(TrainedDetector):
         self._assign_shared(locals())
 
     def _build(self, image_shape):
-        return AnoVAEGANNetwork(image_shape, **network_size(self))
+        return AnoVAEGANNetwork(image_shape, **self._network_size())
 
     def _train(self, run, network, images):
         weights = {"kl_weight": self.kl_weight, "adversarial_weight": self.adversarial_weight}

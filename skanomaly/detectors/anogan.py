@@ -148,13 +148,7 @@ class AnoGAN(TrainedDetector):
         self._assign_shared(locals())
 
     def _build(self, image_shape):
-        return AnoGANNetwork(
-            image_shape,
-            self.latent_size,
-            width=self.width,
-            n_levels=self.n_levels,
-            n_restarts=self.n_restarts,
-        )
+        return AnoGANNetwork(image_shape, n_restarts=self.n_restarts, **self._network_size())
 
     def _train(self, run, network, images):
         run("gan", Adversarial, network, images)

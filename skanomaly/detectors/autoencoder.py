@@ -3,7 +3,6 @@
 from sklearn.utils._param_validation import StrOptions
 
 from .._losses import absolute_error, squared_error, ssim_error
-from .._parameters import network_size
 from ..base import Judgement, TrainedDetector
 from ..networks.autoencoder import ConvAutoEncoder
 from ..training import Reconstruction
@@ -111,7 +110,7 @@ class AutoEncoder(TrainedDetector):
         self._assign_shared(locals())
 
     def _build(self, image_shape):
-        return ConvAutoEncoder(image_shape, **network_size(self))
+        return ConvAutoEncoder(image_shape, **self._network_size())
 
     def _train(self, run, network, images):
         run("reconstruction", Reconstruction, network, images, error=ERRORS[self.loss])

@@ -1,7 +1,6 @@
 """ConstrainedAE: an autoencoder whose reconstructions have the codes of the images."""
 
 from .._losses import squared_error
-from .._parameters import network_size
 from ..base import Judgement, TrainedDetector
 from ..networks.autoencoder import ConvAutoEncoder
 from ..training import Training
@@ -124,11 +123,10 @@ class ConstrainedAE(TrainedDetector):
         self._assign_shared(locals())
 
     def _build(self, image_shape):
-        return ConvAutoEncoder(image_shape, **network_size(self))
+        return ConvAutoEncoder(image_shape, **self._network_size())
 
     def _train(self, run, network, images):
-        weight = {"constraint_weight": self.constraint_weight}
-        run("reconstruction", Constrained, network, images, **weight)
+        run("reconstruction", Constrained, network, images, constraint_weight=self.constraint_weight)
 
     def _reconstruct(self, network, x):
         return network(x)

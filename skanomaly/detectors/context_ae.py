@@ -6,7 +6,6 @@ from numbers import Real
 from sklearn.utils._param_validation import Interval
 
 from .._losses import squared_error
-from .._parameters import network_size
 from ..base import Judgement, TrainedDetector
 from ..networks.autoencoder import ConvAutoEncoder
 from ..training import Reconstruction
@@ -101,7 +100,7 @@ class ContextAE(TrainedDetector):
         self._assign_shared(locals())
 
     def _build(self, image_shape):
-        return ConvAutoEncoder(image_shape, **network_size(self))
+        return ConvAutoEncoder(image_shape, **self._network_size())
 
     def _train(self, run, network, images):
         # The lowest intensity is black on the network's scale; 0 would be mid-grey.

@@ -6,7 +6,6 @@ from numbers import Real
 from sklearn.utils._param_validation import Interval
 
 from .._losses import absolute_error, gradient_map, squared_error
-from .._parameters import network_size
 from ..base import Judgement, TrainedDetector
 from ..networks.autoencoder import VariationalAutoEncoder
 from ..networks.gaussian import draw, kl_divergence
@@ -152,7 +151,7 @@ class ContextVAE(TrainedDetector):
         self._assign_shared(locals())
 
     def _build(self, image_shape):
-        return VariationalAutoEncoder(image_shape, **network_size(self))
+        return VariationalAutoEncoder(image_shape, **self._network_size())
 
     def _train(self, run, network, images):
         erase = partial(erase_squares, area=self.erased_area, value=self._image_range[0])

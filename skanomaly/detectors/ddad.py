@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from .._losses import likelihood_error, over_channels, squared_error
-from .._parameters import network_size
 from .._random import seeded
 from ..base import Judgement, TrainedDetector
 from ..networks.autoencoder import ConvAutoEncoder, MemoryAutoEncoder, UncertainAutoEncoder
@@ -378,7 +377,7 @@ class DDAD(TrainedDetector):
 
     def _build(self, image_shape):
         backbone = self._backbone()
-        make = partial(backbone.build, image_shape, **network_size(self))
+        make = partial(backbone.build, image_shape, **self._network_size())
         network = DDADNetwork(
             make,
             backbone.predict,

@@ -68,8 +68,6 @@ class DenoisingAutoEncoder(TrainedDetector):
     """
 
     # `noise_deviation` is the paper's on this scale; in [-1, 1] the same noise has twice the deviation.
-    _image_range = (0.0, 1.0)
-
     _parameter_constraints = {
         "noise_deviation": [Interval(Real, 0, None, closed="neither")],
         "noise_size": [Interval(Integral, 1, None, closed="left")],

@@ -237,15 +237,8 @@ class FAnoGAN(TrainedDetector):
         self._assign_shared(locals())
 
     def _build(self, image_shape):
-        return FAnoGANNetwork(
-            image_shape,
-            self.latent_size,
-            width=self.width,
-            n_levels=self.n_levels,
-            prior=self.prior,
-            output=self.encoder_output,
-            bound=self.encoder_bound,
-        )
+        encoder = {"output": self.encoder_output, "bound": self.encoder_bound}
+        return FAnoGANNetwork(image_shape, prior=self.prior, **encoder, **self._network_size())
 
     def _train(self, run, network, images):
         bounded = self.encoder_output != "linear" and (self.prior == "normal" or self.encoder_bound < 1)

@@ -1,7 +1,6 @@
 """GANomaly: an image and its reconstruction should have the same code."""
 
 from .._losses import absolute_error, feature_error
-from .._parameters import network_size
 from ..base import Judgement, TrainedDetector
 from ..networks.adversarial import ConvDiscriminator
 from ..networks.autoencoder import ConvAutoEncoder, ConvEncoder
@@ -152,7 +151,7 @@ class GANomaly(TrainedDetector):
         self._assign_shared(locals())
 
     def _build(self, image_shape):
-        return GANomalyNetwork(image_shape, **network_size(self))
+        return GANomalyNetwork(image_shape, **self._network_size())
 
     def _train(self, run, network, images):
         weights = {

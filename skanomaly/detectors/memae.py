@@ -5,7 +5,6 @@ from numbers import Integral, Real
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from .._losses import squared_error
-from .._parameters import network_size
 from ..base import Judgement, TrainedDetector
 from ..networks.autoencoder import MemoryAutoEncoder
 from ..training import MemoryTraining
@@ -129,12 +128,11 @@ class MemAE(TrainedDetector):
             n_slots=self.n_slots,
             threshold=self.shrinkage_threshold,
             cosine=self.similarity == "cosine",
-            **network_size(self),
+            **self._network_size(),
         )
 
     def _train(self, run, network, images):
-        weight = {"entropy_weight": self.entropy_weight}
-        run("reconstruction", MemoryTraining, network, images, **weight)
+        run("reconstruction", MemoryTraining, network, images, entropy_weight=self.entropy_weight)
 
     def _reconstruct(self, network, x):
         return network(x)

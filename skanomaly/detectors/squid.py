@@ -360,17 +360,15 @@ class SQUID(TrainedDetector):
         # A row of pixels (h = 1) cannot be cut along its height.
         n_locations = math.prod(1 if side == 1 else self.n_windows for side in image_shape[1:])
 
-        def make_memory(size):
-            return SpaceAwareMemory(
-                n_locations,
-                self.n_slots,
-                size,
-                space_aware=self.space_aware,
-                shrink=shrink,
-                cosine=self.similarity == "cosine",
-                learned=self.memory == "matrix",
-            )
-
+        make_memory = partial(
+            SpaceAwareMemory,
+            n_locations,
+            self.n_slots,
+            space_aware=self.space_aware,
+            shrink=shrink,
+            cosine=self.similarity == "cosine",
+            learned=self.memory == "matrix",
+        )
         return SQUIDNetwork(
             image_shape,
             self.n_windows,
@@ -378,12 +376,11 @@ class SQUID(TrainedDetector):
             make_memory=make_memory,
             padded=self.neighbours == "padded",
             rho=self.rho,
-            width=self.width,
-            n_levels=self.n_levels,
             skips=self.skips,
             stitch_level=self.stitch_level,
             n_memories=self.n_memories,
             n_slots=self.n_slots,
+            **self._network_size(),
         )
 
     def _train(self, run, network, images):

@@ -344,15 +344,8 @@ class SSLAnoVAE(TrainedDetector):
         self._assign_shared(locals())
 
     def _build(self, image_shape):
-        return SSLAnoVAENetwork(
-            image_shape,
-            self.latent_size,
-            fusion=self.fusion,
-            predictor=self.predictor,
-            hidden_size=self.hidden_size,
-            width=self.width,
-            n_levels=self.n_levels,
-        )
+        options = {"fusion": self.fusion, "predictor": self.predictor}
+        return SSLAnoVAENetwork(image_shape, **options, **self._network_size())
 
     def _views(self):
         """Pair of transforms, one for each view."""

@@ -5,7 +5,6 @@ from functools import partial
 from sklearn.utils._param_validation import StrOptions
 
 from .._losses import absolute_error, gradient_map, squared_error
-from .._parameters import network_size
 from ..base import Judgement, TrainedDetector
 from ..networks.autoencoder import VariationalAutoEncoder
 from ..networks.gaussian import kl_divergence
@@ -124,7 +123,7 @@ class VAE(TrainedDetector):
         self._assign_shared(locals())
 
     def _build(self, image_shape):
-        return VariationalAutoEncoder(image_shape, **network_size(self))
+        return VariationalAutoEncoder(image_shape, **self._network_size())
 
     def _train(self, run, network, images):
         options = {"error": ERRORS[self.loss], "kl_weight": self.kl_weight}
