@@ -9,6 +9,7 @@ import numpy as np
 
 import skanomaly
 from skanomaly import (
+    base,
     datasets,
     layers,
     metrics,
@@ -106,6 +107,7 @@ assert sorted(EXAMPLES) == sorted(path.stem for path in HERE.parent.glob("exampl
 
 ROOMS = {
     "Detectors": skanomaly,
+    "Bases": base,
     "Patches": patches,
     "Saving": persistence,
     "Metrics": metrics,
@@ -133,8 +135,7 @@ def public_names(module):
         ]
     names = [n for n in names if not inspect.ismodule(getattr(module, n))]
     exported = set() if module is skanomaly else set(skanomaly.__all__)
-    modules = {n for n in names if inspect.ismodule(getattr(module, n))}
-    return sorted(n for n in names if not n.startswith("_") and n not in exported | modules)
+    return sorted(n for n in names if not n.startswith("_") and n not in exported)
 
 
 def write(path, text):

@@ -1,19 +1,13 @@
-"""Base classes of detectors, for writing one's own."""
+"""Bases of detectors, for those who write their own."""
 
-from .._parameters import PROCESS_PARAMETERS
+from .._parameters import PROCESS_PARAMETERS as PROCESS_PARAMETERS
 from ._composite import CompositeDetector
-from ._detector import BaseDetector, Judgement, open_images, tells_unlabelled
-from ._state import restore, state_of
+from ._detector import BaseDetector, Judgement
+from ._detector import open_images as open_images
+from ._detector import tells_unlabelled as tells_unlabelled
+from ._state import restore as restore
+from ._state import state_of as state_of
 from ._trained import TrainedDetector
 
-__all__ = [
-    "PROCESS_PARAMETERS",
-    "BaseDetector",
-    "CompositeDetector",
-    "Judgement",
-    "TrainedDetector",
-    "open_images",
-    "restore",
-    "state_of",
-    "tells_unlabelled",
-]
+# The functions are for rooms of the package, which may not use private names of a detector.
+__all__ = ["BaseDetector", "CompositeDetector", "Judgement", "TrainedDetector"]
