@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.stats import binom
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
@@ -16,27 +17,21 @@ from sklearn.model_selection import GridSearchCV
 import skanomaly
 from skanomaly import AutoEncoder, FAnoGAN
 from skanomaly.model_selection import NormalOnlyKFold
-from skanomaly.testing import make_images, tiny
-
-FIT = """
-import json, sys, torch
-torch.set_num_threads(1)
 from skanomaly.testing import all_detectors, make_images, tiny
-X = make_images()
-scores = {name: tiny(cls).fit(X).score_samples(X).tolist() for name, cls in all_detectors()}
-json.dump(scores, sys.stdout)
-"""
+
+
+def scores_of_all_detectors():
+    torch.set_num_threads(1)
+    X = make_images()
+    return {name: tiny(cls).fit(X).score_samples(X).tolist() for name, cls in all_detectors()}
 
 
 def test_two_processes_agree_to_the_bit():
-    first, second = (
-        json.loads(
-            subprocess.run([sys.executable, "-c", FIT], capture_output=True, check=True, text=True).stdout
-        )
-        for _ in range(2)
+    code = "import json, test_detector as t; print(json.dumps(t.scores_of_all_detectors()))"
+    other = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, check=True, text=True
     )
-    assert first == second
-    assert "FAnoGAN" in first
+    assert json.loads(other.stdout) == scores_of_all_detectors()
 
 
 @pytest.mark.skipif(

@@ -108,8 +108,8 @@ def test_an_image_of_the_generator_at_the_code_of_the_start():
 
 
 def test_a_batch_is_searched_as_if_one_by_one():
-    X = make_images((37, 16, 16))
-    detector = tiny(AnoGAN, n_search=20, n_restarts=2, search_lr=0.1).fit(X)
+    X = make_images((37, 8, 8))
+    detector = tiny(AnoGAN, n_search=10, n_restarts=2, search_lr=0.1).fit(X)
     scores = detector.score_samples(X)
     assert_array_equal([detector.score_samples(x[None])[0] for x in X], scores)
     assert_array_equal(detector.score_samples(X[::-1])[::-1], scores)
