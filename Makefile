@@ -4,14 +4,24 @@ PYTHON ?= python3
 BIN = .venv/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-oldest docs lint bench clean
+.PHONY: demo test quick budget test-oldest docs lint bench clean
 
 demo: .venv/ready-plot
 	$(BIN)/python examples/demo.py --folder demo
 
 # One torch thread for each of the two workers; scikit-learn checks its array API only if told to.
+PYTEST = SCIPY_ARRAY_API=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
 test: .venv/ready-test
-	SCIPY_ARRAY_API=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	$(PYTEST)
+
+# Without the tests that train until something is learned.
+quick: .venv/ready-test
+	$(PYTEST) -m "not learning and not study"
+
+# Fails where tests take more CPU time than BUDGET in tests/conftest.py.
+budget: .venv/ready-test
+	$(PYTEST) --budget
 
 # The oldest versions that pyproject.toml promises; what they warn of is not an error.
 test-oldest: .venv-oldest/ready
