@@ -126,9 +126,8 @@ def _smooth(rng, n, length):
 def _oct(kind, severity, size, layers, thickness_variation, n_looks, noise, rng):
     scale, x = size / 128, np.linspace(-1, 1, size)
     thickness = np.array([t for _, t, _ in layers], dtype=float)[:, None] * scale
-    thickness = thickness * (
-        1 + thickness_variation * np.array([_smooth(rng, size, size // 6) for _ in layers])
-    )
+    variation = np.array([_smooth(rng, size, size // 6) for _ in layers])
+    thickness = thickness * (1 + thickness_variation * variation)
     # The fovea, a pit that thins the inner layers only.
     pit = 0.75 * np.exp(-(((x - rng.uniform(-0.3, 0.3)) / 0.22) ** 2))
     inner = len(layers) // 2
@@ -136,48 +135,40 @@ def _oct(kind, severity, size, layers, thickness_variation, n_looks, noise, rng)
     bottom = scale * (rng.uniform(88, 98) + rng.uniform(-5, 5) * x - rng.uniform(2, 9) * x**2)
     tops = bottom - np.cumsum(thickness[::-1], axis=0)[::-1]
     boundaries = np.concatenate([tops, bottom[None]])
-    rows = np.arange(size)[:, None] + 0.5
-    mask = np.zeros((size, size), dtype=bool)
-    value = FLUID
+    columns = np.arange(size) + 0.5
+    rows = columns[:, None]
+    # A lesion between layers: the boundary under it, how far those above are lifted, and its label.
+    floor, lift, label, value = bottom, np.zeros(size), 0, FLUID
     if kind == "subretinal fluid":
-        dome = _bump(x, rng.uniform(-0.4, 0.4), 0.25 + 0.2 * severity) * scale * (5 + 17 * severity)
-        floor = boundaries[-2].copy()
-        boundaries[:-2] -= dome
-        mask = (rows >= floor - dome) & (rows < floor)
+        floor, label = boundaries[-2].copy(), len(layers) - 1
+        lift = _bump(x, rng.uniform(-0.4, 0.4), 0.25 + 0.2 * severity) * scale * (5 + 17 * severity)
+        boundaries[:-2] -= lift
     elif kind == "drusen":
-        value = DRUSE
-        bump = np.zeros(size)
+        label, value = len(layers) + 1, DRUSE
         for _ in range(1 + int(4 * severity)):
             height = scale * rng.uniform(3, 4 + 6 * severity)
-            bump = np.maximum(bump, height * _bump(x, rng.uniform(-0.8, 0.8), rng.uniform(0.08, 0.16)))
-        floor = boundaries[-1].copy()
-        boundaries[-2:] -= bump
+            lift = np.maximum(lift, height * _bump(x, rng.uniform(-0.8, 0.8), rng.uniform(0.08, 0.16)))
+        boundaries[-2:] -= lift
         # The next boundary is lifted less and those beyond stay: a druse presses the two layers over it.
-        boundaries[-3] -= bump * 0.8
-        mask = (rows >= floor - bump) & (rows < floor)
-    labels = (rows[None] >= boundaries[:, None]).sum(0)
+        boundaries[-3] -= lift * 0.8
+    mask = (rows >= floor - lift) & (rows < floor)
+    labels = np.where(mask, label, (rows[None] >= boundaries[:, None]).sum(0))
     # Cysts come after the labels, which go on through them; the other lesions move the boundaries.
     if kind == "intraretinal fluid":
         for _ in range(1 + int(5 * severity)):
             height, width = (scale * rng.uniform(low, low + (0.3 + 0.7 * severity) * low) for low in (4, 6))
             column = rng.uniform(0.15, 0.85) * size
-            middle = (
-                np.interp(column, np.arange(size), boundaries[2] + boundaries[5]) / 2
-                + rng.uniform(-3, 3) * scale
-            )
-            mask |= ((rows - middle) / height) ** 2 + ((np.arange(size) + 0.5 - column) / width) ** 2 < 1
+            middle = np.interp(column, columns - 0.5, boundaries[2] + boundaries[5]) / 2
+            middle += rng.uniform(-3, 3) * scale
+            mask |= ((rows - middle) / height) ** 2 + ((columns - column) / width) ** 2 < 1
         mask &= (labels > 0) & (labels < len(layers))
     reflectivity = np.array([VITREOUS, *(r for _, _, r in layers), CHOROID])[labels]
     behind = np.clip(rows - boundaries[-1], 0, None)
     reflectivity = np.where(labels > len(layers), reflectivity * np.exp(-behind / (30 * scale)), reflectivity)
     reflectivity = np.where(mask, value, reflectivity)
-    if kind == "drusen":
-        labels = np.where(mask, len(layers) + 1, labels)
-    elif kind == "subretinal fluid":
-        labels = np.where(mask, len(layers) - 1, labels)
     for _ in range(max(1, round(size / SHADOW_EVERY))):
         place, width = rng.uniform(0, size), scale * rng.uniform(1, 2.5)
-        shadow = 1 - 0.5 * np.exp(-(((np.arange(size) + 0.5 - place) / width) ** 2))
+        shadow = 1 - 0.5 * np.exp(-(((columns - place) / width) ** 2))
         reflectivity = np.where(labels > 1, reflectivity * shadow, reflectivity)
     # Speckle is of the intensity, whose mean over looks is gamma distributed; the picture shows its root.
     if np.isfinite(n_looks):
@@ -264,11 +255,8 @@ def _fundus(grade, size, noise, rng):
             for outward in (-side, side * 0.4):
                 t = np.linspace(0, 1, 4 * size)
                 px = disc[0] + outward * reach * t + 0.02 * np.sin(9 * t + rng.uniform(0, 6))
-                py = (
-                    disc[1]
-                    + up * bend * np.sqrt(t) * rng.uniform(0.85, 1.15)
-                    + 0.02 * np.sin(7 * t + rng.uniform(0, 6))
-                )
+                py = disc[1] + up * bend * np.sqrt(t) * rng.uniform(0.85, 1.15)
+                py += 0.02 * np.sin(7 * t + rng.uniform(0, 6))
                 vessels = np.maximum(vessels, _line(px, py, width * (1 - 0.5 * t), size))
     image *= 1 - vessels[..., None] * np.array([0.35, 0.6, 0.55])
     mask = np.zeros((size, size), dtype=bool)
