@@ -2,6 +2,7 @@
 
 import math
 
+from torch import nn
 from torch.nn import functional as F
 
 
@@ -70,3 +71,10 @@ def pad_to(x, size):
 def crop_to(x, size):
     """Images without what `pad_to` added."""
     return x[..., : size[0], : size[1]]
+
+
+def conv_layers(n_in, n_out, size=3, stride=1):
+    """Layers of a convolution that keeps the sides at stride 1, with BatchNorm and ReLU."""
+    # Without bias: BatchNorm has one.
+    conv = nn.Conv2d(n_in, n_out, size, stride, padding=size // 2, bias=False)
+    return [conv, nn.BatchNorm2d(n_out), nn.ReLU()]

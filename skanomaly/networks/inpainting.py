@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .blocks import choose_strides, crop_to, last_size, level_widths, pad_to, padded_size
+from .blocks import choose_strides, conv_layers, crop_to, last_size, level_widths, pad_to, padded_size
 from .memory import MemoryMatrix
 
 #: Heads of the attention, at most: their number must divide the length of a vector.
@@ -29,20 +29,14 @@ def to_images(windows, grid):
     return x.flatten(4, 5).flatten(2, 3)
 
 
-def _conv(n_in, n_out, size=3, stride=1):
-    """Layers of a convolution that keeps the sides at stride 1, with BatchNorm and ReLU."""
-    conv = nn.Conv2d(n_in, n_out, size, stride, padding=size // 2, bias=False)
-    return [conv, nn.BatchNorm2d(n_out), nn.ReLU()]
-
-
 class ConvUnit(nn.Module):
     """Convolution, followed by a residual block of two more."""
 
     def __init__(self, n_in, n_out, stride=1):
         super().__init__()
-        self.first = nn.Sequential(*_conv(n_in, n_out, stride=stride))
+        self.first = nn.Sequential(*conv_layers(n_in, n_out, stride=stride))
         # The last ReLU is left to `forward`, which adds the shortcut before it.
-        self.second = nn.Sequential(*_conv(n_out, n_out), *_conv(n_out, n_out)[:-1])
+        self.second = nn.Sequential(*conv_layers(n_out, n_out), *conv_layers(n_out, n_out)[:-1])
 
     def forward(self, x):
         h = self.first(x)
@@ -183,7 +177,7 @@ class InPainting(nn.Module):
         narrow = max(8, channels // 4)
         self.shape, self.n_locations = (narrow, height, width), math.prod(grid)
         size = math.prod(self.shape)
-        self.squeeze = nn.Sequential(*_conv(channels, narrow, 1))
+        self.squeeze = nn.Sequential(*conv_layers(channels, narrow, 1))
         self.memory = make_memory(size)
         self.attention = nn.MultiheadAttention(size, math.gcd(N_HEADS, size), batch_first=True)
         hidden = max(1, size // 4)
@@ -191,7 +185,7 @@ class InPainting(nn.Module):
         self.norms = nn.ModuleList([nn.LayerNorm(size), nn.LayerNorm(size)])
         self.register_buffer("mask", _neighbours(grid, padded), persistent=False)
         self.register_buffer("codes", _codes(self.n_locations), persistent=False)
-        self.widen = nn.Sequential(*_conv(narrow + self.codes.shape[1], channels, 1))
+        self.widen = nn.Sequential(*conv_layers(narrow + self.codes.shape[1], channels, 1))
 
     def forward(self, features):
         """Painted features (n * L, C, h, w), the given ones as vectors (n, L, size), and those retrieved."""

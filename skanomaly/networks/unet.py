@@ -4,18 +4,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .blocks import choose_strides, crop_to, pad_to, padded_size
+from .blocks import choose_strides, conv_layers, crop_to, pad_to, padded_size
 
 #: Most times an image is halved.
 N_LEVELS = 4
 
 
 def _block(n_in, n_out):
-    layers = []
-    for a in (n_in, n_out):
-        # Without bias: BatchNorm has one.
-        layers += [nn.Conv2d(a, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU()]
-    return nn.Sequential(*layers)
+    return nn.Sequential(*conv_layers(n_in, n_out), *conv_layers(n_out, n_out))
 
 
 class UNet(nn.Module):

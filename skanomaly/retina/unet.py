@@ -1,11 +1,8 @@
 """The structure extractor of P-Net: a U-Net that learns layers from labelled scans."""
 
-from numbers import Integral, Real
-
 import numpy as np
 import torch
 from sklearn.utils import check_array, gen_batches
-from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import nn
 from torch.nn import functional as F
@@ -13,8 +10,9 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from .._atomic import atomic_fit
 from .._inference import collect, resolve_device
+from .._parameters import constraints_of
 from .._random import draw_seed, seeded
-from ..networks.blocks import choose_strides, pad_to, padded_size
+from ..networks.blocks import choose_strides, kernel_size, pad_to, padded_size
 from ..networks.unet import UNet
 from ..training import Training
 from ..training._adversarial import discriminator_loss, generator_loss
@@ -32,8 +30,8 @@ class PatchDiscriminator(nn.Module):
         widths = [image_shape[0], *(width * 2**level for level in range(len(strides)))]
         layers = []
         for a, b, stride in zip(widths, widths[1:], strides):
-            kernel = tuple(2 + step for step in stride)
-            layers += [spectral_norm(nn.Conv2d(a, b, kernel, stride, padding=1)), nn.LeakyReLU(0.2)]
+            conv = nn.Conv2d(a, b, kernel_size(stride), stride, padding=1)
+            layers += [spectral_norm(conv), nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*layers, spectral_norm(nn.Conv2d(widths[-1], 1, 1)))
 
     def forward(self, maps):
@@ -155,15 +153,9 @@ class UNetLayerExtractor(LayerExtractor):
     (8, 32, 32)
     """
 
-    _parameter_constraints = {
-        "width": [Interval(Integral, 1, None, closed="left")],
-        "adversarial_weight": [Interval(Real, 0, None, closed="left")],
-        "max_epochs": [Interval(Integral, 1, None, closed="left")],
-        "batch_size": [Interval(Integral, 2, None, closed="left")],
-        "lr": [Interval(Real, 0, None, closed="neither")],
-        "device": [str],
-        "random_state": ["random_state"],
-    }
+    _parameter_constraints = constraints_of(
+        ["width", "adversarial_weight", "max_epochs", "batch_size", "lr", "device", "random_state"], {}
+    )
 
     def __init__(
         self,
