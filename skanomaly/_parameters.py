@@ -89,6 +89,7 @@ ATTRIBUTES = """
 TRAINED_ATTRIBUTES = {"history_", "n_iter_"}
 
 _whole = [Interval(Integral, 1, None, closed="left")]
+_positive = [Interval(Real, 0, None, closed="neither")]
 
 #: Constraints of the parameters that all detectors share.
 COMMON = {
@@ -105,7 +106,7 @@ TRAINING = {
     "max_epochs": _whole,
     # BatchNorm cannot be trained on a batch of one.
     "batch_size": [Interval(Integral, 2, None, closed="left")],
-    "lr": [Interval(Real, 0, None, closed="neither")],
+    "lr": _positive,
     "validation_fraction": [Interval(Real, 0, 1, closed="left")],
     "checkpoint_dir": [str, PathLike, None],
     "callbacks": [list, dict, None],
@@ -124,7 +125,7 @@ AUTOENCODER = {
 SHARED = COMMON | TRAINING | AUTOENCODER
 
 #: Constraints of all parameters whose names have these endings.
-ENDINGS = {"_weight": [Interval(Real, 0, None, closed="left")], "_epochs": _whole}
+ENDINGS = {"_weight": [Interval(Real, 0, None, closed="left")], "_epochs": _whole, "_lr": _positive}
 
 
 def constraints_of(names, own):

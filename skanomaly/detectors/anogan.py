@@ -112,7 +112,6 @@ class AnoGAN(TrainedDetector):
     _parameter_constraints = {
         "n_search": [Interval(Integral, 1, None, closed="left")],
         "n_restarts": [Interval(Integral, 1, None, closed="left")],
-        "search_lr": [Interval(Real, 0, None, closed="neither")],
         "discrimination_weight": [Interval(Real, 0, 1, closed="both")],
     }
 

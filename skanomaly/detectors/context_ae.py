@@ -105,8 +105,7 @@ class ContextAE(TrainedDetector):
     def _train(self, run, network, images):
         # The lowest intensity is black on the network's scale; 0 would be mid-grey.
         erase = partial(erase_squares, area=self.erased_area, value=self._image_range[0])
-        options = {"error": squared_error, "corrupt": erase}
-        run("reconstruction", Reconstruction, network, images, **options)
+        run("reconstruction", Reconstruction, network, images, corrupt=erase)
 
     def _reconstruct(self, network, x):
         return network(x)

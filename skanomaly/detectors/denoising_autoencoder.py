@@ -104,8 +104,7 @@ class DenoisingAutoEncoder(TrainedDetector):
     def _train(self, run, network, images):
         noise = partial(add_coarse_noise, deviation=self.noise_deviation, size=self.noise_size)
         # None moves all parts: a U-Net has none named `encoder` and `decoder`, the default.
-        options = {"error": squared_error, "corrupt": noise, "parts": None}
-        run("reconstruction", Reconstruction, network, images, **options)
+        run("reconstruction", Reconstruction, network, images, corrupt=noise, parts=None)
 
     def _reconstruct(self, network, x):
         return network(x)

@@ -192,7 +192,6 @@ class FAnoGAN(TrainedDetector):
         "encoder_output": [StrOptions({"tanh", "clip", "linear"})],
         "encoder_bound": [Interval(Real, 0, None, closed="neither")],
         "n_critic": [Interval(Integral, 1, None, closed="left")],
-        "encoder_lr": [Interval(Real, 0, None, closed="neither")],
     }
 
     def __init__(

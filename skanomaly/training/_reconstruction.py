@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from .._losses import squared_error
 from ._training import Training
 
 
@@ -11,7 +12,7 @@ class Reconstruction(Training):
     Parameters
     ----------
     network : nn.Module
-    error : callable (predictions, images) -> map (n, h, w)
+    error : callable (predictions, images) -> map (n, h, w), default=squared_error
     predict_images : callable (network, images) -> predictions, default=nn.Module.__call__
         Forward pass, whose predictions `error` takes: reconstructions, or means and log-variances.
     corrupt : callable (images) -> images, default=None
@@ -27,7 +28,7 @@ class Reconstruction(Training):
         self,
         network,
         *,
-        error,
+        error=squared_error,
         predict_images=nn.Module.__call__,
         corrupt=None,
         parts=("encoder", "decoder"),
