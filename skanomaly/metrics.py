@@ -366,6 +366,13 @@ def labelled(y, anomaly_score, anomaly_label):
     """Truth (True = anomalous) and score of the labelled rows, and a mask of these rows."""
     y, score = column_or_1d(y), column_or_1d(anomaly_score)
     check_consistent_length(y, score)
+    truth, rows = truth_of(y, anomaly_label)
+    return truth[rows], score[rows], rows
+
+
+def truth_of(y, anomaly_label):
+    """Which images are anomalous, (n,) bool, and which have a label at all."""
+    y = column_or_1d(y)
     truth = y == anomaly_label
     if not np.any(truth):
         raise ValueError(
@@ -373,8 +380,7 @@ def labelled(y, anomaly_score, anomaly_label):
             f"{np.unique(y).tolist()}; set anomaly_label to the label of anomalous images"
         )
     # With labels of one's own, 0 is often the normal class: only among the package's is it "unlabelled".
-    rows = y != 0 if anomaly_label == -1 else np.ones(len(y), dtype=bool)
-    return truth[rows], score[rows], rows
+    return truth, y != 0 if anomaly_label == -1 else np.ones(len(y), dtype=bool)
 
 
 def _both_classes(y, anomaly_score, anomaly_label):

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, StratifiedShuffleSplit
-from sklearn.utils import column_or_1d
 
 from . import metrics
 
@@ -47,26 +46,30 @@ class _NormalOnlySplit:
         """
         if y is None:
             raise ValueError(f"{type(self).__name__} needs y: it keeps anomalies out of the training folds")
-        labels = column_or_1d(y)
-        anomalous = labels == self.anomaly_label
-        if not anomalous.any():
-            raise ValueError(
-                f"anomaly_label={self.anomaly_label!r} never occurs in y, whose values are "
-                f"{np.unique(labels).tolist()}; set anomaly_label to the label of anomalous images"
-            )
-        unlabelled = labels == 0 if self.anomaly_label == -1 else np.zeros(len(labels), dtype=bool)
+        anomalous, known = metrics.truth_of(y, self.anomaly_label)
         # Only the number of rows matters, so X may be anything, None too.
-        for train, test in super().split(np.empty(len(labels)), anomalous, groups):
-            train, test = train[~anomalous[train]], test[~unlabelled[test]]
+        for train, test in super().split(np.empty(len(anomalous)), anomalous, groups):
+            train, test = train[~anomalous[train]], test[known[test]]
             if len(set(anomalous[test])) < 2:
                 raise ValueError(
                     f"{type(self).__name__} made a test fold with one class only: {anomalous.sum()} "
-                    f"anomalous of {len(labels)} rows are too few, or their groups too large; lower n_splits"
+                    f"anomalous of {len(known)} rows are too few, or their groups too large; lower n_splits"
                 )
             yield train, test
 
 
-class NormalOnlyKFold(_NormalOnlySplit, StratifiedKFold):
+class _NormalOnlyFolds(_NormalOnlySplit):
+    """Constructor of the splitters into folds."""
+
+    def __init__(
+        self, n_splits: int = 5, *, shuffle: bool = True, random_state: Seed = None, anomaly_label: Any = -1
+    ):
+        # scikit-learn refuses a random_state that has no effect; ours may be given all the same.
+        super().__init__(n_splits, shuffle=shuffle, random_state=random_state if shuffle else None)
+        self.anomaly_label = anomaly_label
+
+
+class NormalOnlyKFold(_NormalOnlyFolds, StratifiedKFold):
     """Folds with normal training rows and test rows of both classes.
 
     Parameters
@@ -89,15 +92,8 @@ class NormalOnlyKFold(_NormalOnlySplit, StratifiedKFold):
     [[1, 1], [1, 1]]
     """
 
-    def __init__(
-        self, n_splits: int = 5, *, shuffle: bool = True, random_state: Seed = None, anomaly_label: Any = -1
-    ):
-        # scikit-learn refuses a random_state that has no effect; ours may be given all the same.
-        super().__init__(n_splits, shuffle=shuffle, random_state=random_state if shuffle else None)
-        self.anomaly_label = anomaly_label
 
-
-class NormalOnlyGroupKFold(_NormalOnlySplit, StratifiedGroupKFold):
+class NormalOnlyGroupKFold(_NormalOnlyFolds, StratifiedGroupKFold):
     """Folds of `NormalOnlyKFold`'s kind that never divide a group, for example the images of a patient.
 
     Parameters
@@ -111,12 +107,6 @@ class NormalOnlyGroupKFold(_NormalOnlySplit, StratifiedGroupKFold):
     anomaly_label : object, default=-1
         Label of anomalous images. With any but -1 all other values are normal.
     """
-
-    def __init__(
-        self, n_splits: int = 5, *, shuffle: bool = True, random_state: Seed = None, anomaly_label: Any = -1
-    ):
-        super().__init__(n_splits, shuffle=shuffle, random_state=random_state if shuffle else None)
-        self.anomaly_label = anomaly_label
 
 
 class NormalOnlyShuffleSplit(_NormalOnlySplit, StratifiedShuffleSplit):
