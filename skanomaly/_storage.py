@@ -173,18 +173,15 @@ def _pack(value, path, tensors, encode):
         return {"dict": {key: inner(part, key) for key, part in value.items()}}
     if isinstance(value, dict):
         return {"pairs": [[inner(key, "key"), inner(part, key)] for key, part in value.items()]}
-    if (
-        isinstance(value, np.ndarray)
-        and value.dtype.kind in "OU"
-        and all(isinstance(v, str) for v in value.flat)
-    ):
+    is_array = isinstance(value, np.ndarray)
+    if is_array and value.dtype.kind in "OU" and all(isinstance(v, str) for v in value.flat):
         return {"strings": value.tolist()}
-    if isinstance(value, (torch.Tensor, np.ndarray)):
+    if is_array or isinstance(value, torch.Tensor):
         if path in tensors:
             raise ValueError(f"two values are both named {path}")
         # A copy: safetensors refuses tensors that share memory.
         tensors[path] = torch.as_tensor(value).detach().cpu().clone(memory_format=torch.contiguous_format)
-        return {"tensor" if isinstance(value, torch.Tensor) else "array": path}
+        return {"array" if is_array else "tensor": path}
     if encode is None:
         raise TypeError(f"{path} is of type {type(value).__name__}, which cannot be written")
     tag, content = encode(value)

@@ -58,14 +58,13 @@ class StackFormat(InputFormat):
         """Images of X after the checks that do not depend on what was fitted."""
         if not _is_list_of_images(X):
             X = check_X(X, detector, fitting=fitting)
-            return ImageStack(X, detector.channel_axis, detector.image_shape)
-        if len({image.dtype for image in X}) > 1:
+        elif len({image.dtype for image in X}) > 1:
             raise ValueError(
                 f"images in a list must have one dtype, got {sorted({str(image.dtype) for image in X})}"
             )
-        if X[0].dtype.kind not in "biuf":
+        elif X[0].dtype.kind not in "biuf":
             raise TypeError(f"X must hold real numbers, got dtype {X[0].dtype}")
-        if fitting:
+        elif fitting:
             note_features(detector, min(len(image) for image in X))
         return ImageStack(X, detector.channel_axis, detector.image_shape)
 

@@ -469,11 +469,9 @@ class AnomalyStager(HoldsDetector, _Stages, BaseEstimator):
     """
 
     _parameter_constraints = {
+        **ResidualTransformer._parameter_constraints,
+        **CentroidStager._parameter_constraints,
         "detector": [HasMethods(["fit", "predict"]), None],
-        "n_stages": [Interval(Integral, 2, None, closed="left")],
-        "clusterer": [HasMethods(["fit"]), None],
-        "pooling": [Interval(Integral, 1, None, closed="left"), None],
-        "random_state": ["random_state"],
     }
 
     def __init__(self, detector=None, *, n_stages=2, clusterer=None, pooling=None, random_state=None):
