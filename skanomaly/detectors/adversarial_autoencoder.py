@@ -13,23 +13,18 @@ from ..networks.autoencoder import ConvAutoEncoder
 from ..training import Training, discriminator_loss, generator_loss
 
 
-class AdversarialAutoEncoderNetwork(nn.Module):
+class AdversarialAutoEncoderNetwork(ConvAutoEncoder):
     """Parts `encoder`, `decoder` and `opponent`, which is a critic of codes or a discriminator of images."""
 
     def __init__(self, image_shape, latent_size, *, adversary, hidden_size, width, n_levels):
-        super().__init__()
         size = {"width": width, "n_levels": n_levels}
-        both = ConvAutoEncoder(image_shape, latent_size, hidden_size=hidden_size, **size)
-        self.encoder, self.decoder = both.encoder, both.decoder
+        super().__init__(image_shape, latent_size, hidden_size=hidden_size, **size)
         if adversary == "image":
             self.opponent = ConvDiscriminator(image_shape, **size)
         else:
             # No BatchNorm: the penalty is on the gradient by each code alone, and batches would mix codes.
             layers = [nn.Linear(latent_size, 50), nn.LeakyReLU(0.2), nn.Linear(50, 50), nn.LeakyReLU(0.2)]
             self.opponent = nn.Sequential(*layers, nn.Linear(50, 1), nn.Flatten(0))
-
-    def forward(self, x):
-        return self.decoder(self.encoder(x))
 
 
 def reconstruction_loss(network, x, constraint_weight):
@@ -86,9 +81,8 @@ class LatentAdversarial(Training):
             gap = critic(z).mean() - critic(prior).mean()
             loss = gap + self.penalty_weight * gradient_penalty(critic, prior, z)
             self.move("optimizer_opponent", critic_loss=loss)
-        self.move(
-            "optimizer_encoder", encoder_loss=-self.adversarial_weight * critic(network.encoder(x)).mean()
-        )
+        loss = -self.adversarial_weight * critic(network.encoder(x)).mean()
+        self.move("optimizer_encoder", encoder_loss=loss)
 
 
 class ImageAdversarial(Training):
@@ -111,10 +105,8 @@ class ImageAdversarial(Training):
     def step(self, network, x):
         discriminator = network.opponent
         y, _, loss = reconstruction_loss(network, x, self.constraint_weight)
-        self.move(
-            "optimizer_opponent",
-            discriminator_loss=discriminator_loss(discriminator(x), discriminator(y.detach())),
-        )
+        told_apart = discriminator_loss(discriminator(x), discriminator(y.detach()))
+        self.move("optimizer_opponent", discriminator_loss=told_apart)
         # Judged once more: the discriminator has just moved.
         adversarial = generator_loss(discriminator(y))
         self.record(generator_loss=adversarial)
@@ -251,10 +243,8 @@ class AdversarialAutoEncoder(TrainedDetector):
         return AdversarialAutoEncoderNetwork(image_shape, adversary=self.adversary, **self._network_size())
 
     def _train(self, run, network, images):
-        options = {
-            "adversarial_weight": self.adversarial_weight,
-            "constraint_weight": self.constraint_weight if self.constrained else 0.0,
-        }
+        constraint_weight = self.constraint_weight if self.constrained else 0.0
+        options = {"adversarial_weight": self.adversarial_weight, "constraint_weight": constraint_weight}
         training = ImageAdversarial
         if self.adversary == "latent":
             training = LatentAdversarial

@@ -249,18 +249,11 @@ class FAnoGAN(TrainedDetector):
                 stacklevel=2,
             )
         run("gan", Wasserstein, network, images, n_critic=self.n_critic, penalty_weight=self.penalty_weight)
-        run(
-            "encoder",
-            Inversion,
-            network,
-            images,
-            kind=self.encoder_training,
-            feature_weight=self.feature_weight,
-            # The public code's values are TensorFlow's defaults, which differ from torch's.
-            optimizer=partial(torch.optim.RMSprop, alpha=0.9, eps=1e-10),
-            lr=self.encoder_lr,
-            max_epochs=self.encoder_epochs,
-        )
+        # The public code's values are TensorFlow's defaults, which differ from torch's.
+        optimizer = partial(torch.optim.RMSprop, alpha=0.9, eps=1e-10)
+        options = {"kind": self.encoder_training, "feature_weight": self.feature_weight}
+        options |= {"optimizer": optimizer, "lr": self.encoder_lr, "max_epochs": self.encoder_epochs}
+        run("encoder", Inversion, network, images, **options)
 
     def _measure(self, network, images):
         # m_x only shifts the critic's score, so that a sample is enough: no ranking depends on it.
@@ -370,19 +363,13 @@ class FAnoGAN(TrainedDetector):
         with seeded(draw_seed(random_state), self.device_):
             starts = network.draw_codes(n_restarts)
 
+        options = {"discrimination_weight": discrimination_weight, "n_search": n_search, "lr": search_lr}
+        # A normal prior has no bound that codes could be clamped to.
+        options["bound"] = 1.0 if network.prior == "uniform" else None
+
         def search(x):
-            codes, y, residual, discrimination = search_images(
-                x,
-                network.generator,
-                network.critic.features,
-                starts,
-                discrimination_weight=discrimination_weight,
-                n_search=n_search,
-                lr=search_lr,
-                # A normal prior has no bound that codes could be clamped to.
-                bound=1.0 if network.prior == "uniform" else None,
-            )
-            return codes, absolute_error(y, x), residual, discrimination
+            codes, y, *parts = search_images(x, network.generator, network.critic.features, starts, **options)
+            return codes, absolute_error(y, x), *parts
 
         codes, maps, residual, discrimination = collect(search, network, images, self.device_)
         # float64, like the scores of all detectors.

@@ -76,8 +76,7 @@ class InPaintingTraining(Training):
         self.augmentation, self.n_critic, self.weights = augmentation, n_critic, weights
         self.detach_teacher = detach_teacher
         # A loss that no step records would be a column of nan, with a warning.
-        opponents = "adversarial", "discriminator"
-        without = {f"{name}_loss" for name in opponents if not weights[name]}
+        without = {f"{name}_loss" for name in ("adversarial", "discriminator") if not weights[name]}
         self.losses = tuple(name for name in self.losses if name not in without)
         super().__init__(network, **options)
 
