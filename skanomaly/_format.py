@@ -43,7 +43,13 @@ class Layout:
             If the shape is ambiguous, or does not fit `channel_axis` or `image_shape`.
         """
         if len(shape) == 2:
-            return cls(_row_shape(shape[1], image_shape), rows=True)
+            found = (1, 1, shape[1]) if image_shape is None else _full_shape(image_shape)
+            if int(np.prod(found)) != shape[1]:
+                raise ValueError(
+                    "image_shape must have as many values as X has columns: "
+                    f"got image_shape={tuple(image_shape)} for {shape[1]} columns"
+                )
+            return cls(found, rows=True)
         if len(shape) not in (3, 4):
             raise ValueError(
                 "X must be rows (n, d) or images (n, H, W), (n, H, W, C) or (n, C, H, W), "
@@ -72,19 +78,6 @@ class Layout:
         if self.rows:
             return batch.reshape(len(batch), -1)
         return batch[:, 0] if self.channel_axis is None else np.moveaxis(batch, 1, self.channel_axis)
-
-
-def _row_shape(n_features, image_shape):
-    """Shape (C, H, W) of an image given as a row."""
-    if image_shape is None:
-        return 1, 1, n_features
-    shape = _full_shape(image_shape)
-    if int(np.prod(shape)) != n_features:
-        raise ValueError(
-            "image_shape must have as many values as X has columns: "
-            f"got image_shape={tuple(image_shape)} for {n_features} columns"
-        )
-    return shape
 
 
 def _full_shape(image_shape):

@@ -192,10 +192,7 @@ def _crops(bank, index, *, scale, crop_policy, size, rng):
     # Places beyond the middle of the outer pixels take their value, not that of a pixel outside the square.
     place = place.clip(0, length[:, None] - 1)
     rows, columns = place + top[:, None], place + left[:, None]
-    shape = len(index), size, size
-    where = [
-        np.broadcast_to(axis, shape) for axis in (index[:, None, None], rows[:, :, None], columns[:, None, :])
-    ]
+    where = np.broadcast_arrays(index[:, None, None], rows[:, :, None], columns[:, None, :])
     cells = ndimage.map_coordinates(bank, where, order=1, mode="constant", output=np.float32)
     return cells.round().astype(np.uint8)
 

@@ -50,11 +50,11 @@ def changed(transform, x):
 
 
 class _Geometric:
-    """A random affine map of places; neighbours in a `Compose` are carried out as one."""
+    """A random affine map of places; neighbours in a `Compose` are carried out as one.
 
-    def _matrix(self, n, size):
-        """Maps (n, 3, 3) from places in the view to places in the image, both in [-1, 1]."""
-        raise NotImplementedError
+    A subclass writes `_matrix(n, size)`: maps (n, 3, 3) from places in the view to places in the image, both
+    in [-1, 1].
+    """
 
     def __call__(self, x):
         return _warp(x, self._matrix(len(x), x.shape[2:]))
@@ -160,10 +160,10 @@ class Affine(_Geometric):
 
 
 class _Appearance:
-    """A change of values, for a share `p` of the images; for the others it is not computed."""
+    """A change of values, for a share `p` of the images; for the others it is not computed.
 
-    def _change(self, x):
-        raise NotImplementedError
+    A subclass writes `_change(x)`, which gives changed images.
+    """
 
     def __call__(self, x):
         rows = (torch.rand(len(x)) < self.p).nonzero()[:, 0]
