@@ -26,18 +26,19 @@ def all_or_nothing(fit: Fit) -> Fit:
     return fit_or_restore
 
 
-def atomic_fit(*, prefer_skip_nested_validation: bool) -> Callable[[Fit], Fit]:
-    """Decorator of a `fit`: parameters are validated first, and it is all or nothing.
+def checked_fit(*, prefer_skip_nested_validation: bool) -> Callable[[Fit], Fit]:
+    """Decorator of a `fit`: parameters are validated first.
 
     Parameters
     ----------
     prefer_skip_nested_validation : bool
         Whether estimators that are fitted inside are spared the validation.
     """
-
     # scikit-learn's decorator has no types, and would hide those of `fit`.
-    def decorate(fit: Fit) -> Fit:
-        context = _fit_context(prefer_skip_nested_validation=prefer_skip_nested_validation)
-        return context(all_or_nothing(fit))
+    return _fit_context(prefer_skip_nested_validation=prefer_skip_nested_validation)
 
-    return decorate
+
+def atomic_fit(*, prefer_skip_nested_validation: bool) -> Callable[[Fit], Fit]:
+    """Decorator of a `fit`: parameters are validated first, and it is all or nothing."""
+    check = checked_fit(prefer_skip_nested_validation=prefer_skip_nested_validation)
+    return lambda fit: check(all_or_nothing(fit))

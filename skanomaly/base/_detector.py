@@ -15,7 +15,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from .. import _inference, segmentation
-from .._atomic import atomic_fit
+from .._atomic import all_or_nothing, checked_fit
 from .._format import InputFormat
 from .._parameters import SHARED, constraints_of, fill_docstring
 from .._random import draw_seed, seeded
@@ -152,7 +152,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
     def intensity_range_(self) -> tuple[float, float]:
         return self._format.intensity_range
 
-    @atomic_fit(prefer_skip_nested_validation=True)
+    @checked_fit(prefer_skip_nested_validation=True)
     def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> Self:
         """Learn what is normal.
 
@@ -186,6 +186,8 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
             self._fit(X, y)
         return self
 
+    # Not `fit`: callbacks are torn down by what their task leaves on the detector, also if the fit fails.
+    @all_or_nothing
     def _fit(self, X, y):
         self._format, images = self._format_class.learn(X, y, self, self._image_range)
         self._prepare(images)
