@@ -32,9 +32,9 @@ lint: .venv/ready-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Two torch threads, as for the benchmarks; doc/_build/html/index.html is the start page.
+# Examples run in two processes of one torch thread each; doc/_build/html/index.html is the start page.
 docs: .venv/ready-doc
-	$(BIN)/python -m sphinx -W --keep-going -q -b html doc doc/_build/html
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -b html doc doc/_build/html
 
 # A short form, to see that it works; the figures in benchmarks/results come from the commands written there.
 bench: .venv/ready-test

@@ -95,6 +95,7 @@ sphinx_gallery_conf = {
     "write_computation_times": False,
     "remove_config_comments": True,
     "abort_on_example_error": True,
+    "parallel": 2,  # processes of one torch thread each: small networks gain little from a second thread
     "show_signature": False,
     "image_scrapers": ("matplotlib",),
     "nested_sections": False,

@@ -14,7 +14,6 @@ import torch
 from skanomaly import SQUID
 from skanomaly.datasets import make_digit_anatomy
 
-torch.set_num_threads(1)
 kinds = "missing", "misordered", "flipped", "zero"
 train = make_digit_anatomy(300, size=48, random_state=0)
 test = make_digit_anatomy(4, kinds=kinds, size=48, subset="test", random_state=8)
