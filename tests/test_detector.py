@@ -107,7 +107,8 @@ def test_calibrated_false_alarms_on_real_images(benchmark_data, name):
     data = benchmark_data(name)
     X, normal, split = data["images"], data["labels"] == 0, data["split"]
     calibration = X[normal & (split == "val")]
-    detector = AutoEncoder(max_epochs=10, random_state=0).fit(X[split == "train"]).calibrate(calibration)
+    detector = AutoEncoder(hidden_size=128, width=8, max_epochs=10, random_state=0)
+    detector.fit(X[split == "train"]).calibrate(calibration)
     rate = np.mean(detector.predict(X[normal & (split == "test")]) == -1)
     low, high = binom.ppf([0.005, 0.995], len(calibration), 0.05) / len(calibration)
     assert low <= rate <= high
