@@ -114,7 +114,10 @@ class Images:
         return Images(self.X, self.layout, self.intensity_range, self.image_range, rows, y)
 
     def split(self, fraction):
-        """Images to train on; their `held_out` is a random `fraction` of these images."""
+        """Hold out a random `fraction` of the images.
+
+        The result has the others, to train on, and those held out as its attribute `held_out`.
+        """
         if not fraction:
             return self
         n_held_out = round(fraction * len(self))

@@ -1,8 +1,9 @@
 """Save a fitted detector to one file of JSON and tensors, and load it without running code from it.
 
-A pickle runs whatever code its writer put in, so it can be loaded only from those one trusts. These files
-hold parameters, weights and thresholds alone. The network is built by the installed package, and a file is
-refused unless all its tensors fit that network.
+A pickle runs whatever code its writer put in, so that only pickles of trusted people can be loaded. The files
+of `save` hold no code, only parameters, fitted attributes (thresholds and training history among them) and
+the weights of the network. `load` builds the network by the installed package, and refuses a file unless all
+its tensors fit that network.
 """
 
 import inspect

@@ -1,4 +1,4 @@
-"""Displays of maps, scores and stages. matplotlib is imported when one is drawn."""
+"""Displays of maps, scores and stages. matplotlib is imported when a display is drawn."""
 
 import numpy as np
 
@@ -20,8 +20,8 @@ def _pyplot():
 class AnomalyMapDisplay:
     """Images beside their reconstructions, anomaly maps and masks, one image a row.
 
-    All maps share one colour scale, that of normal images at the last `fit` or `calibrate`. With a scale of
-    its own every normal image would look ill.
+    All maps share one colour scale, that of normal images at the last `fit` or `calibrate`. If each map had a
+    scale of its own, every normal image would look ill.
 
     Parameters
     ----------
@@ -30,15 +30,15 @@ class AnomalyMapDisplay:
     maps : (n, H, W) ndarray
         Higher is more anomalous.
     masks : (n, H, W) bool ndarray
-        Anomalous pixels; their outlines are drawn on the images.
+        Pixels that were flagged. The last column shows the images with the outlines of these pixels.
     map_range : (low, high)
         Ends of the colour scale, as in ``detector.map_range_``.
     reconstructions : ndarray of images' shape, default=None
         Reconstructions of the images.
     true_masks : (n, H, W) bool ndarray, default=None
-        Truly anomalous pixels, outlined in another colour.
+        Pixels that are truly anomalous. The last column shows their outlines in another colour.
     intensity_range : (low, high), default=None
-        Black and white of the images; None takes those of `images`.
+        Intensities that are drawn black and white. None takes the extremes of `images`.
     titles : list of n str, default=None
         Words beside the rows.
 
@@ -82,9 +82,9 @@ class AnomalyMapDisplay:
         X : array-like
             A few images, as the estimator takes them.
         true_masks : (n, H, W) bool array-like, default=None
-            Truly anomalous pixels, outlined in another colour.
+            Pixels that are truly anomalous. The last column shows their outlines in another colour.
         titles : list of n str, default=None
-            Words beside the rows; by default the estimator's decisions.
+            Words beside the rows. None takes the estimator's decisions.
         axes : (n, 3 or 4) array of matplotlib axes, default=None
             Axes to draw into; None makes a figure.
         **segment_options : dict
@@ -285,7 +285,7 @@ class ScoreHistogramDisplay:
 
 
 class StageDisplay:
-    """Stages of anomalous images: mean residual, images in order of severity, and a histogram.
+    """Stages of anomalous images: mean residuals, images in order of severity, and a histogram of severities.
 
     Parameters
     ----------
@@ -294,11 +294,11 @@ class StageDisplay:
     residuals : (n, H, W) ndarray
         Maps of the same images.
     stages : (n,) int ndarray
-        Stage of each image; those of stage 0, the normal ones, are not drawn.
+        Stage of each image. Images of stage 0, the normal ones, are not drawn.
     severity : (n,) ndarray
         Higher is worse.
     intensity_range : (low, high), default=None
-        Black and white of the images; None takes those of `images`.
+        Intensities that are drawn black and white. None takes the extremes of `images`.
 
     Attributes
     ----------
@@ -326,7 +326,8 @@ class StageDisplay:
         X : array-like
             Images, as the stager takes them.
         n_images : int, default=6
-            Images of each stage, from the least to the most severe.
+            Largest number of images of a stage. If a stage has more, they are picked evenly from the least to
+            the most severe.
 
         Returns
         -------
@@ -349,7 +350,8 @@ class StageDisplay:
         Parameters
         ----------
         n_images : int, default=6
-            Images of each stage.
+            Largest number of images of a stage. If a stage has more, they are picked evenly from the least to
+            the most severe.
         cmap : str, default="inferno"
             Colours of the residuals.
 

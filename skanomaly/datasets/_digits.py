@@ -41,7 +41,8 @@ def make_digit_anatomy(
     """Grids of 3 x 3 handwritten digits, 1 to 9 in reading order: the DigitAnatomy of the SQUID paper.
 
     The grids stand in for radiographs: alike in structure, different in detail, and labelled without a
-    physician. In an anomalous grid a digit is missing, in another's place, flipped, or a zero.
+    physician. In an anomalous grid digits are missing, flipped, replaced by a zero, or in the places of
+    others.
 
     Parameters
     ----------

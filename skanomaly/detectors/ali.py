@@ -105,7 +105,7 @@ class ALI(TrainedDetector):
         Number of times the image is halved. None: until the longer side has about 4 pixels (4 times at
         64 x 64).
     stochastic : bool, default=True
-        Whether the encoder draws codes from a distribution (ALI) or computes one code (BiGAN).
+        Whether the encoder draws codes from a distribution (ALI) or computes a fixed code (BiGAN).
     discrimination : {"feature_matching", "cross_entropy"}, default="feature_matching"
         Second term of the score. "feature_matching": absolute difference between the discriminator's features
         of the image and of the reconstruction, each paired with the code. "cross_entropy": -log D, where D is

@@ -79,7 +79,7 @@ class ContextVAE(TrainedDetector):
 
     See Also
     --------
-    ContextAE : Form with one code for each image, and the error as the map.
+    ContextAE : Form with a fixed code instead of a distribution of codes, and the error as the map.
     VAE : Variational autoencoder of whole images, with other maps made of derivatives.
 
     Notes

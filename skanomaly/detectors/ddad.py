@@ -65,7 +65,7 @@ class RefinementNetwork(nn.Sequential):
 
 
 class DDADNetwork(nn.Module):
-    """Ensembles `ndm` (of normal images) and `udm` (of these and unlabelled ones), and `refinements`.
+    """Ensembles `ndm` (normal images) and `udm` (normal and unlabelled images), and networks `refinements`.
 
     Parameters
     ----------
@@ -75,9 +75,9 @@ class DDADNetwork(nn.Module):
     n_members : int
         Members of each ensemble.
     dual : bool
-        Whether there is a `udm`.
+        Whether the ensemble `udm` is made.
     refinement_width : int or None
-        Channels of the `refinements`; None makes none.
+        Channels of each refinement network. None leaves these networks out.
     ddof : int
         Number subtracted from n_members in the divisor of the standard deviation.
     """
@@ -102,7 +102,10 @@ class DDADNetwork(nn.Module):
         return self._predict(self.ndm, x)[0].mean(0)
 
     def discrepancies(self, x):
-        """Maps (n, h, w): "rec", "intra" if there are members to differ, "inter" if there is a `udm`."""
+        """Maps (n, h, w) by name.
+
+        "rec" is always there, "intra" if there are enough members, and "inter" if there is a `udm`.
+        """
         images, log_variances = self._predict(self.ndm, x)
         mean, deviation = images.mean(0), 1.0
         if log_variances is not None:
@@ -128,9 +131,9 @@ def focal_loss(logits, masks, *, gamma=2.0):
 
 
 class Refinement(Training):
-    """Refinements learn to find, from discrepancies, the boxes where another image was mixed in.
+    """Refinement networks learn to find, from discrepancies, the boxes where another image was mixed in.
 
-    All refinements learn from the same images, each by itself.
+    All of these networks learn from the same images, each by a loss of its own.
 
     Parameters
     ----------
@@ -163,10 +166,10 @@ class DDAD(TrainedDetector):
     """Dual-distribution discrepancy for anomaly detection (DDAD).
 
     Two ensembles of autoencoders are trained. The normative one (NDM) sees normal images alone. The unknown
-    one (UDM) also sees unlabelled images, some of which are anomalous; hospitals have plenty of those. A
-    pixel is anomalous where the members of the NDM disagree (intra-discrepancy) or where the two ensembles
-    disagree (inter-discrepancy). A small network, ASR-Net, refines both maps. It learns to find pieces of
-    other images that were mixed into normal ones.
+    one (UDM) also sees unlabelled images, of which hospitals have plenty; some of them are anomalous. A pixel
+    is anomalous where the members of the NDM disagree (intra-discrepancy) or where the two ensembles disagree
+    (inter-discrepancy). A small network, ASR-Net, refines both maps. It learns to find pieces of other images
+    that were mixed into normal ones.
 
     Without unlabelled images there is only the NDM and its intra-discrepancy.
 
@@ -176,17 +179,18 @@ class DDAD(TrainedDetector):
         Network of a member: that of AutoEncoder, MemAE (with dot products and without a threshold) or AEU.
         With "aeu" discrepancies are divided by the predicted standard deviation, and squared errors by the
         predicted variance. A callable gets the shape (C, H, W) and returns a new torch module, from images in
-        [-1, 1] to reconstructions. The module is trained to minimise the squared error, and the parameters of
-        size below do not concern it.
+        [-1, 1] to reconstructions. The module is trained to minimise the squared error, and the parameters
+        `latent_size` to `bottleneck` do not concern it.
     n_members : int, default=3
-        Number of members in each ensemble, K in the paper. One member is enough for the score "rec" alone.
+        Number of members in each ensemble, K in the paper. One member is enough for the score "rec" with
+        ``refine=False``.
     refine : bool, default=True
         Whether ASR-Net is trained.
     score_component : {"dual", "intra", "inter", "rec"}, default=None
-        Discrepancy that score and map show. "dual": both discrepancies, refined (R_dual). "intra": that
-        within the NDM (R_intra, or A_intra without `refine`). "inter": that between the ensembles (A_inter).
-        "rec": the squared error of the NDM (A_rec). None: the first available of R_dual, A_inter, R_intra and
-        A_intra.
+        Discrepancy that score and map show. "dual": both discrepancies, refined (R_dual). "intra": the
+        discrepancy within the NDM (R_intra, or A_intra without `refine`). "inter": the discrepancy between
+        the ensembles (A_inter). "rec": the squared error of the NDM (A_rec). None: the first available of
+        R_dual, A_inter, R_intra and A_intra.
     ddof : int, default=1
         Number subtracted from n_members in the divisor of standard deviations: 1 in the public code, 0 in the
         paper.
@@ -215,9 +219,9 @@ class DDAD(TrainedDetector):
     :Trained on: normal images (y = 1), and unlabelled ones (y = 0) if there are any
     :Score: mean over pixels of the refined discrepancy, a probability
     :Map: refined discrepancy of each pixel
-    :Departures: in ASR-Net's training the image mixed in is another one of the batch, boxes are rectangles,
-        where the public code has squares, and labels are not smoothed (by 1e-5 in the public code); the
-        public code trains members for 250 epochs and ASR-Net for 100
+    :Departures: for ASR-Net's training an image is mixed with another one of the same batch, within a
+        rectangle, where the public code has squares; labels are not smoothed (by 1e-5 in the public code);
+        the public code trains members for 250 epochs and ASR-Net for 100
     :Variants:
         * DDAD with AE: ``DDAD(backbone="ae")``
         * DDAD with MemAE: ``DDAD(backbone="memae")``
@@ -227,15 +231,17 @@ class DDAD(TrainedDetector):
     DDAD tells normal images (y = 1) from unlabelled ones (y = 0), where other detectors take both for normal.
     Thresholds come from the normal images. Without y, or without any 0 in it, all images are normal.
 
-    Stages of training are "ndm_0", "ndm_1" and so on, "udm_0" and so on, and "refinement". `lr` and
-    `batch_size` are those of the members. The refinement has the public code's, 1e-4 and 8.
+    Training has a stage for each member, "ndm_0", "ndm_1" and so on, then "udm_0" and so on, and at last the
+    stage "refinement"; these are the names in ``history_`` and in `callbacks`. `lr` and `batch_size` hold for
+    the members. The stage "refinement" has a learning rate of 1e-4 and batches of 8, as in the public code.
 
-    R_dual is the score by default, as in the paper. From a few hundred normal images the refinement may learn
-    to point the wrong way: benchmarks/studies/ddad.py has AUROCs of .31 for it where A_inter has .88. Compare
-    it with ``score_component="inter"`` on validation images, or leave it out by ``refine=False``.
+    R_dual is the score by default, as in the paper. Refined from a few hundred normal images, it may be
+    higher for normal images than for anomalous ones: benchmarks/studies/ddad.py has AUROCs of .31 for it
+    where A_inter has .88. Compare it with ``score_component="inter"`` on validation images, or leave the
+    refinement out by ``refine=False``.
 
-    `score_components` gives the discrepancies themselves, as far as they exist: "rec", "intra" and "inter",
-    A in the paper. The refined ones are "refined_intra" and "refined_dual", R in the paper.
+    `score_components` gives the discrepancies "rec", "intra" and "inter", called A in the paper, and the
+    refined ones "refined_intra" and "refined_dual", called R in the paper, as far as the detector has them.
 
     References
     ----------

@@ -37,7 +37,7 @@ def _perceptron(n_in):
 
 
 class SSLAnoVAENetwork(nn.Module):
-    """Two encoders, `image_encoder` (E_I) and `ssl_encoder` (E_S), and a `decoder` of both their codes.
+    """Encoders `image_encoder` (E_I) and `ssl_encoder` (E_S), and a `decoder` of the codes of both.
 
     `image_code` and `ssl_code` make mean and log-variance from features. `projector` and `predictor` follow
     E_S when it sees views; `target` is a slow copy of E_S and projector. `discriminator` judges images.
@@ -125,13 +125,13 @@ class SelfSupervised(Training):
 
 
 class EndToEnd(Training):
-    """All parts learn at once, from views, reconstruction, prior and discriminator.
+    """All parts learn at once: from views (unless they are None), reconstruction, prior and discriminator.
 
     Parameters
     ----------
     network : SSLAnoVAENetwork
     views : pair of transforms, or None
-        None keeps E_S as it is, because it has been trained before.
+        None keeps the features of E_S as they are, because E_S has been trained before.
     momentum : float
     weights : dict of str to float
         "ssl", "reconstruction", "prior" and "adversarial": lambda_1 to lambda_4.
@@ -209,10 +209,11 @@ class SSLAnoVAE(TrainedDetector):
         64 x 64).
     fusion : {"concatenation", "sum", "features"}, default="concatenation"
         Combination of the two encoders. "concatenation": both codes one after the other. "sum": their sum.
-        "features": one code, made of the features of both.
+        "features": a joint code, made of the features of both.
     ssl_training : {"end_to_end", "pretrain"}, default="end_to_end"
         Order of learning. "end_to_end": the second encoder learns together with the other parts. "pretrain":
-        it learns before them and no longer changes afterwards.
+        the second encoder learns before them. Afterwards its features no longer change, but the layer that
+        makes its code of them still learns.
     predictor : bool, default=True
         Whether the second encoder is followed by a predictor, layers that the target does not have, as in
         BYOL.
@@ -228,7 +229,7 @@ class SSLAnoVAE(TrainedDetector):
         Weight of the discriminator's judgement, lambda_4 in the paper.
     image_prior_weight : float, default=1.0
         Weight of the first encoder's code within that divergence, lambda_I in the paper. For
-        ``fusion="features"`` it is the weight of the one code.
+        ``fusion="features"`` it is the weight of the joint code.
     ssl_prior_weight : float, default=1.0
         Weight of the second encoder's code within that divergence, lambda_S in the paper.
     max_epochs : int, default=100
@@ -259,7 +260,7 @@ class SSLAnoVAE(TrainedDetector):
         * SSL-AnoVAE trained end to end: ``SSLAnoVAE()``
         * SSL-AnoVAE with a second encoder trained first: ``SSLAnoVAE(ssl_training="pretrain")``
         * SSL-AnoVAE with the sum of the codes: ``SSLAnoVAE(fusion="sum")``
-        * SSL-AnoVAE with one code of both features: ``SSLAnoVAE(fusion="features")``
+        * SSL-AnoVAE with a joint code made of both features: ``SSLAnoVAE(fusion="features")``
 
     The absolute error is averaged over pixels, the divergence over the numbers of a code. The target follows
     the weights of the second encoder and has its own statistics of batch normalisation. Those of the second

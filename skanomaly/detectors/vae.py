@@ -43,7 +43,7 @@ class VAE(TrainedDetector):
 
     See Also
     --------
-    AutoEncoder : The same network with one code for each image.
+    AutoEncoder : The same network with a fixed code instead of a distribution of codes.
     SSLAnoVAE : VAE with a second encoder, which learns from views of the images.
 
     Notes

@@ -1,4 +1,4 @@
-"""Networks of GANs: f-AnoGAN's residual generator, critic and encoder, and DCGAN's convolutional pair."""
+"""Networks of GANs: f-AnoGAN's generator, critic and encoder, and DCGAN's generator and discriminator."""
 
 import math
 from functools import partial

@@ -61,9 +61,10 @@ class LayerTraining(Training):
 
     Parameters
     ----------
-    network : nn.Module with parts `unet` and `discriminator`
+    network : nn.Module
+        Module with the parts `unet` and `discriminator`.
     target : (n, H, W) tensor, or None
-        Unlabelled scans of another device; the maps of these are to look like labels.
+        Unlabelled scans of another device. The U-Net learns to give maps of them that look like labels.
     adversarial_weight : float
     """
 
@@ -133,10 +134,10 @@ class UNetLayerExtractor(LayerExtractor):
 
     Notes
     -----
-    The structure extractor of P-Net [1]_, which SSL-AnoVAE takes too. The public code hands the likeliest
-    labels to the discriminator. No gradient comes back through these, so that scans of the retina are not
-    adapted to at all; here the discriminator gets the probabilities. Adam has its usual momentum (0.1 and 0.9
-    there).
+    The network is the structure extractor of P-Net [1]_, which SSL-AnoVAE takes too. The public code hands
+    the likeliest label of each pixel to the discriminator. No gradient comes back through this choice, so
+    that its U-Net does not adapt to the target scans at all; here the discriminator gets the probabilities of
+    all labels. Adam has its usual momentum (0.1 and 0.9 in the public code).
 
     References
     ----------

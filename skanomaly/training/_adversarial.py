@@ -21,7 +21,9 @@ class Adversarial(Training):
 
     Parameters
     ----------
-    network : nn.Module with parts `generator` and `discriminator`, and `draw_codes(n)`
+    network : nn.Module
+        Module with the parts `generator` and `discriminator`, and a method `draw_codes(n)` that returns n
+        random codes.
     """
 
     moves = {"optimizer": ["generator"], "optimizer_discriminator": ["discriminator"]}

@@ -15,10 +15,12 @@ class Variational(Training):
 
     Parameters
     ----------
-    network : nn.Module with parts `encoder` and `decoder`, and `posterior(x)`
+    network : nn.Module
+        Module with the parts `encoder` and `decoder`, and a method `posterior(x)` that returns mean and
+        log-variance of the codes.
     error : callable (reconstructions, images) -> map (n, h, w)
     kl_weight : float
-        Weight of the divergence. The divergence is a mean over the numbers of a code, the error over pixels.
+        Weight of the divergence, which is a mean over the numbers of a code. The error is a mean over pixels.
     """
 
     moves = {"optimizer": ["encoder", "decoder"]}

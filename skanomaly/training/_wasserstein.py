@@ -7,11 +7,13 @@ from ._training import Training
 
 
 class Wasserstein(Training):
-    """WGAN-GP of Gulrajani et al. 2017: each batch moves the critic, each `n_critic`-th also the generator.
+    """WGAN-GP of Gulrajani et al. 2017: each batch trains the critic, each `n_critic`-th also the generator.
 
     Parameters
     ----------
-    network : nn.Module with parts `generator` and `critic`, and `draw_codes(n)`
+    network : nn.Module
+        Module with the parts `generator` and `critic`, and a method `draw_codes(n)` that returns n random
+        codes.
     n_critic : int
     penalty_weight : float
         Weight of the gradient penalty, lambda in the paper.

@@ -304,10 +304,11 @@ class Canny(_Appearance):
     Parameters
     ----------
     sigma : float, default=1.0
-        Standard deviation of the blur before, in pixels.
+        Standard deviation, in pixels, of the Gaussian blur that comes first.
     low, high : float
-        Limits of the strength, which is the gradient by Sobel for values in [0, 1]. Edges above `high` are
-        kept, and edges above `low` that are connected with one.
+        Limits of an edge's strength, the magnitude of the Sobel gradient for values in [0, 1]. Pixels of an
+        edge are kept if they are above `high`, or if at most 16 steps along pixels above `low` lead from them
+        to one above `high`.
     p : float, default=0.2
         Share of the images that are changed.
     """
