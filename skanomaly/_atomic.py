@@ -39,6 +39,6 @@ def checked_fit(*, prefer_skip_nested_validation: bool) -> Callable[[Fit], Fit]:
 
 
 def atomic_fit(*, prefer_skip_nested_validation: bool) -> Callable[[Fit], Fit]:
-    """Decorator of a `fit`: parameters are validated first, and it is all or nothing."""
+    """Decorator of a `fit`: parameters are validated first, and a fit that fails leaves no trace."""
     check = checked_fit(prefer_skip_nested_validation=prefer_skip_nested_validation)
     return lambda fit: check(all_or_nothing(fit))

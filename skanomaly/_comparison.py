@@ -3,10 +3,10 @@
 A cell is one detector, fitted to one data set and judged on it. Its key is the data, the detector's class and
 parameters and the seed; beside it stands a digest of the code that made it. A cell of other code is run again
 by the ordinary command, and marked in the tables until then. After a change that was shown to leave scores
-bit-equal, --adopt takes the results for those of the present code.
+bit-equal, --adopt marks the results as those of the present code.
 
-The rule for tables made on two cores: one seed, three sets, 150 s a cell; what is missing is shown as "-".
-These are the defaults of the command line. Three seeds are for figures that a claim depends on.
+Tables made on two cores have one seed, three sets and 150 s a cell, the defaults of the command line; a
+missing cell is shown as "-". Figures that a claim depends on have three seeds.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def make(variant, **parameters):
 
 
 def with_epochs(detector, n_epochs):
-    """Every stage as long as this, and searches of ten times as many steps; None leaves them."""
+    """Detector with `n_epochs` epochs a stage, and ten times as many search steps; None changes nothing."""
     if n_epochs:
         for name in detector.get_params():
             if name == "max_epochs" or name.endswith("_epochs"):
@@ -179,7 +179,7 @@ def _key(cell):
 
 @contextmanager
 def time_limit(seconds):
-    """TimeoutError, by the alarm signal of the system, after so many seconds; 0 is no limit."""
+    """Context that raises TimeoutError after so many seconds, by the system's alarm signal; 0 is no limit."""
 
     def stop(signum, frame):
         raise TimeoutError(f"more than {seconds:g} s")
@@ -200,7 +200,7 @@ class Cells:
         self.path = Path(path)
 
     def read(self):
-        """All lines; one that a killed run left unfinished is passed over."""
+        """Cells of all lines. A line that a killed run left unfinished is passed over."""
         cells = []
         for line in self.path.read_text().splitlines() if self.path.exists() else []:
             try:
@@ -210,7 +210,7 @@ class Cells:
         return cells
 
     def results(self):
-        """The last result of each cell, in order; it is "stale" if its detector's code has changed."""
+        """Last result of each cell, in order. A result is "stale" if the code of its detector has changed."""
         cells = [cell for cell in self.read() if "error" not in cell]
         for cell in cells:
             cell["stale"] = cell["code"] != code_digest(*cell["classes"])
@@ -223,7 +223,7 @@ class Cells:
         return [cell for cell in {_key(cell): cell for cell in self.read()}.values() if "error" in cell]
 
     def adopt(self, classes):
-        """Take results of these classes, or of all, for those of the present code."""
+        """Mark the results of these classes, or of all, as results of the present code."""
         cells = [*self.results(), *self.failed()]
         for cell in cells:
             cell.pop("stale", None)
@@ -234,7 +234,8 @@ class Cells:
     def run(self, name, label, detector, evaluate, load, folder, limit):
         """Append the result of evaluate(detector, load(name, folder)), unless it is there; then it is False.
 
-        Errors are tried again, and so is what ran out of time if there is more of it now.
+        A cell that ended in an error is tried again; one that ran out of time, only if the limit is higher
+        now.
         """
         file = folder / f"{name.partition(', ')[0]}.npz"  # the rest says what is made of it
         digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.exists() else None
@@ -303,7 +304,7 @@ def compare(options, cells, report, *, load=load):
 
 
 def select(cells, **wanted):
-    """Cells with these values."""
+    """Cells whose fields have the wanted values."""
     return [cell for cell in cells if all(cell[name] == value for name, value in wanted.items())]
 
 
@@ -336,8 +337,8 @@ def with_interval(metric, test, score, **options):
 
 
 def evaluate(detector, splits):
-    """Trained on `train`, calibrated on the normal images of `val`, judged on `test`, each image as seldom as
-    can be: some detectors take a second for one.
+    """Results of a detector trained on `train`, calibrated on the normal images of `val` and judged on
+    `test`. Each image is judged as seldom as possible, because some detectors take a second for one.
     """
     train, val, test = splits["train"], splits["val"], splits["test"]
     start = time.perf_counter()
@@ -404,7 +405,7 @@ CELLS, TABLES = "data seeds epochs limit adopt threads results", "data seeds epo
 
 
 def parse(doc, file, common, **own):
-    """Options of a command; short runs and those at full size have folders of their own.
+    """Options of a command. Short runs and runs at full size have folders of their own.
 
     Parameters
     ----------
@@ -431,6 +432,6 @@ def parse(doc, file, common, **own):
 
 
 def may_draw(name, folder):
-    """Whether pictures of a set may lie in a folder: outside the repository, those of any set."""
+    """Whether pictures of a data set may be written to a folder; outside the repository all may."""
     repository = Path(__file__).resolve().parents[1]
     return name.startswith(MAY_SHIP) or not Path(folder).resolve().is_relative_to(repository)

@@ -1,4 +1,4 @@
-"""Which detectors there are: found, not listed."""
+"""Discovery of the public detectors, which are found in the package and not listed."""
 
 import importlib
 import inspect

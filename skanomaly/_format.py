@@ -237,7 +237,7 @@ def check_kind(dtype, fitted, intensity_range):
 
 @dataclass(frozen=True)
 class InputFormat:
-    """Format of the images to which a detector was fitted. Other images are read by it.
+    """Format of the images to which a detector was fitted. New images are read in this format.
 
     Parameters
     ----------
@@ -261,7 +261,7 @@ class InputFormat:
 
     @classmethod
     def learn(cls, X, y, detector, image_range):
-        """Format of X, and Images of those of its rows that are no known anomalies."""
+        """Format of X, and Images of the rows of X that are no known anomalies."""
         X = check_X(X, detector, fitting=True)
         layout = Layout.of(X.shape, detector.channel_axis, detector.image_shape)
         used, codes = usable_rows(X.shape[0], y)
@@ -270,7 +270,7 @@ class InputFormat:
         return learned, learned._images(X, layout, None if used.all() else np.flatnonzero(used), codes)
 
     def open(self, X, detector):
-        """Images of X, after all checks but those for NaN and infinity, which are found when X is read.
+        """Images of X after all checks but one: NaN and infinity are found when X is read.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Images: network images, float32 batches (n, c, h, w), read lazily from an X of any layout."""
+"""Images: float32 batches (n, c, h, w) for networks, read lazily from an X of any layout."""
 
 import hashlib
 
@@ -11,7 +11,7 @@ BLOCK_BYTES = 2**24
 
 
 class Images:
-    """Network images of X, as a sequence that reads X when it is indexed.
+    """Images of X as networks take them, in a sequence that reads X when it is indexed.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ class Images:
         return self.layout.to_network(np.asarray(self.X[0 : len(self)]))
 
     def to_network(self, batch):
-        """Network images, a float32 tensor, made of rows of X."""
+        """Images as networks take them, a float32 tensor, made of rows of X."""
         (low, high), (bottom, top) = self.intensity_range, self.image_range
         # float32 cannot hold 32-bit integers, nor small differences of float64 values with a large offset.
         wide = batch.dtype.itemsize > 4 or batch.dtype.kind in "iu" and batch.dtype.itemsize == 4

@@ -1,7 +1,7 @@
 """Files of JSON and tensors, without code, for saved detectors and checkpoints.
 
-A file is a safetensors file whose metadata hold the JSON. A SHA-256 over both finds every damage. Reading
-takes memory in proportion to the size of the file, whatever sizes it declares.
+A file is a safetensors file whose metadata hold the JSON. A SHA-256 over JSON and tensors finds any damage.
+Reading takes memory in proportion to the size of the file, whatever sizes it declares.
 """
 
 import hashlib
@@ -41,9 +41,10 @@ def write(path, kind, content, encode=None):
     ----------
     path : str or Path
     kind : str
-        Word on what the file is, for example "checkpoint"; `read` wants the same one.
+        Word that says what the file is, for example "checkpoint". `read` must be given the same word.
     content : dict, list, tuple or set
-        Nested containers of None, bool, int, float, str, numpy scalars and arrays, and tensors.
+        Content, which may nest containers of None, bool, int, float, str, numpy scalars and arrays, and
+        tensors.
     encode : callable (value) -> (tag, content), default=None
         Encoder of any other type. It raises TypeError for types it does not know.
     """

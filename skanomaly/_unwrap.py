@@ -1,4 +1,4 @@
-"""Reaching the detector inside a Pipeline, a search or a FrozenEstimator, and what it makes of images."""
+"""Access to the detector inside a Pipeline, a search or a FrozenEstimator, and to its maps and images."""
 
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
@@ -41,7 +41,7 @@ def anomaly_map(estimator, X, *, out=None):
     Parameters
     ----------
     estimator : fitted detector
-        A Pipeline, search or FrozenEstimator that holds one will do.
+        Detector, or a Pipeline, search or FrozenEstimator that holds one.
     X : array-like
         Images, as the estimator takes them.
     out : array-like of shape (n, H, W), default=None
@@ -50,7 +50,7 @@ def anomaly_map(estimator, X, *, out=None):
     Returns
     -------
     maps : (n, H, W) float32 ndarray, or `out`
-        Higher is more anomalous.
+        Maps of the detector; higher is more anomalous.
     """
     return call_inside("anomaly_map", estimator, X, out=out)
 
@@ -61,7 +61,7 @@ def segment(estimator, X, **options):
     Parameters
     ----------
     estimator : fitted detector
-        A Pipeline, search or FrozenEstimator that holds one will do.
+        Detector, or a Pipeline, search or FrozenEstimator that holds one.
     X : array-like
         Images, as the estimator takes them.
     **options : dict
@@ -80,7 +80,7 @@ def reconstruct(estimator, X, *, out=None):
     Parameters
     ----------
     estimator : fitted detector
-        A Pipeline, search or FrozenEstimator that holds one will do.
+        Detector, or a Pipeline, search or FrozenEstimator that holds one.
     X : array-like
         Images, as the estimator takes them.
     out : array-like, default=None
@@ -89,6 +89,6 @@ def reconstruct(estimator, X, *, out=None):
     Returns
     -------
     images : float32 ndarray, or `out`
-        Layout and units are those of what the steps before the detector return.
+        Images in the layout and units of what the steps before the detector return.
     """
     return call_inside("reconstruct", estimator, X, out=out)

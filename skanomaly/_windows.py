@@ -47,7 +47,7 @@ class ImageStack:
 
     @property
     def layout(self):
-        """Layout of all images; an error if they are a list."""
+        """Layout of all images. A list of images has none, and raises an error."""
         if self.is_list:
             raise ValueError("images must be in one array to be drawn side by side, got a list")
         return self.layouts[0]

@@ -1,7 +1,7 @@
 """Metrics of anomaly scores, of anomaly maps and of masks.
 
 Anomaly scores are higher for worse images. Labels are 1 (normal), -1 (anomalous) and 0 (unlabelled: left
-out). With another `anomaly_label` that label is anomalous and every other value is normal.
+out). If `anomaly_label` is not -1, that label is anomalous and every other value is normal.
 """
 
 import warnings
@@ -43,11 +43,11 @@ def auroc(y: ArrayLike, anomaly_score: ArrayLike, *, anomaly_label: object = -1)
     Parameters
     ----------
     y : (n,) array-like
-        Labels: 1 normal, -1 anomalous, 0 left out; or see `anomaly_label`.
+        Labels: 1 normal, -1 anomalous, 0 left out, unless `anomaly_label` says otherwise.
     anomaly_score : (n,) array-like
         Scores, higher is worse: ``-detector.score_samples(X)``.
     anomaly_label : object, default=-1
-        Label of anomalous images. With any but -1 all other values are normal.
+        Label of anomalous images. If it is not -1, all other values are normal.
 
     Returns
     -------
@@ -74,11 +74,11 @@ def average_precision(y: ArrayLike, anomaly_score: ArrayLike, *, anomaly_label: 
     Parameters
     ----------
     y : (n,) array-like
-        Labels: 1 normal, -1 anomalous, 0 left out; or see `anomaly_label`.
+        Labels: 1 normal, -1 anomalous, 0 left out, unless `anomaly_label` says otherwise.
     anomaly_score : (n,) array-like
         Scores, higher is worse.
     anomaly_label : object, default=-1
-        Label of anomalous images. With any but -1 all other values are normal.
+        Label of anomalous images. If it is not -1, all other values are normal.
 
     Returns
     -------
@@ -91,16 +91,16 @@ def average_precision(y: ArrayLike, anomaly_score: ArrayLike, *, anomaly_label: 
 def youden_threshold(y: ArrayLike, anomaly_score: ArrayLike, *, anomaly_label: object = -1) -> float:
     """The threshold with the largest sensitivity + specificity - 1.
 
-    The choice uses labels: choose on other images than you report on.
+    The choice uses labels, so do not choose a threshold on the images that you report on.
 
     Parameters
     ----------
     y : (n,) array-like
-        Labels: 1 normal, -1 anomalous, 0 left out; or see `anomaly_label`.
+        Labels: 1 normal, -1 anomalous, 0 left out, unless `anomaly_label` says otherwise.
     anomaly_score : (n,) array-like
         Scores, higher is worse.
     anomaly_label : object, default=-1
-        Label of anomalous images. With any but -1 all other values are normal.
+        Label of anomalous images. If it is not -1, all other values are normal.
 
     Returns
     -------
@@ -115,16 +115,16 @@ def youden_threshold(y: ArrayLike, anomaly_score: ArrayLike, *, anomaly_label: o
 def best_f1_threshold(y: ArrayLike, anomaly_score: ArrayLike, *, anomaly_label: object = -1) -> float:
     """The threshold with the largest F1.
 
-    The choice uses labels: choose on other images than you report on.
+    The choice uses labels, so do not choose a threshold on the images that you report on.
 
     Parameters
     ----------
     y : (n,) array-like
-        Labels: 1 normal, -1 anomalous, 0 left out; or see `anomaly_label`.
+        Labels: 1 normal, -1 anomalous, 0 left out, unless `anomaly_label` says otherwise.
     anomaly_score : (n,) array-like
         Scores, higher is worse.
     anomaly_label : object, default=-1
-        Label of anomalous images. With any but -1 all other values are normal.
+        Label of anomalous images. If it is not -1, all other values are normal.
 
     Returns
     -------
@@ -146,15 +146,15 @@ def classification_metrics(
     Parameters
     ----------
     y : (n,) array-like
-        Labels: 1 normal, -1 anomalous, 0 left out; or see `anomaly_label`.
+        Labels: 1 normal, -1 anomalous, 0 left out, unless `anomaly_label` says otherwise.
     anomaly_score : (n,) array-like
         Scores, higher is worse.
     threshold : float or "youden", default="youden"
-        Least score of the images that are flagged. A detector's own is
-        ``np.nextafter(-detector.offset_, np.inf)``, because `predict` calls a score equal to ``offset_``
-        normal. "youden" chooses it on these labels, which flatters the result.
+        Least score of the images that are flagged. A detector's own is ``np.nextafter(-detector.offset_,
+        np.inf)``, because `predict` calls a score equal to ``offset_`` normal. "youden" chooses the threshold
+        on these labels, which flatters the result.
     anomaly_label : object, default=-1
-        Label of anomalous images. With any but -1 all other values are normal.
+        Label of anomalous images. If it is not -1, all other values are normal.
 
     Returns
     -------
@@ -203,7 +203,7 @@ def bootstrap_interval(
         Metric of this module, or your own: ``metric(y, anomaly_score, anomaly_label=..., **options)``
         returns a float.
     y : (n,) array-like
-        Labels: 1 normal, -1 anomalous, 0 left out; or see `anomaly_label`.
+        Labels: 1 normal, -1 anomalous, 0 left out, unless `anomaly_label` says otherwise.
     anomaly_score : (n,) array-like
         Scores, higher is worse.
     groups : (n,) array-like, default=None
@@ -284,11 +284,12 @@ def dice(
     Parameters
     ----------
     masks : (n, H, W) bool array-like
-        Masks that are right.
+        True masks.
     predicted : (n, H, W) bool array-like
-        Masks that are judged.
+        Masks to be judged.
     average : {"pooled", "per_image"}, default="pooled"
-        Dice of all pixels together, or the mean of the images' own, with 1 for two empty masks.
+        "pooled": Dice of all pixels together. "per_image": mean of the Dice of each image, which is 1 for two
+        empty masks.
 
     Returns
     -------
@@ -371,7 +372,7 @@ def labelled(y, anomaly_score, anomaly_label):
 
 
 def truth_of(y, anomaly_label):
-    """Which images are anomalous, (n,) bool, and which have a label at all."""
+    """Bool arrays (n,): True for anomalous images, and True for images that have a label."""
     y = column_or_1d(y)
     truth = y == anomaly_label
     if not np.any(truth):
@@ -402,7 +403,7 @@ def _ranked(metric, truth, score):
 
 
 def _best_f1(truth, score):
-    """The largest F1 (of pixels: Dice), and its threshold."""
+    """Largest F1, which is Dice for pixels, and its threshold."""
     precision, recall, thresholds = precision_recall_curve(truth, score)
     total = np.maximum(precision + recall, np.finfo(float).tiny)
     # The last point of the curve, precision 1 and recall 0, has no threshold.

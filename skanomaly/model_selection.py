@@ -1,7 +1,7 @@
 """Splitters that train on normal images only, and scorers that know which label is anomalous.
 
-Labels are 1 (normal), -1 (anomalous) and 0 (unlabelled: trained on, never tested on). With another
-`anomaly_label` that label is anomalous and every other value is normal.
+Labels are 1 (normal), -1 (anomalous) and 0 (unlabelled: trained on, never tested on). If `anomaly_label` is
+not -1, that label is anomalous and every other value is normal.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ class _NormalOnlySplit:
     def split(
         self, X: object, y: ArrayLike | None = None, groups: ArrayLike | None = None
     ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-        """Yield (train, test) row indices: normal rows only, and rows of both classes.
+        """Yield row indices (train, test): train has no anomalous rows, test has rows of both classes.
 
         Parameters
         ----------
@@ -35,7 +35,7 @@ class _NormalOnlySplit:
         y : (n,) array-like
             Labels.
         groups : (n,) array-like, default=None
-            Group of each row, for `NormalOnlyGroupKFold`: the rows of one stay together.
+            Group of each row, for `NormalOnlyGroupKFold`: the rows of a group stay together.
 
         Yields
         ------
@@ -81,7 +81,7 @@ class NormalOnlyKFold(_NormalOnlyFolds, StratifiedKFold):
     random_state : int, RandomState or None, default=None
         Seed or generator of the draw.
     anomaly_label : object, default=-1
-        Label of anomalous images. With any but -1 all other values are normal.
+        Label of anomalous images. If it is not -1, all other values are normal.
 
     Examples
     --------
@@ -94,7 +94,7 @@ class NormalOnlyKFold(_NormalOnlyFolds, StratifiedKFold):
 
 
 class NormalOnlyGroupKFold(_NormalOnlyFolds, StratifiedGroupKFold):
-    """Folds of `NormalOnlyKFold`'s kind that never divide a group, for example the images of a patient.
+    """Folds as in `NormalOnlyKFold` that never divide a group, for example the images of a patient.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ class NormalOnlyGroupKFold(_NormalOnlyFolds, StratifiedGroupKFold):
     random_state : int, RandomState or None, default=None
         Seed or generator of the draw.
     anomaly_label : object, default=-1
-        Label of anomalous images. With any but -1 all other values are normal.
+        Label of anomalous images. If it is not -1, all other values are normal.
     """
 
 
@@ -123,7 +123,7 @@ class NormalOnlyShuffleSplit(_NormalOnlySplit, StratifiedShuffleSplit):
     random_state : int, RandomState or None, default=None
         Seed or generator of the draws.
     anomaly_label : object, default=-1
-        Label of anomalous images. With any but -1 all other values are normal.
+        Label of anomalous images. If it is not -1, all other values are normal.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class AnomalyScorer:
     metric : str or callable, default="auroc"
         Name "auroc" or "average_precision", or a function (y, anomaly_score, anomaly_label=) -> float.
     anomaly_label : object, default=-1
-        Label of anomalous images. With any but -1 all other values are normal.
+        Label of anomalous images. If it is not -1, all other values are normal.
 
     Examples
     --------

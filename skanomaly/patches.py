@@ -1,4 +1,4 @@
-"""PatchDetector: a detector trained on crops and slid over larger images; and crops to test it with."""
+"""PatchDetector: a detector trained on crops and slid over larger images. Labelled crops to test it with."""
 
 import math
 from dataclasses import replace
@@ -91,7 +91,7 @@ class PatchDetector(CompositeDetector):
     pooling : {"max", "mean", "top"}, default="max"
         Pooling of the windows' scores: the worst, the mean of all, or the mean of the worst `top_fraction`.
     top_fraction : float, default=0.1
-        Share of the windows that count for "top". At least one does.
+        Share of the windows that count for "top", but at least one window.
     {parameters}
     random_state : int, RandomState or None, default=None
         Source of the random crops and, unless None, of the detector's own ``random_state``.
@@ -115,7 +115,7 @@ class PatchDetector(CompositeDetector):
     :Family: composite
     :Trained on: random crops of normal images
     :Score: the worst score of a window, or a mean
-    :Map: the detector's maps, blended where windows overlap; its score, where it has no map
+    :Map: the detector's maps, blended where windows overlap; the windows' scores, if it has no map
     :Departures: the papers judge single crops, and do not say how the map of a whole image is made of them
     :Variants:
         * f-AnoGAN on patches: ``PatchDetector(FAnoGAN())``
@@ -125,8 +125,8 @@ class PatchDetector(CompositeDetector):
     not zero. A batch of windows and the map of one image are in memory at a time.
 
     `score_components` are those of the detector, pooled. ``image_shape_`` is the shape of the smallest
-    training image. In a list of images `channel_axis` is counted as if they were one array, whose first axis
-    is the number of images.
+    training image. For a list of images, `channel_axis` is an axis of the array that the images would make,
+    whose first axis counts the images.
 
     References
     ----------

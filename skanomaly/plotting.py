@@ -78,7 +78,7 @@ class AnomalyMapDisplay:
         Parameters
         ----------
         estimator : fitted detector
-            A Pipeline, search or FrozenEstimator that holds one will do.
+            Detector, or a Pipeline, search or FrozenEstimator that holds one.
         X : array-like
             A few images, as the estimator takes them.
         true_masks : (n, H, W) bool array-like, default=None
@@ -169,7 +169,7 @@ def _channels_last(images):
 
 
 def _displayed(image, low, high):
-    """An image in [0, 1], of 1, 3 or 4 channels."""
+    """Image in [0, 1], of 1, 3 or 4 channels, that shows `low` as black and `high` as white."""
     # `or 1` keeps a constant image from division by zero.
     image = np.clip((image.astype(float) - low) / ((high - low) or 1), 0, 1)
     # matplotlib takes no 2 channels, nor 5.
@@ -186,7 +186,7 @@ class ScoreHistogramDisplay:
     anomalous : (n,) bool ndarray
         True for anomalous images.
     threshold : float, default=None
-        Scores above it are flagged.
+        Threshold of the scores. Images with a score above it are flagged.
 
     Attributes
     ----------
@@ -208,7 +208,7 @@ class ScoreHistogramDisplay:
         Parameters
         ----------
         estimator : fitted detector
-            A Pipeline, search or FrozenEstimator that holds one will do.
+            Detector, or a Pipeline, search or FrozenEstimator that holds one.
         X : array-like
             Images, as the estimator takes them.
         y : (n,) array-like
@@ -238,7 +238,7 @@ class ScoreHistogramDisplay:
         anomaly_score : (n,) array-like
             Higher is worse.
         threshold : float, default=None
-            Scores above it are flagged.
+            Threshold of the scores. Images with a score above it are flagged.
         anomaly_label : object, default=-1
             Label of anomalous images.
         ax : matplotlib axes, default=None

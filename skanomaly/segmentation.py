@@ -27,9 +27,9 @@ def residual_mask(maps, threshold, *, median_size=None, fill_holes=True, min_siz
     median_size : int, default=None
         Side of a median filter on the maps before the threshold.
     fill_holes : bool, default=True
-        Also flag holes: pixels that flagged ones (8-connected) enclose.
+        Whether holes are flagged, too: pixels that are enclosed by flagged pixels (8-connected).
     min_size : int, default=0
-        Drop 8-connected regions of fewer pixels.
+        Number of pixels that an 8-connected region must have; smaller regions are dropped.
 
     Returns
     -------
@@ -64,7 +64,7 @@ def connected_regions(masks):
     Returns
     -------
     labels : (n, H, W) int ndarray
-        0 outside; regions of different images have different numbers.
+        Number of the region of each pixel, 0 outside. Regions of different images have different numbers.
     n_regions : int
         Number of regions in all.
     """
@@ -140,7 +140,7 @@ def pool_blocks(images, block_size):
     Returns
     -------
     means : (..., h, w) ndarray
-        One for each block.
+        Mean of each block.
     """
     for axis in (-2, -1):
         starts = np.arange(0, images.shape[axis], block_size)

@@ -23,20 +23,20 @@ class ResidualSegmenter(HoldsDetector, BaseEstimator):
     Parameters
     ----------
     detector : BaseDetector, Pipeline that ends in one, or FrozenEstimator of either, default=None
-        None is ``AutoEncoder()``. A FrozenEstimator is used as it is, anything else is cloned and fitted to
-        the rows with y other than -1.
+        Detector whose maps are used; None is ``AutoEncoder()``. A FrozenEstimator is used as it is, anything
+        else is cloned and fitted to the rows with y other than -1.
     level : {"pixel", "block"}, default="pixel"
-        Single pixels, or means of blocks, are compared with the threshold.
+        Values that are compared with the threshold: single pixels, or means of blocks.
     block_size : int, default=8
         Side of a block.
     quantile : float, default=0.99
-        The threshold is this quantile of the maps of the rows with y other than -1.
+        Quantile of the maps of the rows with y other than -1 that is the threshold.
     median_size : int, default=None
         Side of a median filter on the maps before the threshold, for "pixel".
     fill_holes : bool, default=True
-        Also flag pixels that flagged ones enclose.
+        Whether pixels that are enclosed by flagged pixels are flagged, too.
     min_size : int, default=0
-        Drop regions of fewer pixels.
+        Number of pixels that a region must have; smaller regions are dropped.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class ResidualSegmenter(HoldsDetector, BaseEstimator):
 
     See Also
     --------
-    LayerwiseSegmenter : For lesions that are no brighter or darker than their surroundings.
+    LayerwiseSegmenter : Segmenter for lesions that are no brighter or darker than their surroundings.
 
     Examples
     --------

@@ -1,8 +1,8 @@
 """Severity of anomalies, from unlabelled images: residuals are clustered, and the clusters put in order.
 
 Li et al. 2023 (SSL-AnoVAE) cluster the residuals of anomalous images; the cluster with the larger residuals
-is the more advanced stage. Three estimators do it step by step in a Pipeline, with any detector;
-`AnomalyStager` does all of it at once.
+is the more advanced stage. Three estimators do this step by step in a Pipeline, with any detector;
+`AnomalyStager` does all steps at once.
 """
 
 import math
@@ -34,11 +34,12 @@ class ResidualTransformer(HoldsDetector, ClassNamePrefixFeaturesOutMixin, Transf
     Parameters
     ----------
     detector : BaseDetector, Pipeline that ends in one, or FrozenEstimator of either, default=None
-        The detector that reconstructs; None is ``AutoEncoder()``. A FrozenEstimator is used as it is,
-        anything else is cloned and fitted to the rows with y other than -1. The anomaly map stands in for
-        the residuals of a detector that does not reconstruct.
+        The detector that reconstructs; Detector of the anomalous images; None is ``AutoEncoder()``. A
+        FrozenEstimator is used as it is, anything else is cloned and fitted to the rows with y other than -1.
+        The anomaly map stands in for the residuals of a detector that does not reconstruct.
     pooling : int, default=None
-        Side of the squares of pixels that are averaged: residuals then forgive small shifts.
+        Side of the squares of pixels over which residuals are averaged, so that they forgive small shifts.
+        None averages nothing.
 
     Attributes
     ----------
@@ -99,7 +100,8 @@ class ResidualTransformer(HoldsDetector, ClassNamePrefixFeaturesOutMixin, Transf
         Returns
         -------
         residuals : (n, n_pixels) float32 ndarray
-            In the units of X, with as many channels. Residuals are not negative; maps may be.
+            Residuals of all pixels and channels, in the units of X. They are not negative, but the maps of a
+            detector that does not reconstruct, which stand in for them, may be.
         """
         check_is_fitted(self)
         return self._residuals(X)
@@ -161,7 +163,7 @@ class _Stages:
         Returns
         -------
         stages : (n,) int ndarray
-            1 for the least severe cluster to K for the most; that of the nearest centroid.
+            Stage of the nearest centroid: 1 for the least severe cluster, K for the most severe one.
         """
         nearest = self._distances(X).argmin(1)
         # argsort inverts a permutation: from the stages' clusters to the clusters' stages.
@@ -178,8 +180,9 @@ class _Stages:
         Returns
         -------
         severity : (n,) float64 ndarray
-            Higher is worse. Two stages: 0 at the centroid of the first, 1 at that of the second, and beyond
-            on either side. K stages: the places between each two neighbours are added, from 0 to K - 1.
+            Higher is worse. For two stages it is 0 at the centroid of the first and 1 at that of the second,
+            and goes beyond on either side. For K stages the places between neighbouring stages are added up,
+            so that it is 0 at the first centroid and K - 1 at the last.
         """
         squares = self._distances(X)[:, self.stage_order_].astype(np.float64) ** 2
         places = 0.5 + (squares[:, :-1] - squares[:, 1:]) / (2 * self._gaps)
@@ -199,7 +202,7 @@ class _Stages:
         X : array-like
             Rows, as given to `fit`.
         y : (n,) array-like, default=None
-            Labels: if -1 occurs, only those rows count.
+            Labels. If -1 occurs, only rows with -1 count.
 
         Returns
         -------
@@ -212,7 +215,7 @@ class _Stages:
 
 
 def _anomalous_rows(n, y):
-    """Bool array: rows with y == -1 if there are any, else all."""
+    """Bool array that is True for rows with y == -1, or for all rows if there are none."""
     if y is not None:
         anomalous = column_or_1d(y) == -1
         check_consistent_length(np.empty(n), anomalous)
@@ -232,9 +235,9 @@ class CentroidScorer(_Stages, BaseEstimator):
     """Order of clusters by severity, from the distances to their centroids.
 
     The last step of ``Pipeline([("residual", ResidualTransformer(...)), ("kmeans", KMeans(2)), ("score",
-    CentroidScorer())])``. Distances alone cannot order clusters, so it wants the anomaly scores of the rows.
-    The severity of a cluster is their mean over its members; with mean residuals as scores that is the size
-    (L1) of its centroid.
+    CentroidScorer())])``. Distances alone cannot order clusters, so the anomaly scores of the rows are
+    needed. The severity of a cluster is the mean score of its members. If the scores are mean residuals, the
+    severity is the size (L1) of the cluster's centroid.
 
     Attributes
     ----------
@@ -251,9 +254,9 @@ class CentroidScorer(_Stages, BaseEstimator):
     -----
     Without scores the order can be taken from labels: then the severity of a cluster is the mean distance of
     the normal rows (y other than -1) to its centroid. Cluster the anomalous rows only, by
-    ``kmeans__sample_weight=(y == -1)``. This is second best: a centroid with a small bright lesion can be far
-    from the normal rows and yet the smaller one. It means nothing if y holds no -1: then all rows are
-    normal, and the largest cluster is the mildest.
+    ``kmeans__sample_weight=(y == -1)``. An order by labels is second best: a centroid with a small bright
+    lesion can be far from the normal rows and yet the smaller one. The order means nothing if y holds no -1:
+    then all rows count as normal, and the largest cluster becomes the mildest.
 
     Examples
     --------
@@ -276,7 +279,7 @@ class CentroidScorer(_Stages, BaseEstimator):
         D : (n, K) array-like
             Distances of the rows to the centroids, as `KMeans.transform` gives them.
         y : (n,) array-like, default=None
-            Labels: if -1 occurs and scores are given, only those rows count.
+            Labels. If -1 occurs and scores are given, only rows with -1 count.
         anomaly_score : (n,) array-like, default=None
             Scores of the rows, higher is worse. In a Pipeline ``score__anomaly_score``.
 
@@ -320,13 +323,14 @@ class CentroidScorer(_Stages, BaseEstimator):
 
 
 class CentroidStager(_Stages, BaseEstimator):
-    """Stages of rows of residuals: clusters, in the order of the size of their centroids.
+    """Stages of rows of residuals: clusters, ordered by the mean anomaly score of their members.
 
     Parameters
     ----------
     clusterer : clusterer with ``cluster_centers_`` or mixture with ``means_``, default=None
-        Its ``n_clusters`` or ``n_components`` is set to `n_stages`. None is ``KMeans(n_init=20)``, for which
-        rows are put in an order of their own first, so that stages do not depend on that of X.
+        Clusterer, whose ``n_clusters`` or ``n_components`` is set to `n_stages`. None is
+        ``KMeans(n_init=20)``, for which the rows are sorted first, so that stages do not depend on the order
+        of X.
     n_stages : int, default=2
         Number of stages, K in the paper.
     random_state : int, RandomState or None, default=None
@@ -377,7 +381,7 @@ class CentroidStager(_Stages, BaseEstimator):
         X : (n, n_pixels) array-like
             Residuals, as `ResidualTransformer` gives them.
         y : (n,) array-like, default=None
-            Labels: if -1 occurs, only those rows are clustered.
+            Labels. If -1 occurs, only rows with -1 are clustered.
         anomaly_score : (n,) array-like, default=None
             Scores of the rows, higher is worse; None takes the mean of each row.
 
@@ -426,19 +430,19 @@ class CentroidStager(_Stages, BaseEstimator):
 
 
 class AnomalyStager(HoldsDetector, _Stages, BaseEstimator):
-    """Detection and staging at once: which images are anomalous, and how advanced each of these is.
+    """Detection and staging at once: which images are anomalous, and how advanced each anomalous image is.
 
     Parameters
     ----------
     detector : BaseDetector, or FrozenEstimator of one, default=None
-        None is ``AutoEncoder()``. A FrozenEstimator is used as it is, anything else is cloned and fitted to
-        the rows with y other than -1.
+        Detector of the anomalous images; None is ``AutoEncoder()``. A FrozenEstimator is used as it is,
+        anything else is cloned and fitted to the rows with y other than -1.
     n_stages : int, default=2
         Number of stages, K in the paper.
     clusterer : clusterer with ``cluster_centers_`` or mixture with ``means_``, default=None
-        The clusterer of `CentroidStager`.
+        Clusterer, as in `CentroidStager`.
     pooling : int, default=None
-        The pooling of `ResidualTransformer`.
+        Side of the squares over which residuals are averaged, as in `ResidualTransformer`.
     random_state : int, RandomState or None, default=None
         Seed of the default clusterer.
 
@@ -490,8 +494,8 @@ class AnomalyStager(HoldsDetector, _Stages, BaseEstimator):
         X : array-like
             Images, as the detector takes them.
         y : (n,) array-like, default=None
-            Labels: 1 normal, 0 unlabelled, -1 anomalous. Images with -1 are staged; if there are none, those
-            that the detector calls anomalous.
+            Labels: 1 normal, 0 unlabelled, -1 anomalous. Images with -1 are staged. If there are none, the
+            images that the detector calls anomalous are staged.
 
         Returns
         -------
@@ -516,7 +520,7 @@ class AnomalyStager(HoldsDetector, _Stages, BaseEstimator):
         return self
 
     def _anomalous(self, labels):
-        """Numbers of the rows labelled -1; there must be enough."""
+        """Numbers of the rows labelled -1. It is an error if there are fewer than stages."""
         rows = np.flatnonzero(labels == -1)
         if len(rows) < self.n_stages:
             raise ValueError(
@@ -549,7 +553,8 @@ class AnomalyStager(HoldsDetector, _Stages, BaseEstimator):
         X : array-like
             Images of the fitted shape.
         y : (n,) array-like, default=None
-            Labels: images with -1 count; if there are none, those that the detector calls anomalous.
+            Labels. Images with -1 count. If there are none, the images that the detector calls anomalous
+            count.
 
         Returns
         -------
@@ -574,7 +579,7 @@ def severity(estimator, X):
     Parameters
     ----------
     estimator : fitted stager
-        A Pipeline, search or FrozenEstimator that holds one will do.
+        Stager, or a Pipeline, search or FrozenEstimator that holds one.
     X : array-like
         Images or rows, as the estimator takes them.
 

@@ -1,8 +1,8 @@
-"""Discovery of detectors, and the checks every one passes: yours too.
+"""Discovery of detectors, and the checks that every detector passes, also one of your own.
 
-`check_estimator` of scikit-learn comes first; the checks here are what it does not know: images, maps,
-masks, thresholds and reproducibility. Each raises AssertionError, and takes an unfitted detector that
-trains in well under a second, such as `tiny` makes.
+`check_estimator` of scikit-learn comes first; the checks here are about what it does not know: images, maps,
+masks, thresholds and reproducibility. Each raises AssertionError, and takes an unfitted detector that trains
+in well under a second, such as `tiny` makes.
 """
 
 import copy
@@ -41,12 +41,12 @@ def tiny(detector_class, **parameters):
     detector_class : type
         A public detector.
     **parameters : dict
-        Parameters to set otherwise.
+        Parameters to set to other values.
 
     Returns
     -------
     detector : BaseDetector
-        Not fitted.
+        Detector that is not fitted.
     """
     names = inspect.signature(detector_class).parameters
     small = {
@@ -88,7 +88,7 @@ def detector_checks(detector=None):
     Parameters
     ----------
     detector : BaseDetector, default=None
-        Detector that is not fitted. The checks of training are left out where it is not trained.
+        Detector that is not fitted. The checks of training are left out if it is not trained.
 
     Returns
     -------
@@ -117,21 +117,21 @@ def _fit(detector, X):
 
 
 def make_images(shape=(12, 16, 16), dtype="uint8", seed=0):
-    """Smooth random images of any shape and dtype; 12 bits where there is room for them.
+    """Smooth random images of any shape and dtype, with values of 12 bits if the dtype has room for them.
 
     Parameters
     ----------
     shape : tuple, default=(12, 16, 16)
-        Images first.
+        Shape of the images; the first axis counts them.
     dtype : str, default="uint8"
         Type of the pixels.
     seed : int, default=0
-        Decides the images.
+        Seed of the images.
 
     Returns
     -------
     images : ndarray
-        Of `shape` and `dtype`.
+        Images of this shape and dtype.
     """
     rng = np.random.default_rng(seed)
     images = rng.random(shape)
@@ -243,14 +243,14 @@ def check_constant_images(detector):
 
 
 def check_few_images(detector):
-    """Two images are enough to fit, and one is to be scored."""
+    """Two images are enough to fit, and one image is enough to score."""
     for n in (2, 5):
         X = make_images((n, 16, 16))
         assert np.isfinite(clone(detector).fit(X).score_samples(X[:1])).all()
 
 
 def check_training(detector):
-    """Epochs change parameters and are counted; one image more than a batch trains."""
+    """Epochs change parameters and are counted. One image more than a batch is no problem."""
     X = make_images((_get(detector, "batch_size") + 1, 16, 16))
     epochs = [name for name in detector.get_params() if name.endswith("_epochs")]
     shorter, longer = (clone(detector).set_params(**dict.fromkeys(epochs, n)).fit(X) for n in (1, 2))
@@ -345,7 +345,7 @@ def check_thresholds(detector):
 
 
 def _assert_share_above(maps, threshold, share, tolerance):
-    """Pixels may be equal to the threshold, many where a network maps several intensities alike."""
+    """Pixels may equal the threshold: many do if a network gives several intensities the same value."""
     assert np.mean(maps > threshold) <= share + tolerance
     assert np.mean(maps >= threshold) >= share - tolerance
 
@@ -366,7 +366,7 @@ def check_labels(detector):
 
 
 def check_intensities(detector):
-    """The range comes from dtype or data; scores do not clip; units come back from `reconstruct`."""
+    """The range comes from dtype or data, scores do not clip, and `reconstruct` gives the units of X."""
     X = make_images(dtype="uint16") * 7 + 1000
     fitted = clone(detector).fit(X)
     assert fitted.intensity_range_ == (X.min(), X.max())
@@ -386,7 +386,7 @@ def check_intensities(detector):
 
 
 def check_bad_input(detector):
-    """What cannot be right raises an error that names it, and loses nothing."""
+    """Invalid input raises an error that names what is wrong, and the detector stays as it was."""
     X = make_images(dtype="float32")
     name = type(detector).__name__
     _assert_raises(NotFittedError, [name], clone(detector).score_samples, X)
@@ -469,7 +469,7 @@ def check_nesting(detector):
 
 
 def check_persistence(detector):
-    """`save` and `load` give the same detector to the bit, fitted or not; so does a nested one."""
+    """`save` and `load` give the same detector to the bit, fitted or not, and also one inside another."""
     X = make_images()
     types = [type(detector)]
     with tempfile.TemporaryDirectory() as folder:
@@ -539,7 +539,7 @@ def check_threads_of_scoring(detector):
 
 
 def check_docstring(detector):
-    """Every parameter is documented, in the order of the signature; Notes say what methods differ in."""
+    """Every parameter is documented, in the order of the signature, and Notes have the fields of methods."""
     doc = inspect.getdoc(type(detector)) or ""
     assert "{parameters}" not in doc
     section = doc.split("Parameters\n----------\n")[1].split("\n\nAttributes\n")[0]
