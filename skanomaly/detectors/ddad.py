@@ -9,7 +9,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from torch import nn
 from torch.nn import functional as F
 
-from .._losses import likelihood_error, over_channels
+from .._losses import likelihood_error, over_channels, squared_error
 from .._random import seeded
 from ..base import Judgement, TrainedDetector
 from ..networks.autoencoder import ConvAutoEncoder, MemoryAutoEncoder, UncertainAutoEncoder
@@ -40,7 +40,7 @@ def _certain(member, x):
 
 BACKBONES = {
     # parts=None moves all parts: a user's own module, trained in the same way, has no encoder and decoder.
-    "ae": Backbone(ConvAutoEncoder, partial(Reconstruction, parts=None), _certain),
+    "ae": Backbone(ConvAutoEncoder, partial(Reconstruction, error=squared_error, parts=None), _certain),
     "memae": Backbone(
         partial(MemoryAutoEncoder, n_slots=25, threshold=0.0, cosine=False),
         partial(MemoryTraining, entropy_weight=2e-4),
