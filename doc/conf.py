@@ -134,7 +134,6 @@ def public_names(module):
             for n, v in vars(module).items()
             if inspect.isfunction(v) and v.__module__.startswith("skanomaly")
         ]
-    names = [n for n in names if not inspect.ismodule(getattr(module, n))]
     exported = set() if module is skanomaly else set(skanomaly.__all__)
     return sorted(n for n in names if not n.startswith("_") and n not in exported)
 

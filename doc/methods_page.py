@@ -17,8 +17,9 @@ FAMILIES = {
 }
 
 INTRODUCTION = """\
-What each detector learns and how it decides, from its own page. Below each family are the variants that
-papers have names for, with the expression that makes them.
+Detectors by family, with how each one decides; their own pages say more. They are trained on normal images
+if nothing else is said. Below each family are the variants that papers have names for, with the expression
+that makes them.
 
 """
 
@@ -47,12 +48,13 @@ def variants(detector):
     return re.findall(r"\* (.+?): ``(.+?)``", fields(detector).get("Variants", ""))
 
 
-def paper(detector):
-    """Link to the first reference."""
+def method(detector):
+    """Name of the method, with a link to its first reference."""
     reference = re.split(r"\n\.\. \[2\]", inspect.getdoc(detector).split(".. [1] ")[1])[0]
     authors, year = re.match(r"([^(]*?),? \((\d{4})\)", re.sub(r"\s+", " ", reference)).groups()
     first = authors.split(",")[0] + (" et al." if authors.count(".,") else "")
-    return f"`{first} {year} <{re.search(r'<([^>]+)>', reference).group(1)}>`__"
+    link = f"`{first} {year} <{re.search(r'<([^>]+)>', reference).group(1)}>`__"
+    return f"{inspect.getdoc(detector).splitlines()[0].rstrip('.')}, {link}"
 
 
 def place(item):
@@ -62,16 +64,19 @@ def place(item):
 
 
 def methods_page():
-    text, columns = title("Methods") + INTRODUCTION, testing.METHOD_FIELDS[1:]
+    text = title("Methods") + INTRODUCTION
     for (_, family), members in groupby(sorted(testing.all_detectors(), key=place), place):
         rows, named = [], []
         for name, detector in members:
-            cells = [fields(detector)[field] for field in columns]
-            rows.append([f":class:`~skanomaly.{name}`", paper(detector), *cells])
+            found = fields(detector)
+            cells = [found[field] for field in ("Score", "Map", "Departures")]
+            if found["Trained on"] != "normal images":
+                cells[0] = f"{cells[0]}. Trained on {found['Trained on']}"
+            rows.append([f":class:`~skanomaly.{name}`", method(detector), *cells])
             named += [[variant, f"``{code}``"] for variant, code in variants(detector)]
         text += title(family.capitalize(), "-") + FAMILIES.get(family, "") + "\n\n"
-        options = "   :class: methods\n   :widths: 12 12 10 18 12 36\n"
-        text += list_table(["Detector", "Paper", *columns], rows, options)
+        options = "   :class: methods\n   :widths: 14 20 20 12 34\n"
+        text += list_table(["Detector", "Method", "Score", "Map", "Departures"], rows, options)
         if named:
             text += list_table(["Variant", "Made by"], named, "   :class: methods\n   :widths: 40 60\n")
     return text

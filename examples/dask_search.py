@@ -2,14 +2,13 @@
 Search on a dask cluster
 ========================
 
-A grid search over a detector, its fits spread over the processes of a dask cluster, with progress
-bars::
+Fits of a grid search are spread over the processes of a dask cluster, with progress bars::
 
     python examples/dask_search.py [--workers 2] [--scheduler tcp://host:8786] [--epochs 20]
 
-Without ``--scheduler`` the cluster is a LocalCluster: processes of this machine, with one thread each, as
-torch's random generator wants it. With it, the workers are those of the scheduler at that address, each
-started by ``dask worker --nthreads 1 tcp://host:8786`` in an environment that has skanomaly.
+Without ``--scheduler`` the cluster is a LocalCluster: processes of this machine with one thread each, because
+torch has one random generator per process. With it, the workers are those of the scheduler at that address,
+each started by ``dask worker --nthreads 1 tcp://host:8786`` in an environment that has skanomaly.
 """
 
 import argparse
@@ -18,12 +17,16 @@ import contextlib
 import joblib
 import numpy as np
 from dask.distributed import Client, LocalCluster
-from sklearn.callback import ProgressBar
 from sklearn.model_selection import GridSearchCV
 
 from skanomaly import AutoEncoder
 from skanomaly.datasets import load_chest_xray
 from skanomaly.model_selection import AnomalyScorer, NormalOnlyKFold
+
+try:
+    from sklearn.callback import ProgressBar
+except ImportError:  # before scikit-learn 1.9
+    ProgressBar = None
 
 
 def make_search(n_epochs):
@@ -52,7 +55,7 @@ def main(arguments=None):
     arguments = parser.parse_args(arguments)
     X, y = load_images()
     search = make_search(arguments.epochs)
-    if not arguments.scheduler:  # progress reaches us from workers on this machine
+    if ProgressBar and not arguments.scheduler:  # progress reaches us from workers on this machine only
         search.set_callbacks(ProgressBar(max_propagation_depth=None))
     local = {"n_workers": arguments.workers, "threads_per_worker": 1, "dashboard_address": None}
     with contextlib.ExitStack() as stack:

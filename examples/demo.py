@@ -2,15 +2,17 @@
 The main job
 ============
 
-Find pneumonia in chest X-rays after seeing healthy ones only; this is what ``make demo`` runs (minutes)::
+Pneumonia is found in chest X-rays after seeing healthy ones only. ``make demo`` runs this script (minutes)::
 
     python examples/demo.py [--folder demo]
 
-Fits FAnoGAN and AutoEncoder to 433 normal chest X-rays of children, sets their thresholds on 77 further
-normal ones, and reports on 335 unseen X-rays, 180 of them with pneumonia. Beside them stand scores that
-need no learning at all. Writes chest_xray.md, chest_xray.png, overview.png and the fitted detector to the
-folder.
+FAnoGAN and AutoEncoder are fitted to 433 normal chest X-rays of children. Their thresholds are set on 77
+further normal ones, and the report is on 335 unseen X-rays, 180 of them with pneumonia. Scores that need no
+learning stand beside them. The folder gets chest_xray.md, chest_xray.png, overview.png and the fitted
+detector.
 """
+
+# sphinx_gallery_thumbnail_path = '_static/chest_xray.png'
 
 import argparse
 import time
@@ -67,7 +69,7 @@ def threshold_rows(name, detector, test):
 
 
 def choose(suspicion, target):
-    """Of each class the most suspicious image, and those a third and two thirds down the list."""
+    """The most suspicious image of each class, and those a third and two thirds down the list."""
     chosen, titles = [], []
     for label, name in ((-1, "pneumonia"), (1, "normal")):
         ranked = np.flatnonzero(target == label)
