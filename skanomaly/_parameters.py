@@ -18,12 +18,14 @@ PARAMETERS = """
         Learning rate of the first training stage.
     validation_fraction : float, default=0.0
         Share of the training images, normal and unlabelled alike, that is held out. Reconstruction and
-        encoder stages measure ``valid_loss`` on these images, which skorch's ``EarlyStopping`` needs.
+        encoder stages measure ``valid_loss`` on the images held out; skorch's ``EarlyStopping`` needs this
+        loss.
     checkpoint_dir : str or Path, default=None
-        Folder in which `fit` keeps its state after each epoch. Called again with the same parameters and
-        data, a killed `fit` goes on, and ends with the same bits. A folder of another fit is refused.
+        Folder in which `fit` keeps its state after each epoch. A killed `fit` that is called again with the
+        same parameters and data goes on, and ends with the same bits. A folder of another fit is refused.
     callbacks : list or dict, default=None
-        skorch callbacks for every stage, or a dict from stage to list. Each stage gets copies of them.
+        skorch callbacks for every stage, or a dict from the name of a stage to a list of callbacks. Each
+        stage gets copies of its own.
     device : str, default="auto"
         Name of a torch device. "auto" is "cuda" if torch finds a GPU, else "cpu".
     contamination : float, default=0.1
@@ -32,7 +34,7 @@ PARAMETERS = """
     pixel_contamination : float, default=0.01
         Share of the pixels of training images above ``pixel_offset_``, in (0, 0.5].
     intensity_range : "auto" or (low, high), default="auto"
-        Intensities that are scaled to the ends of the network's range, without clipping those beyond.
+        Intensities that are scaled to the ends of the network's range. Intensities beyond are not clipped.
         "auto" is (0, 255) for uint8, and the extremes of the training images for any other dtype.
     channel_axis : "auto", int or None, default="auto"
         Axis of X that holds the channels, None for grey images. "auto" finds 1 to 4 channels on the second
@@ -51,15 +53,16 @@ PARAMETERS = """
 #: Parameters of the networks in `networks.autoencoder`.
 SIZE_PARAMETERS = """
     latent_size : int, default=16
-        Length of a code. A spatial code has so many channels.
+        Length of a code, or number of channels of a spatial code.
     hidden_size : int, default=2048
         Units of the dense layers on either side of the code.
     width : int, default=16
         Channels of the network's first level. The next has 2 times as many, all others 4 times.
     n_levels : int, default=None
-        Number of times the image is halved. None halves each side to about 4 pixels (4 times at 64 x 64).
+        Number of times each side is halved. None halves sides to about 4 pixels (4 times at 64 x 64).
     bottleneck : {"dense", "spatial"}, default="dense"
-        Kind of code: one for the image, or one at every place of the last level (by 1 x 1 convolutions).
+        Kind of code. "dense": a single code for the image. "spatial": a code at every place of the last
+        level, by 1 x 1 convolutions.
 """
 
 #: Entries of class docstrings on fitted attributes.

@@ -15,7 +15,7 @@ class CompositeDetector(BaseDetector):
         raise NotImplementedError
 
     def _judgements(self, images, pick):
-        """Yield (slice, part) batch by batch; `pick` takes the part from a Judgement."""
+        """Yield (slice, part) batch by batch, where `pick` takes the part from a Judgement."""
         raise NotImplementedError
 
     def _components(self, images):

@@ -130,8 +130,8 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         Returns
         -------
         judged : None, or sequence of (score (b,), map (b, H, W) or None)
-            Judgements of the normal images, in order, as numpy arrays. The thresholds are set by them. With
-            None the images are judged in a second pass.
+            Judgements of the normal images, in order, as numpy arrays, which set the thresholds. If it is
+            None, the images are judged in a second pass.
         """
 
     def _judge(self, network, x):
@@ -209,7 +209,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         return judged
 
     def _last_step(self):
-        """Words on the last stage of a fit, for an error message."""
+        """Description of the last stage of a fit, for an error message."""
         return ""
 
     def _normals(self, images):
@@ -222,8 +222,8 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
     ) -> Self:
         """Reset both thresholds from normal images the detector was not trained on.
 
-        A detector knows its training images too well: thresholds from them flag many more new
-        normal images than they promise. ``map_range_``, the colour scale, is reset with them.
+        A detector knows its training images too well: thresholds from them flag many more new normal images
+        than they promise. ``map_range_``, the colour scale, is reset along with the thresholds.
 
         Parameters
         ----------
@@ -452,7 +452,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         return _collect(parts, images.X.shape, np.float32, out)
 
     def _open(self, X):
-        """Images over X, after all checks of the detector and of X."""
+        """Images of X, after all checks of the detector and of X."""
         check_is_fitted(self)
         return self._format.open(X, self)
 
@@ -506,7 +506,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
 
 
 def _collect(parts, shape, dtype, out):
-    """Array of this shape from parts (rows, array); a list of arrays if `shape` is None."""
+    """Array of this shape, put together from parts (rows, array), or a list of arrays if `shape` is None."""
     if shape is None:
         if out is not None:
             raise ValueError("out is for images in one array; those of a list come back as a list")
@@ -521,7 +521,7 @@ def _collect(parts, shape, dtype, out):
 
 
 def open_images(detector, X):
-    """Images over X, checked by a fitted detector and read in its format."""
+    """Images of X, checked by a fitted detector and read in its format."""
     return detector._open(X)
 
 

@@ -46,8 +46,8 @@ class TrainedDetector(BaseDetector):
         Parameters
         ----------
         run : callable (stage, training, network, images, **options) -> History
-            Function that runs one stage. `training` is a subclass of `Training`. `options` are the
-            arguments of its constructor, and override this detector's max_epochs, lr and batch_size.
+            Function that runs one stage. `training` is a subclass of `Training`, and `options` are arguments
+            of its constructor. The options max_epochs, lr and batch_size override this detector's parameters.
         network : nn.Module
         images : Images
             Images to train on; ``images.held_out`` are those for validation, or None.
@@ -55,7 +55,7 @@ class TrainedDetector(BaseDetector):
         raise NotImplementedError
 
     def _network_size(self):
-        """Sizes of a network, by name: those of the parameters latent_size to bottleneck that there are."""
+        """Sizes of a network, by name: the parameters latent_size to bottleneck that the detector has."""
         names = "latent_size", "hidden_size", "width", "n_levels"
         size = {name: getattr(self, name) for name in names if hasattr(self, name)}
         if getattr(self, "bottleneck", "dense") == "spatial":
@@ -113,7 +113,7 @@ class TrainedDetector(BaseDetector):
         return f" after stage {stage!r}, epoch {len(history)}: training diverged; lower its lr"
 
     def _describe_fit(self, images):
-        """Words on all that decides the result of a fit; equal words mean equal fits."""
+        """Descriptions of all that decides the result of a fit. Equal descriptions mean equal fits."""
         X, rows, y = images.X, images.rows, images.y
         labels = [] if y is None else [y.astype(str), np.arange(len(y)) if rows is None else rows]
         # Batches of an array are drawn row by row, those of other sequences in runs of rows.

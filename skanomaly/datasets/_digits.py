@@ -49,7 +49,7 @@ def make_digit_anatomy(
     n_samples : int, default=100
         Number of images.
     kinds : sequence of {"normal", "missing", "misordered", "flipped", "zero"}, default=("normal",)
-        Kinds of the images, taken in turn: of two kinds every second image has the second.
+        Kinds of the images, taken in turn: with two kinds, every second image has the second kind.
     n_anomalous_cells : int, default=1
         Number of cells changed in an anomalous grid, 1 to 7; a misordered grid has 2 at least.
     size : int, default=96
@@ -62,7 +62,7 @@ def make_digit_anatomy(
     digits : tuple (images, labels), default=None
         Images, (m, h, w) uint8, and the digit 0 to 9 of each; None takes `load_mnist_digits`.
     subset : {"train", "val", "test"}, default="train"
-        Part of `load_mnist_digits` to draw from; no digit is in two of them, and no zero in "train".
+        Part of `load_mnist_digits` to draw from. No image is in two parts, and "train" has no zeros.
     random_state : int, RandomState or None, default=None
         Seed or generator of all that is drawn; the same int gives the same bytes.
 
@@ -70,9 +70,9 @@ def make_digit_anatomy(
     -------
     data : sklearn.utils.Bunch
         ``images`` (n, size, size) uint8; ``target`` (n,), 1 normal and -1 anomalous; ``masks`` (n, size,
-        size) bool, the changed cells; ``kind`` (n,); ``cells`` (n, 9) bool, which are changed; ``normal``
-        (n, size, size) uint8, the grid before the anomaly; ``digit_index`` (n, 9), row of each of its digits
-        among the digits drawn from.
+        size) bool, the changed cells; ``kind`` (n,); ``cells`` (n, 9) bool, True for changed cells;
+        ``normal`` (n, size, size) uint8, the grid before the anomaly; ``digit_index`` (n, 9), index of each
+        digit of a grid among the images of digits drawn from.
 
     Notes
     -----
@@ -199,7 +199,7 @@ def _crops(bank, index, *, scale, crop_policy, size, rng):
 
 
 def _stitch(cells):
-    """(n, 9, h, w) to (n, 3 h, 3 w)."""
+    """Cells (n, 9, h, w) to grids (n, 3 h, 3 w)."""
     n, _, height, width = cells.shape
     grid = cells.reshape(n, SIDE, SIDE, height, width).swapaxes(2, 3)
     return grid.reshape(n, SIDE * height, SIDE * width)

@@ -44,10 +44,10 @@ def make_oct(
     n_samples : int, default=100
         Number of images.
     kinds : sequence of {"normal", "intraretinal fluid", "subretinal fluid", "drusen"}, default=("normal",)
-        Kinds of the images, taken in turn: of two kinds every second image has the second.
+        Kinds of the images, taken in turn: with two kinds, every second image has the second kind.
     severity : float or tuple (low, high), default=(0.2, 1.0)
-        Severity of the lesions in (0, 1], or a range to draw it from: their size, and the number of cysts and
-        drusen.
+        Severity of the lesions in (0, 1], or a range to draw it from. It sets the size of lesions, and the
+        number of cysts and drusen.
     size : int, default=128
         Height and width in pixels.
     layers : sequence of (name, thickness, reflectivity)
@@ -67,9 +67,9 @@ def make_oct(
     data : sklearn.utils.Bunch
         ``images`` (n, size, size) uint8; ``target`` (n,), 1 normal and -1 anomalous; ``masks`` (n, size,
         size) bool, the lesions; ``layers`` (n, size, size) uint8, in depth order: 0 vitreous, 1 to L the
-        layers (of a lesion: what it lies in, or under), L + 1 what is behind; ``boundaries`` (n, L + 1, size)
-        float, row of the upper end of layers 1 to L + 1 in each column; ``kind`` and ``severity`` (n,), the
-        latter 0 for normal images; ``layer_names``.
+        layers (a lesion has the label of the layer that it lies in, or under), L + 1 what is behind;
+        ``boundaries`` (n, L + 1, size) float, row of the upper end of layers 1 to L + 1 in each column;
+        ``kind`` and ``severity`` (n,), the latter 0 for normal images; ``layer_names``.
 
     Examples
     --------

@@ -18,8 +18,8 @@ def load_chest_xray(*, subset: Subset = "all", return_X_y: Literal[True]) -> Arr
 def load_chest_xray(*, subset: Subset = "all", return_X_y: bool = False) -> Bunch | Arrays:
     """Chest X-rays of children, normal and with pneumonia: 935 grey images of 64 x 64 (CC BY 4.0).
 
-    "train" holds 433 normal images; "val", to choose parameters on, 77 normal, 45 bacterial and 45 viral
-    ones; "test", to report on, 155, 90 and 90. No patient is in two of them.
+    "train" holds 433 normal images; "val", to choose parameters on, has 77 normal, 45 bacterial and 45 viral
+    ones; "test", to report on, has 155, 90 and 90. No patient is in two of the three subsets.
 
     Parameters
     ----------
@@ -52,7 +52,8 @@ def load_oct(*, subset: Subset = "all", return_X_y: Literal[True]) -> Arrays: ..
 def load_oct(*, subset: Subset = "all", return_X_y: bool = False) -> Bunch | Arrays:
     """Retinal OCT B-scans, normal and diseased: 17 grey images of 128 x 128 (CC BY 4.0).
 
-    A toy with 3 normal images to train on: it is for first steps and figures, and measures nothing.
+    The set is a toy with 3 normal images to train on: it is for first steps and figures, not for
+    measurements.
 
     Parameters
     ----------
@@ -64,7 +65,7 @@ def load_oct(*, subset: Subset = "all", return_X_y: bool = False) -> Bunch | Arr
     Returns
     -------
     data : sklearn.utils.Bunch
-        Fields of `load_chest_xray`, with ``images`` (n, 128, 128).
+        Fields as in `load_chest_xray`, with ``images`` (n, 128, 128).
 
     Examples
     --------
@@ -82,7 +83,7 @@ def load_mnist_digits(*, subset: Subset = "all", return_X_y: Literal[True]) -> A
 def load_mnist_digits(*, subset: Subset = "all", return_X_y: bool = False) -> Bunch | Arrays:
     """Handwritten digits of the MNIST database: 6100 grey images of 28 x 28 (CC BY-SA 3.0).
 
-    `make_digit_anatomy` is made of them. Digit 0 is the anomalous one; "train" holds none.
+    `make_digit_anatomy` makes its grids of these digits. Digit 0 is the anomalous one; "train" holds none.
 
     Parameters
     ----------
@@ -94,7 +95,7 @@ def load_mnist_digits(*, subset: Subset = "all", return_X_y: bool = False) -> Bu
     Returns
     -------
     data : sklearn.utils.Bunch
-        Fields of `load_chest_xray`, with ``images`` (n, 28, 28); ``class_index`` is the digit.
+        Fields as in `load_chest_xray`, with ``images`` (n, 28, 28); ``class_index`` is the digit.
 
     Examples
     --------

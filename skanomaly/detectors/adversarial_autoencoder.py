@@ -132,8 +132,7 @@ class AdversarialAutoEncoder(TrainedDetector):
     width : int, default=16
         Channels of the first level. The next levels have 2 and 4 times as many.
     n_levels : int, default=None
-        Number of times the image is halved. None: until the longer side has about 4 pixels (4 times at
-        64 x 64).
+        Number of times each side is halved. None halves sides to about 4 pixels (4 times at 64 x 64).
     adversarial_weight : float, default=0.1
         Weight of the opponent's judgement in the loss of the autoencoder. For "latent" the judgement moves
         the encoder in steps of its own, by Adam, which ignores the scale of a loss: all values above 0 train

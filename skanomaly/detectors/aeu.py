@@ -28,7 +28,7 @@ class AEU(TrainedDetector):
 
     See Also
     --------
-    AutoEncoder : The same network without variances; every pixel counts the same.
+    AutoEncoder : The same network without variances, so that errors of all pixels count the same.
 
     Notes
     -----

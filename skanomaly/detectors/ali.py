@@ -93,7 +93,8 @@ class ALI(TrainedDetector):
     A generator makes images from codes, and an encoder makes codes from images. A discriminator sees pairs of
     image and code and learns which of the two networks made a pair; the networks learn to deceive it. The
     score has two terms: how far an image differs from the one generated from its code, and how far the
-    discriminator tells the two apart. The map is the absolute difference of each pixel.
+    discriminator tells the two apart. The map is the absolute difference between image and generated image in
+    each pixel.
 
     Parameters
     ----------
@@ -102,8 +103,7 @@ class ALI(TrainedDetector):
     width : int, default=16
         Channels of the first level. The next levels have 2, 4 and 8 times as many.
     n_levels : int, default=None
-        Number of times the image is halved. None: until the longer side has about 4 pixels (4 times at
-        64 x 64).
+        Number of times each side is halved. None halves sides to about 4 pixels (4 times at 64 x 64).
     stochastic : bool, default=True
         Whether the encoder draws codes from a distribution (ALI) or computes a fixed code (BiGAN).
     discrimination : {"feature_matching", "cross_entropy"}, default="feature_matching"
@@ -138,7 +138,7 @@ class ALI(TrainedDetector):
         * BiGAN: ``ALI(stochastic=False)``
         * BiGAN, scored by cross-entropy: ``ALI(stochastic=False, discrimination="cross_entropy")``
 
-    No loss compares G(E(x)) with x. A reconstruction is therefore an image similar to x, not a copy of it.
+    No loss compares the reconstruction G(E(x)) with x. It is therefore an image similar to x, not a copy.
 
     `score_components` gives "residual_sum", "feature_matching" and "cross_entropy".
 

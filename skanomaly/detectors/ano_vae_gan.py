@@ -23,7 +23,7 @@ class VariationalAdversarial(Training):
     ----------
     network : AnoVAEGANNetwork
     kl_weight, adversarial_weight : float
-        lambda_2 and lambda_3 in the paper. If the latter is 0, the discriminator is not trained.
+        Weights lambda_2 and lambda_3 in the paper. If `adversarial_weight` is 0, no discriminator is trained.
     """
 
     moves = {"optimizer": ["encoder", "decoder"], "optimizer_discriminator": ["discriminator"]}
@@ -56,9 +56,9 @@ class VariationalAdversarial(Training):
 class AnoVAEGAN(TrainedDetector):
     """Variational autoencoder with adversarial training (AnoVAEGAN).
 
-    A discriminator learns to tell reconstructions from images. It teaches a variational autoencoder to make
-    sharper reconstructions. The score is the absolute error averaged over pixels; the map is the absolute
-    error of each pixel.
+    A discriminator learns to tell reconstructions from images. The discriminator teaches a variational
+    autoencoder to make sharper reconstructions. The score is the absolute error averaged over pixels; the map
+    is the absolute error of each pixel.
 
     Parameters
     ----------
@@ -87,9 +87,9 @@ class AnoVAEGAN(TrainedDetector):
     :Trained on: normal images
     :Score: mean absolute error of the pixels
     :Map: absolute error of each pixel
-    :Departures: the paper does not give its weights, so these have the order of magnitude of SSLAnoVAE's;
-        the network is that of AutoEncoder; images are judged by the mean of their code distribution;
-        log-variances stay within -10 and 10
+    :Departures: the paper does not give the weights of its losses, so here they have the order of magnitude
+        of SSLAnoVAE's; the network is that of AutoEncoder; images are judged by the mean of their code
+        distribution; log-variances stay within -10 and 10
 
     References
     ----------

@@ -46,8 +46,7 @@ class AnoGAN(TrainedDetector):
         Channels of the first level. The next levels have 2, 4 and 8 times as many. The paper's network has
         64 and is meant for a GPU.
     n_levels : int, default=None
-        Number of times the image is halved. None: until the longer side has about 4 pixels (4 times at
-        64 x 64).
+        Number of times each side is halved. None halves sides to about 4 pixels (4 times at 64 x 64).
     n_search : int, default=500
         Number of steps of the search, Gamma in the paper.
     n_restarts : int, default=1

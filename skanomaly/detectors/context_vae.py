@@ -53,8 +53,8 @@ class ContextVAE(TrainedDetector):
 
     A variational autoencoder also learns, as ContextAE does, to fill in a square that was erased. The score
     is the negative evidence lower bound (ELBO) of an image. The map is the error of each pixel times the
-    derivative of the ELBO with respect to that pixel. It is large where the reconstruction differs and where,
-    at the same time, another value of the pixel would make the image more normal.
+    derivative of the ELBO with respect to that pixel. It is large where the reconstruction differs from the
+    image and where, at the same time, another value of the pixel would make the image more normal.
 
     Parameters
     ----------

@@ -102,8 +102,7 @@ class FAnoGAN(TrainedDetector):
         network has 64 and is meant for a GPU. The default is sized to learn a few hundred 64 x 64
         images in minutes on two CPU cores.
     n_levels : int, default=None
-        Number of times the image is halved. None: until the longer side has about 4 pixels (4 times
-        at 64 x 64).
+        Number of times each side is halved. None halves sides to about 4 pixels (4 times at 64 x 64).
     prior : {"normal", "uniform"}, default="normal"
         Distribution of the codes: standard normal, or uniform in [-1, 1].
     encoder_training : {"izi_f", "izi", "ziz"}, default="izi_f"
@@ -156,9 +155,9 @@ class FAnoGAN(TrainedDetector):
     layer normalisation in the critic, one gradient penalty per image, Adam (0, 0.9) for the GAN
     and RMSprop for the encoder.
 
-    The codes of a tanh encoder lie within -1 and 1, and most codes of a normal prior do not. For "ziz"
-    the loss can therefore not fall below 0.151 per coordinate. Take ``encoder_output="linear"`` or
-    ``prior="uniform"`` with "ziz".
+    The codes of a tanh encoder lie within -1 and 1, and most codes of a normal prior do not. For "ziz" the
+    loss can therefore not fall below 0.151 per coordinate. Set ``encoder_output="linear"`` or
+    ``prior="uniform"`` along with "ziz".
 
     `score_components` gives "residual" (A_R) and "feature" (A_D). "latent" is the mean squared
     difference between the codes of image and reconstruction. "critic" is m_x - D(x), where D(x) is the
@@ -318,10 +317,10 @@ class FAnoGAN(TrainedDetector):
     def iterative(
         self, X, *, n_search=500, n_restarts=1, search_lr=0.01, discrimination_weight=0.1, random_state=None
     ):
-        """AnoGAN's search in this GAN in place of the encoder, the baseline that f-AnoGAN is compared with.
+        """AnoGAN's search in this GAN in place of the encoder, the baseline of the f-AnoGAN paper.
 
         The search takes `n_search` forward and backward passes through generator and critic for each image,
-        some thousand times the time of `score_samples`.
+        and some thousand times as long as `score_samples`.
 
         Parameters
         ----------
@@ -349,7 +348,7 @@ class FAnoGAN(TrainedDetector):
         Raises
         ------
         ValueError
-            If there is less than one step or restart, or if a rate or weight is out of range.
+            If `n_search` or `n_restarts` is less than 1, or if a learning rate or weight is out of range.
         """
         images = self._open(X)
         for name, value in (("n_search", n_search), ("n_restarts", n_restarts)):

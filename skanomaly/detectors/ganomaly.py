@@ -99,8 +99,8 @@ class GANomaly(TrainedDetector):
     :Departures: encoders and decoder are those of AutoEncoder with a code of 16 numbers, similar to
         MedIAnomaly's; scores are not scaled to the range of the test images; batch normalisation has the
         statistics of training when images are judged, where the public code has those of the test batch; a
-        discriminator that wins is not initialised again; encoders and decoder start from torch's default
-        weights
+        discriminator whose loss vanishes is not initialised again; encoders and decoder start from torch's
+        default weights
 
     References
     ----------

@@ -23,8 +23,9 @@ class MemAE(TrainedDetector):
     n_slots : int, default=25
         Number of items in the memory, M in the paper.
     shrinkage_threshold : float, default=0.0025
-        Threshold on the weights of the items, lambda in the paper. Weights up to it become 0, and the others
-        again sum to 1; if none is left, the decoder receives 0. A threshold of 0 keeps all weights.
+        Threshold on the weights of the items, lambda in the paper. Weights up to the threshold become 0, and
+        the others are scaled to sum to 1. If no weight is left, the decoder receives 0. A threshold of 0
+        keeps all weights.
     similarity : {"cosine", "dot"}, default="cosine"
         Similarity of a code and an item: the cosine of the angle between them, as in the paper, or their dot
         product, as in the public code.
@@ -52,14 +53,15 @@ class MemAE(TrainedDetector):
     :Score: mean squared error of the pixels
     :Map: squared error of each pixel
     :Departures: the network is that of AutoEncoder and has few items, as in DDAD and MedIAnomaly; the paper's
-        own, for videos, has 2000. The paper's rule is a threshold between 1 / n_slots and 3 / n_slots; the
-        default is that of MedIAnomaly, too low to zero a weight of 25 items compared by cosine
+        network, for videos, has 2000 items. The paper's rule is a threshold between 1 / n_slots and 3 /
+        n_slots; the default is that of MedIAnomaly, which is too low to set a weight to 0 if 25 items are
+        compared by cosine
     :Variants:
         * MemAE with a code at every place: ``MemAE(bottleneck="spatial")``
         * MemAE as in the code of DDAD: ``MemAE(similarity="dot", shrinkage_threshold=0.0)``
 
-    With ``bottleneck="spatial"`` every place of the last level has a code, and the memory replaces each code
-    by itself, as in the paper.
+    With ``bottleneck="spatial"`` every place of the last level has a code, and the memory replaces each of
+    these codes separately, as in the paper.
 
     References
     ----------

@@ -19,7 +19,7 @@ from ..transforms import changed
 
 
 class SQUIDNetwork(InPaintingNetwork):
-    """In-painting network; its buffers are mean and deviation of logits of reconstructed normal images."""
+    """In-painting network, with mean and deviation of reconstructed normal images' logits as buffers."""
 
     def __init__(self, image_shape, n_windows, **options):
         super().__init__(image_shape, n_windows, **options)
@@ -28,7 +28,7 @@ class SQUIDNetwork(InPaintingNetwork):
 
 
 class SpaceAwareMemory(MemoryQueue):
-    """One queue for each location, or a single queue for all locations if not `space_aware`."""
+    """Memory with a queue for each location, or a single queue for all locations if not `space_aware`."""
 
     def __init__(self, n_locations, n_slots, size, *, space_aware, **options):
         super().__init__(n_locations if space_aware else 1, n_slots, size, **options)
@@ -44,7 +44,7 @@ class SpaceAwareMemory(MemoryQueue):
 
 
 class InPaintingTraining(Training):
-    """The teacher decodes features, the student painted ones; the discriminator judges the student.
+    """The teacher decodes features, the student features painted anew; a discriminator judges the student.
 
     Parameters
     ----------
@@ -144,7 +144,8 @@ class SQUID(TrainedDetector):
         Share of the places within a window's feature that are painted anew in training. The other places keep
         the encoder's output, so that the decoder can learn.
     memory : {"queue", "matrix"}, default="queue"
-        Content of the memory: the latest features of training images, first in first out, or learned items.
+        Content of the memory. "queue": the latest features of training images, first in first out. "matrix":
+        learned items.
     space_aware : bool, default=True
         Whether each place has its own memory.
     shrinkage : {"gumbel", "hard"}, default="gumbel"
@@ -153,9 +154,9 @@ class SQUID(TrainedDetector):
     similarity : {"cosine", "dot"}, default="cosine"
         Similarity of a feature and a remembered one: the cosine of the angle between them, or their dot
         product, as in the public code. With dot products only few features, the longest, are ever retrieved.
-    neighbours : {"existing", "padded"}, default="existing"
-        Neighbours that a window at the border attends to: the existing ones, or also zeros for those beyond
-        the border, as in the public code.
+    neighbours : {"existing", "padded"}, default="existing" Neighbours that a window at the border attends to.
+        "existing": windows of the image alone. "padded": also zeros in place of windows beyond the border, as
+        in the public code.
     skips : tuple of {"concatenation", "sum", "none"}, default=()
         Skip connections from the encoder to the levels of the decoders, from the smallest level on. Levels
         without an entry have none. Skip connections bypass the memory.
@@ -170,7 +171,7 @@ class SQUID(TrainedDetector):
     width : int, default=16
         Channels of the first level. The next levels have 2, 4, 8 and 16 times as many. The paper has 32.
     n_levels : int, default=None
-        Number of times a window is halved. None: until its longer side has about 4 pixels.
+        Number of times a window is halved. None halves its sides to about 4 pixels.
     augmentation : callable, default=None
         Function that changes images (n, C, H, W) in [0, 1] for training, ``transforms.Affine()`` for example,
         as in the paper.
@@ -232,12 +233,12 @@ class SQUID(TrainedDetector):
     difference between features and what was retrieved for them.
 
     The discriminator only notices what looks spoilt. After short trainings all reconstructions look spoilt,
-    and an anomaly that is painted over well does not. "residual" and "feature" then tell more.
+    and an anomaly that is painted over well does not. In both cases "residual" and "feature" tell more.
 
-    A cosine lies between -1 and 1, so that the k features are kept with nearly the same weights. The learning
-    rate of all parts but the discriminator falls along a cosine, whatever schedulers are among the
+    A cosine lies between -1 and 1, so that all `k` remembered features get nearly the same weights. The
+    learning rate of all parts but the discriminator falls along a cosine, whatever schedulers are among the
     `callbacks`. As its authors say, the method is not made to find the pixels of an anomaly: reconstructions
-    differ from images in detail everywhere, and maps show that, too.
+    differ from images in detail everywhere, and maps show these differences, too.
 
     References
     ----------

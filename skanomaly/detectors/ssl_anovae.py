@@ -81,7 +81,7 @@ class SSLAnoVAENetwork(nn.Module):
 
 
 def byol_loss(network, first, second):
-    """2 - 2 cos(prediction from one view, target's projection of the other), summed over both ways round."""
+    """2 - 2 cos(prediction from one view, target's projection of the other), summed over the two orders."""
     # The views, too, enter the running statistics of E_S's BatchNorm, with which images are judged later.
     predicted = [network.predictor(network.projector(network.ssl_encoder(v))) for v in (first, second)]
     # Stop-gradient, as in BYOL: a target that learned could agree with the other branch on a constant.
@@ -188,9 +188,9 @@ class SSLAnoVAE(TrainedDetector):
     time to give two random views of an image similar features. Its code therefore holds what the transforms
     of the views do not change: structure, if they change colours; colours, if they change places. As in BYOL,
     the features of one view are compared with those that a slow copy of the encoder, the target, gives for
-    the other. One decoder makes the reconstruction from both codes, and a discriminator teaches it to make
-    sharper ones. The score is the absolute error averaged over pixels; the map is the absolute error of each
-    pixel.
+    the other. One decoder makes the reconstruction from both codes, and a discriminator teaches the networks
+    to make it sharp. The score is the absolute error averaged over pixels; the map is the absolute error of
+    each pixel.
 
     Parameters
     ----------
@@ -205,8 +205,7 @@ class SSLAnoVAE(TrainedDetector):
     width : int, default=16
         Channels of the first level. The next levels have 2 and 4 times as many.
     n_levels : int, default=None
-        Number of times the image is halved. None: until the longer side has about 4 pixels (4 times at
-        64 x 64).
+        Number of times each side is halved. None halves sides to about 4 pixels (4 times at 64 x 64).
     fusion : {"concatenation", "sum", "features"}, default="concatenation"
         Combination of the two encoders. "concatenation": both codes one after the other. "sum": their sum.
         "features": a joint code, made of the features of both.
@@ -262,10 +261,10 @@ class SSLAnoVAE(TrainedDetector):
         * SSL-AnoVAE with the sum of the codes: ``SSLAnoVAE(fusion="sum")``
         * SSL-AnoVAE with a joint code made of both features: ``SSLAnoVAE(fusion="features")``
 
-    The absolute error is averaged over pixels, the divergence over the numbers of a code. The target follows
-    the weights of the second encoder and has its own statistics of batch normalisation. Those of the second
-    encoder are learned from images and views, but applied to images alone. Each loss is a column of
-    ``history_``. `score_components` gives "residual" and the divergences of the two codes,
+    In the loss the absolute error is averaged over pixels, the divergence over the numbers of a code. The
+    target follows the weights of the second encoder and has its own statistics of batch normalisation. The
+    statistics of the second encoder are learned from images and views, but applied to images alone. Each loss
+    is a column of ``history_``. `score_components` gives "residual" and the divergences of the two codes,
     "image_divergence" and "ssl_divergence".
 
     References

@@ -15,11 +15,11 @@ ChannelLayerNorm = partial(nn.GroupNorm, 1)
 
 
 def _smear(weight, stride):
-    """Kernel of a 3 x 3 convolution joined with a resampling by `stride`: 4 x 4 where that is (2, 2).
+    """Kernel of a 3 x 3 convolution joined with a resampling by `stride`: 4 x 4 if the stride is (2, 2).
 
-    It is the sum of the 3 x 3 kernel's shifts. Mean pooling after a convolution becomes one convolution of
-    stride 2, and a convolution after nearest upsampling becomes one transposed convolution: the same
-    function for 4/9 of the work.
+    The kernel is the sum of shifted copies of the 3 x 3 kernel. A convolution followed by mean pooling
+    becomes one convolution of stride 2, and nearest upsampling followed by a convolution becomes one
+    transposed convolution: the same functions for 4/9 of the work.
     """
     bottom, right = (step - 1 for step in stride)
     return sum(

@@ -28,7 +28,7 @@ class ConvEncoder(nn.Module):
         Units of the dense layer before a code (n, latent_size). None makes a spatial code
         (n, latent_size, h, w) instead, by a 1 x 1 convolution.
     width : int
-        Channels of the first level; 2 and 4 times as many follow.
+        Channels of the first level. The next has 2 times as many, all others 4 times.
     n_levels : int or None
         Levels, as in `choose_strides`.
     """

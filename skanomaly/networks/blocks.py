@@ -13,13 +13,14 @@ def choose_strides(image_shape, n_levels=None):
     ----------
     image_shape : tuple (C, H, W)
     n_levels : int or None
-        Number of levels, each of which halves both sides; an error where a side is too short. None halves
-        each side until it has about 4 pixels (4 levels at 64 x 64; a row of 1 x d keeps its height).
+        Number of levels, each of which halves both sides. It is an error if a side is too short for that.
+        None halves each side until it has about 4 pixels (4 levels at 64 x 64; a row of 1 x d keeps its
+        height).
 
     Returns
     -------
     strides : list of (int, int)
-        Strides of height and width, 1 or 2: one pair a level, at least one level.
+        Strides of height and width, 1 or 2: one pair for each level, and at least one level.
     """
     _, *sides = image_shape
     if n_levels is None:

@@ -50,7 +50,7 @@ class WindowEncoder(nn.Module):
     ----------
     window_shape : tuple (C, h, w)
     width : int
-        Channels of the first level; 2, 4, 8 and at most 16 times as many follow.
+        Channels of the first level. The next levels have 2, 4, 8 and then 16 times as many.
     strides : list of (int, int)
         Strides of height and width, one pair for each level but the first.
     """
@@ -133,8 +133,8 @@ class WindowDecoder(nn.Module):
 def _neighbours(grid, padded):
     """Additive attention mask (L, L + 1): each of L locations sees its neighbours in the 3 x 3 around it.
 
-    The last column is for a key of zeros. If `padded`, it stands for the neighbours beyond the border; else
-    it is seen only by a location without neighbours, since a softmax over nothing is nan.
+    The last column is for a key of zeros. If `padded`, this key stands for the neighbours beyond the border.
+    Otherwise only a location without neighbours sees it, since a softmax over nothing is nan.
     """
     places = torch.cartesian_prod(*map(torch.arange, grid))
     apart = (places[:, None] - places).abs().amax(-1)
@@ -188,7 +188,7 @@ class InPainting(nn.Module):
         self.widen = nn.Sequential(*conv_layers(narrow + self.codes.shape[1], channels, 1))
 
     def forward(self, features):
-        """Painted features (n * L, C, h, w), the given ones as vectors (n, L, size), and those retrieved."""
+        """Painted features (n * L, C, h, w), given and retrieved features as vectors (n, L, size)."""
         vectors = self.squeeze(features).flatten(1).unflatten(0, (-1, self.n_locations))
         retrieved = self.memory(vectors)
         h = F.relu(self.norms[0](self.attend(vectors, retrieved) + retrieved))
@@ -251,14 +251,14 @@ class InPaintingNetwork(nn.Module):
     ----------
     image_shape : tuple (C, H, W)
     n_windows : int
-        Number of windows along each side; a side of one pixel has one.
+        Number of windows along each side. A side of one pixel has one window.
     make_encoder : callable (shape) -> nn.Module, or None
         Maker of the encoder for windows (C, h, w). The encoder gives a list of features, each half the
         size of the one before. None is `WindowEncoder`.
     make_memory, padded
         Parameters of `InPainting`.
     rho : float
-        Share of the places of a feature that are painted anew in training. When judging, all are.
+        Share of the places of a feature that are painted anew in training. In eval mode all places are.
     width : int
         Channels of the first level.
     n_levels : int or None
@@ -314,7 +314,7 @@ class InPaintingNetwork(nn.Module):
         return self.encoder(to_windows(pad_to(x, self.size), self.grid))
 
     def paint(self, levels):
-        """Levels with the last one painted anew, its features as vectors, and those retrieved for them."""
+        """Levels with the last one painted anew, and the encoded and the retrieved features as vectors."""
         features = levels[-1]
         painted, vectors, retrieved = self.inpainting(features)
         if self.training:
@@ -324,7 +324,7 @@ class InPaintingNetwork(nn.Module):
         return [*levels[:-1], painted], vectors, retrieved
 
     def decode(self, decoder, levels):
-        """Images (n, C, H, W) by one of the decoders, and its features of each level."""
+        """Images (n, C, H, W) by one of the decoders, and the features of each level of the decoder."""
         image, found = decoder(levels)
         return crop_to(image, self.image_size), found
 

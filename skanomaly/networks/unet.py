@@ -21,7 +21,8 @@ class UNet(nn.Module):
     ----------
     image_shape : tuple (C, H, W)
     n_classes, width : int
-        Channels are width x 1, 2, 4, 8, 8 on the way down; 64 is the paper's.
+        Number of classes, and channels of the first level. The next levels have 2, 4, 8 and 8 times as many.
+        The paper's width is 64.
     """
 
     def __init__(self, image_shape, n_classes, *, width):

@@ -42,10 +42,11 @@ def layerwise_mask(layers, reconstructed, n_layers, *, v_low=None, v_high=None):
     n_layers : int
         Number of layers, L.
     v_low : float, default=None
-        Lower threshold. None is 1.5 times the difference of neighbouring layers: these are exchanged wherever
-        a boundary is a little off.
+        Lower threshold. None is 1.5 times the difference of neighbouring layers: neighbouring layers are
+        exchanged wherever a boundary is a little off.
     v_high : float, default=None
-        Upper threshold. None lets all differences within the retina pass, and none to the background.
+        Upper threshold. None lets all differences within the retina pass, and no difference between retina
+        and background.
 
     Returns
     -------
@@ -54,7 +55,8 @@ def layerwise_mask(layers, reconstructed, n_layers, *, v_low=None, v_high=None):
 
     Notes
     -----
-    Layer-wise grey-level comparison of Li et al. 2023 (SSL-AnoVAE), who do not give the two thresholds.
+    The method is the layer-wise grey-level comparison of Li et al. 2023 (SSL-AnoVAE), who do not give the two
+    thresholds.
     """
     v_low, v_high = layer_thresholds(n_layers, v_low, v_high)
     difference = np.abs(layer_codes(layers, n_layers) - layer_codes(reconstructed, n_layers))
@@ -87,7 +89,7 @@ def layer_thresholds(n_layers, v_low=None, v_high=None):
 
 
 def check_depth_order(layers):
-    """Refuse labels that do not go up with depth within a column, on average: their differences mean nothing.
+    """Refuse labels that do not, on average, go up with depth in a column: their differences mean nothing.
 
     Parameters
     ----------

@@ -28,29 +28,29 @@ class GraphLayerExtractor(LayerExtractor):
     """Layers without training: boundaries as shortest paths over vertical gradients.
 
     The pigment epithelium, the brightest deep band, is found as a path through the scan, and the scan
-    flattened to it. The mean of its columns says how thick the retina is. Then all boundaries of a column are
-    found together, in their order: the places, top to bottom, where the gradients have the right signs and
-    are strongest, and layers are about as thick as they should be. Layers cannot cross, but they may have
-    gaps: fluid, about as dark as the vitreous above the retina, belongs to no layer. White or black margins
-    above and below a scan, as registered or padded ones have, are left out.
+    flattened to it. The mean of the columns of the flattened scan says how thick the retina is. Then all
+    boundaries of a column are found together, in their order: the places, top to bottom, where the gradients
+    have the right signs and are strongest, and layers are about as thick as they should be. Layers cannot
+    cross, but they may have gaps: fluid, about as dark as the vitreous above the retina, belongs to no layer.
+    White or black margins above and below a scan, as registered or padded scans have, are left out.
 
     Parameters
     ----------
     thickness : sequence of L floats, default=(8, 14, 8, 6, 16, 6, 6)
         Expected thickness of the layers from the vitreous inwards, in 1/128 of the height. Only their ratios
-        count: all together may be 0.3 to 1.2 times as thick.
+        count: all layers together may be 0.3 to 1.2 times as thick.
     polarity : sequence of L + 1 of {-1, 1}, default=(1, -1, -1, 1, -1, 1, 1, -1)
-        Signs of the upper end of each layer and the lower end of the last: 1 from dark to bright, -1 from
-        bright to dark.
+        Signs of the gradient at the upper end of each layer and at the lower end of the last: 1 from dark to
+        bright, -1 from bright to dark.
     thickness_weight : float, default=0.3
-        Cost of a layer of twice or half its thickness, in standard deviations of the gradient.
+        Cost of a layer of twice or half its expected thickness, in standard deviations of the gradient.
     sigma : tuple (vertical, horizontal), default=(1.0, 2.5)
         Standard deviations of the Gaussian before the gradient, in 1/128 of the height.
     median_size : int, default=7
         Width of the median filter on the boundaries, in columns.
     gaps : bool, default=True
-        Dark retina belongs to no layer, or (False) to the one it lies in. The limit is the grey value one
-        third of the way from the vitreous to the darkest layer.
+        Whether dark retina belongs to no layer (-1) instead of the layer that it lies in. The limit is the
+        grey value one third of the way from the vitreous to the darkest layer.
     n_jobs : int, default=None
         Number of scans at a time, by joblib.
 
@@ -65,14 +65,14 @@ class GraphLayerExtractor(LayerExtractor):
 
     See Also
     --------
-    UNetLayerExtractor : Learns from labelled layers.
+    UNetLayerExtractor : Extractor that learns from labelled layers.
     skanomaly.segmenters.LayerwiseSegmenter : Lesions, by comparing layers of a scan and its reconstruction.
 
     Notes
     -----
     The idea is that of Chiu et al. [1]_; here the boundaries of a column are found together by dynamic
-    programming, which keeps their order, instead of one by one. Seven layers want a retina of 30 pixels or
-    more. A thinner one has room for three, ``thickness=(24, 16, 12), polarity=(1, -1, 1, -1)``: the inner
+    programming, which keeps their order, instead of one by one. Seven layers need a retina of 30 pixels or
+    more. A thinner retina has room for three, ``thickness=(24, 16, 12), polarity=(1, -1, 1, -1)``: the inner
     retina, the outer nuclear layer, and the layers from the photoreceptor segments to the pigment epithelium.
 
     References
@@ -250,7 +250,7 @@ class GraphLayerExtractor(LayerExtractor):
 
 
 def _flattened(scan):
-    """Scan with its margins filled and each column moved, and by how many rows (up, if positive)."""
+    """Scan with margins filled and columns moved, and the number of rows moved (up, if positive)."""
     height = len(scan)
     scan = _without_margins(scan, height / 128)
     band = _deepest_band(scan, height / 128).astype(float)
@@ -262,7 +262,7 @@ def _flattened(scan):
 def _without_margins(scan, scale):
     """White or black margins above and below replaced by the nearest pixels of the scan.
 
-    Black above may be vitreous: it becomes dark, however bright the nearest pixels are.
+    A black margin above may be vitreous: it becomes dark, however bright the nearest pixels are.
     """
     low, high = scan.min(), scan.max()
     span, until = high - low, np.logical_and.accumulate
@@ -304,7 +304,7 @@ def _deepest_band(scan, scale):
 
 
 def _best_path(reward, reach):
-    """Row in each column of the path from left to right that collects most, `reach` rows a step at most."""
+    """Row in each column of the path with the largest sum of rewards, `reach` rows a step at most."""
     rows = np.arange(len(reward))
     best, came_from = reward[:, 0], []
     for column in reward.T[1:]:

@@ -19,11 +19,11 @@ from .graph import GraphLayerExtractor
 
 
 class LayerwiseSegmenter(HoldsDetector, BaseEstimator):
-    """Segmentation by layers: masks where those of a retina and of its reconstruction differ.
+    """Segmentation by layers: masks of pixels whose layer in a scan and in its reconstruction differs.
 
     A lesion whose grey values are normal ones somewhere else hardly shows in the residual, but it breaks the
-    layers. Each layer is coded by one grey value, retina without a layer by one farther off, and the
-    background by one far away; the codes of a scan and of its reconstruction are compared.
+    layers. Each layer has a grey value as its code. The code of retina without a layer is farther off, and
+    that of the background far away. The codes of a scan and of its reconstruction are compared.
 
     Parameters
     ----------
@@ -31,17 +31,19 @@ class LayerwiseSegmenter(HoldsDetector, BaseEstimator):
         The detector, which must reconstruct; None is ``AutoEncoder()``. A FrozenEstimator is used as it is,
         anything else is cloned and fitted to the rows with y other than -1.
     layer_extractor : layer extractor, or FrozenEstimator of one, default=None
-        None is ``GraphLayerExtractor()``. Any estimator whose `predict` gives integer layers (n, H, W) in
-        depth order, 0 above the retina and L + 1 behind it, -1 in a gap, with ``n_layers_``. One that learns
-        from labelled layers is fitted before and given as a FrozenEstimator.
+        Estimator whose `predict` gives integer layers (n, H, W) in depth order, 0 above the retina and L + 1
+        behind it, -1 in a gap, and which has ``n_layers_``; None is ``GraphLayerExtractor()``. An extractor
+        that learns from labelled layers must be fitted before and given as a FrozenEstimator.
     v_low : float, default=None
-        Differences of codes up to this are noise; None is 1.5 times that of neighbouring layers.
+        Largest difference of codes that counts as noise. None is 1.5 times the difference of neighbouring
+        layers.
     v_high : float, default=None
-        Differences from this on are those of retina and background; None is half-way to these.
+        Least difference of codes that counts as one between retina and background. None is half-way from the
+        largest difference within the retina to the least one to the background.
     fill_holes : bool, default=True
-        Also flag pixels that flagged ones enclose.
+        Whether pixels that are enclosed by flagged pixels are flagged, too.
     min_size : int, default=0
-        Drop regions of fewer pixels.
+        Number of pixels that a region must have; smaller regions are dropped.
 
     Attributes
     ----------
@@ -132,7 +134,7 @@ class LayerwiseSegmenter(HoldsDetector, BaseEstimator):
         return self
 
     def _reach(self, X):
-        """The detector, and X as it sees it."""
+        """Detector, and X as the detector sees it."""
         detector, seen = unwrap(self.detector_, X)
         if not hasattr(detector, "reconstruct"):
             raise TypeError(

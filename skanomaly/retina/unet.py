@@ -101,7 +101,8 @@ class UNetLayerExtractor(LayerExtractor):
     Parameters
     ----------
     width : int, default=8
-        Channels of the first level; 2, 4, 8 and 8 times as many follow. 64 is the paper's network.
+        Channels of the first level. The next levels have 2, 4, 8 and 8 times as many. The paper's width is
+        64.
     adversarial_weight : float, default=0.01
         Weight of the adversarial loss, the discriminator's judgement of maps of the target scans.
     max_epochs : int, default=30
@@ -130,7 +131,7 @@ class UNetLayerExtractor(LayerExtractor):
 
     See Also
     --------
-    GraphLayerExtractor : Needs no labels.
+    GraphLayerExtractor : Extractor that needs no labels.
 
     Notes
     -----
@@ -186,8 +187,8 @@ class UNetLayerExtractor(LayerExtractor):
         X : (n, H, W) array-like
             Scans; or rows, each a scan of one pixel's width.
         y : (n, H, W) int array-like
-            Layer of each pixel, in depth order from 0 above the retina to L + 1 behind it, -1 in a gap, such
-            as fluid; (n,) for scans of one layer each.
+            Layer of each pixel, in depth order from 0 above the retina to L + 1 behind it, and -1 in a gap,
+            such as fluid. An array (n,) gives all pixels of a scan the same layer.
         X_target : (m, H, W) array-like, default=None
             Unlabelled scans to adapt to, in the units of X.
 
@@ -250,7 +251,7 @@ class UNetLayerExtractor(LayerExtractor):
         return labels
 
     def _tensor(self, X, name="X"):
-        """Scans of the fitted size, scaled as the fitted ones to [0, 1]."""
+        """Scans of the fitted size, by the same scale that maps the fitted scans to [0, 1]."""
         scans = self._check(X, reset=False)
         if scans.shape[1:] != self._size:
             raise ValueError(f"{name} must hold scans of the fitted size {self._size}, got {scans.shape[1:]}")
@@ -268,7 +269,8 @@ class UNetLayerExtractor(LayerExtractor):
         Returns
         -------
         layers : (n, H, W) int64 ndarray
-            In depth order: 0 above the retina, 1 to L, L + 1 behind it; -1 in a gap, where it was shown some.
+            In depth order: 0 above the retina, 1 to L, L + 1 behind it; -1 in a gap, if labels in `fit` had
+            gaps.
         """
         check_is_fitted(self)
         scans = self._tensor(X)

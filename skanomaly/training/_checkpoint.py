@@ -22,9 +22,10 @@ class Checkpoint:
     folder : str or Path
         The folder, made if absent.
     fit : dict of str to str
-        Words on all that decides the result, parameters and data. A fit is continued only if they are equal.
+        Descriptions of all that decides the result: parameters and data. A fit is continued only if they are
+        equal to those in the folder.
     seed : int
-        Seed of this fit. The attribute `seed` is that of the fit in the folder, if there is one.
+        Seed of this fit. The attribute `seed` is the seed of the fit in the folder, if there is one.
 
     Raises
     ------
@@ -81,7 +82,7 @@ def _changes(then, now):
 
 
 def describe(value):
-    """Words on a parameter: equal for two parameters that do the same, also in two processes."""
+    """Description of a parameter, equal for two parameters that do the same, also in two processes."""
     # Not repr: it shortens arrays, and shows the addresses of functions and objects.
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()

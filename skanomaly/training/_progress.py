@@ -1,4 +1,4 @@
-"""scikit-learn's callbacks (experimental, from 1.9 on) told of every epoch: the only file that knows them."""
+"""Reports of every epoch to scikit-learn's callbacks (experimental, since 1.9). No other file uses them."""
 
 from contextlib import contextmanager, nullcontext
 

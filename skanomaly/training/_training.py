@@ -16,8 +16,9 @@ from . import _checkpoint
 class Training(NeuralNet):
     """Stage of a fit: the parts of the network that each optimiser moves, and one step written out in full.
 
-    A subclass sets `moves` and `losses` and writes `step`. One whose loss can be measured on held-out images
-    sets `validates` and writes `validate`. A part that no optimiser moves is frozen: eval mode, no gradient.
+    A subclass sets `moves` and `losses` and writes `step`. A subclass whose loss can be measured on held-out
+    images also sets `validates` and writes `validate`. A part that no optimiser moves is frozen: eval mode,
+    no gradient.
 
     Parameters
     ----------
@@ -26,12 +27,13 @@ class Training(NeuralNet):
     stage : str
         Name of the stage in `history_` and in messages.
     checkpoint : Checkpoint, default=None
-        Storage of the stage's state after each epoch, from which a killed fit goes on. It holds the
-        network's parameters and buffers, the optimisers and `n_steps`; nothing else may change in training.
+        Storage of the stage's state after each epoch, from which a killed fit goes on. The state is that of
+        the network's parameters and buffers, the optimisers and `n_steps`; nothing else may change in
+        training.
     optimizer : callable (parameters, lr) -> torch Optimizer, default=None
         Maker of the optimisers; None is Adam with the class's `betas`.
     lr, max_epochs, batch_size, callbacks, device, verbose
-        Parameters of skorch's NeuralNet. `optimizer_<part>__lr` is the learning rate of another optimiser.
+        Parameters of skorch's NeuralNet. `optimizer_<part>__lr` is the learning rate of a further optimiser.
     """
 
     #: Names of the parts that each optimiser moves. The main one must be called `optimizer`: skorch's

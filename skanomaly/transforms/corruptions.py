@@ -1,6 +1,6 @@
 """Corruptions of images, for a network to undo.
 
-All draws come from torch's generator on the CPU, so that one seed gives the same on every device.
+All draws come from torch's generator on the CPU, so that one seed gives the same corruptions on every device.
 """
 
 import math
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 def erase_squares(x, *, area, value):
-    """Images (n, c, h, w) with a square each, of the share `area` at its own place, set to `value`."""
+    """Images (n, c, h, w), each with a square of the share `area` at a random place set to `value`."""
     n, _, height, width = x.shape
     side = max(1, round(math.sqrt(area * height * width)))
     inside = [

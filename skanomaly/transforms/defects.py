@@ -24,11 +24,12 @@ def interpolate_foreign_patches(
     X : array-like of shape (n, H, W), (n, H, W, C) or (n, C, H, W)
         Normal images, two at least.
     half_width : tuple (low, high), default=(0.05, 0.2)
-        Range of half the sides of a box, as shares of those of the image; the two are drawn separately.
+        Range of half the height and half the width of a box, as shares of those of the image. The two are
+        drawn separately.
     margin : float, default=0.1
         Least distance of the box's centre to the border, as a share of the side.
     probability : float, default=1.0
-        Share of images that get a box; the others stay as they are.
+        Share of images that get a box. The others stay as they are.
     channel_axis : "auto", int or None, default="auto"
         Axis of X that holds the channels, as for a detector.
     random_state : int, RandomState or None, default=None

@@ -37,7 +37,7 @@ def changed(transform, x):
     Raises
     ------
     ValueError
-        If the transform gives anything else.
+        If the transform gives no tensor of this shape.
     """
     y = transform(x.clone())
     if not isinstance(y, torch.Tensor) or y.shape != x.shape:
@@ -50,7 +50,8 @@ def changed(transform, x):
 
 
 class _Geometric:
-    """A random affine map of places; neighbours in a `Compose` are carried out as one.
+    """Random affine map of places. Maps that follow each other in a `Compose` are carried out as a single
+    one.
 
     A subclass writes `_matrix(n, size)`: maps (n, 3, 3) from places in the view to places in the image, both
     in [-1, 1].
@@ -87,7 +88,7 @@ class Crop(_Geometric):
     area : tuple (low, high), default=(0.08, 1.0)
         Share of the image that is seen.
     ratio : tuple (low, high), default=(3 / 4, 4 / 3)
-        Ratio of the part's share of the width to that of the height.
+        Ratio of width to height of the part, each as a share of the image's.
     """
 
     area: tuple = (0.08, 1.0)
@@ -146,7 +147,7 @@ class Affine(_Geometric):
     translation : float, default=0.05
         Largest shift along a side, as a share of it.
     scale : tuple (low, high), default=(0.95, 1.05)
-        Factor of the sides; above 1 enlarges.
+        Range of the factor of both sides. A factor above 1 enlarges.
     """
 
     translation: float = 0.05
@@ -160,7 +161,7 @@ class Affine(_Geometric):
 
 
 class _Appearance:
-    """A change of values, for a share `p` of the images; for the others it is not computed.
+    """Change of values of a share `p` of the images. For the others it is not computed.
 
     A subclass writes `_change(x)`, which gives changed images.
     """
@@ -176,7 +177,7 @@ class _Appearance:
 
 
 def _each(values, x):
-    """A number for each image, to compute with images."""
+    """Numbers of the images, (n, 1, 1, 1), to compute with images."""
     return values.to(x).view(-1, 1, 1, 1)
 
 
@@ -197,7 +198,8 @@ class ColorJitter(_Appearance):
     Parameters
     ----------
     brightness, contrast, saturation : float
-        Largest change of each: its factor is drawn from 1 - that to 1 + that.
+        Largest change of each quantity. With a change c, the factor of the quantity is drawn from 1 - c to 1
+        + c.
     hue : float, default=0.1
         Largest turn of the hue, as a share of the circle.
     p : float, default=0.8
@@ -251,7 +253,7 @@ class Solarize(_Appearance):
     Parameters
     ----------
     threshold : float, default=0.5
-        Values from this on are inverted.
+        Least value that is inverted.
     p : float, default=0.2
         Share of the images that are changed.
     """
@@ -299,7 +301,7 @@ def _blur(x, sigma, radius):
 
 @dataclass(frozen=True)
 class Canny(_Appearance):
-    """The edges of the image, 1 on 0, in all channels (Canny 1986).
+    """Edges of the image in all channels, 1 on a background of 0 (Canny 1986).
 
     Parameters
     ----------
@@ -394,14 +396,15 @@ def preset(name):
     Parameters
     ----------
     name : {"byol", "structure", "color", "oct", "cfp"}
-        "byol" is that of Grill et al. 2020 (it crops down to a twelfth of the image). "structure" changes
-        colours only, "color" all but colours. "oct" (tomography of the retina) and "cfp" (photographs of it)
-        are for the two kinds of images of the SSL-AnoVAE paper, whose table of transforms is not public.
+        "byol" is that of Grill et al. 2020 (whose crops may be as small as a twelfth of the image).
+        "structure" changes colours only, "color" all but colours. "oct" (tomography of the retina) and "cfp"
+        (photographs of it) are for the two kinds of images of the SSL-AnoVAE paper, whose table of transforms
+        is not public.
 
     Returns
     -------
     first, second : Compose
-        Transforms of the two views.
+        Transforms of the first and the second view.
     """
     if name not in PRESETS:
         raise ValueError(f"there is no preset {name!r}; there are {', '.join(map(repr, PRESETS))}")
