@@ -145,7 +145,7 @@ def _module(name):
 
 @cache
 def code_digest(*classes):
-    """Digest of the code that scores of detectors of these names depend on, as far as it is the package's.
+    """Digest of the package's code that scores of detectors of these names depend on.
 
     Comments, docstrings and annotations do not count, nor does what all detectors share.
     """

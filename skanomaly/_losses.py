@@ -1,6 +1,6 @@
 """Errors and losses of images (n, c, h, w).
 
-Errors of pixels are maps (n, h, w), means over the channels.
+The errors of the pixels are a map for each image, (n, h, w), and means over the channels.
 """
 
 import torch

@@ -57,7 +57,7 @@ def auroc(y: ArrayLike, anomaly_score: ArrayLike, *, anomaly_label: object = -1)
     Raises
     ------
     ValueError
-        `anomaly_label` never occurs in `y`.
+        If `anomaly_label` never occurs in `y`.
 
     Examples
     --------

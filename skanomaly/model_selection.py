@@ -19,7 +19,7 @@ Seed = int | np.random.RandomState | None
 
 
 class _NormalOnlySplit:
-    """Drops anomalies from the training side of a stratified splitter, unlabelled rows from the test side."""
+    """Stratified splitter with no anomalies in training rows, and no unlabelled rows in test rows."""
 
     anomaly_label: Any
 
@@ -148,7 +148,7 @@ class AnomalyScorer:
     Parameters
     ----------
     metric : str or callable, default="auroc"
-        Name "auroc" or "average_precision", or a function (y, anomaly_score, anomaly_label=) -> float.
+        Metric: "auroc", "average_precision", or a function (y, anomaly_score, anomaly_label=) -> float.
     anomaly_label : object, default=-1
         Label of anomalous images. If it is not -1, all other values are normal.
 

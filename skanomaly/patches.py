@@ -79,8 +79,8 @@ class PatchDetector(CompositeDetector):
     Parameters
     ----------
     detector : BaseDetector, default=None
-        Detector that judges a window; None is ``AutoEncoder()``. Its parameters, also those of training
-        and device, are set by nested names such as ``detector__max_epochs``.
+        Detector that judges a window; None is ``AutoEncoder()``. All of its parameters, among them
+        `max_epochs` and `device`, are set by nested names such as ``detector__max_epochs``.
     patch_size : int or tuple (h, w), default=None
         Size of a window, c in the f-AnoGAN paper. None is 64, or the smallest side of the training images
         if that is less.

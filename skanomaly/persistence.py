@@ -35,8 +35,8 @@ def save(detector: BaseDetector, path: str | PathLike, *, leave_out: Sequence[st
     path : str or Path
         File, replaced as a whole: an interrupted `save` leaves the old one.
     leave_out : sequence of str, default=()
-        Names of parameters that hold anything else (a module, a function). They must be given to `load`
-        again. Those of a nested detector are named like ``detector__encoder``.
+        Names of parameters that cannot be saved, because they hold a module or a function, for example. They
+        must be given to `load` again. Those of a nested detector are named like ``detector__encoder``.
 
     Raises
     ------

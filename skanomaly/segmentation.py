@@ -1,4 +1,4 @@
-"""Anomaly maps to masks. Arrays in, arrays out; every image by itself."""
+"""Anomaly maps to masks. Arrays in, arrays out; each image is treated separately."""
 
 import numpy as np
 from scipy import ndimage
@@ -128,7 +128,7 @@ def regions(masks, maps):
 
 
 def pool_blocks(images, block_size):
-    """Means of square blocks; those at the lower and right border may be smaller.
+    """Means of square blocks. Blocks at the lower and right border may be smaller.
 
     Parameters
     ----------

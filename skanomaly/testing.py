@@ -88,7 +88,7 @@ def detector_checks(detector=None):
     Parameters
     ----------
     detector : BaseDetector, default=None
-        Detector that is not fitted. The checks of training are left out if it is not trained.
+        Detector that is not fitted. The checks of training are left out if the detector is not trained.
 
     Returns
     -------
@@ -104,7 +104,7 @@ _FITS = {}
 
 
 def _fit(detector, X):
-    """Fit a clone. Equal fits of the last detector are done once; each caller gets a copy of its own."""
+    """Fit a clone. Repeated fits of the last detector are done once; each caller gets a copy."""
     try:
         key = type(detector), pickle.dumps(detector), X.dtype, X.shape, X.tobytes()
     except (pickle.PicklingError, AttributeError, TypeError):

@@ -56,13 +56,14 @@ class Judgement(NamedTuple):
 
 
 class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
-    """Base of all detectors. Those that are trained in epochs have the base `TrainedDetector` instead.
+    """Base of all detectors. Detectors that are trained in epochs inherit from its subclass
+    `TrainedDetector`.
 
     A subclass writes `_build` and `_judge`. It also writes `_measure` if it learns statistics of normal
     images, `_prepare` if sizes of its network depend on the data, and `_reconstruct` if it reconstructs.
 
-    Shared parameters have their constraints already; a subclass lists those of its other parameters in
-    ``_parameter_constraints``. ``{parameters}`` and ``{attributes}`` in its docstring are replaced by the
+    Shared parameters have their constraints already; a subclass lists the constraints of its other parameters
+    in ``_parameter_constraints``. ``{parameters}`` and ``{attributes}`` in its docstring are replaced by the
     entries that detectors share.
     """
 
@@ -328,7 +329,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         return np.where(self.decision_function(X) >= 0, 1, -1)
 
     def score_components(self, X: ArrayLike) -> dict[str, NDArray[np.float64]]:
-        """Parts of the scores, and other scores of the method.
+        """Components of each score: its parts, and other scores of the method.
 
         Parameters
         ----------
@@ -352,7 +353,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         return (part for _, part in self._judgements(images, components))
 
     def anomaly_map(self, X: ArrayLike, *, out: Any = None) -> NDArray[np.float32]:
-        """Anomaly of each pixel.
+        """Map of each image: the anomaly of each pixel.
 
         Parameters
         ----------

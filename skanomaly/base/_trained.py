@@ -50,7 +50,7 @@ class TrainedDetector(BaseDetector):
             of its constructor. The options max_epochs, lr and batch_size override this detector's parameters.
         network : nn.Module
         images : Images
-            Images to train on; ``images.held_out`` are those for validation, or None.
+            Images to train on. ``images.held_out`` are the images for validation, or None.
         """
         raise NotImplementedError
 

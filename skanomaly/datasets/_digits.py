@@ -77,7 +77,7 @@ def make_digit_anatomy(
     Notes
     -----
     The authors' choice of the cells to change, and of how to flip them, is not public. Here 1 and 8 are not
-    flipped, nor is any other digit in a way that leaves it looking like itself.
+    flipped, and no digit is flipped in a way after which it looks the same.
 
     References
     ----------

@@ -69,7 +69,7 @@ def make_oct(
         size) bool, the lesions; ``layers`` (n, size, size) uint8, in depth order: 0 vitreous, 1 to L the
         layers (a lesion has the label of the layer that it lies in, or under), L + 1 what is behind;
         ``boundaries`` (n, L + 1, size) float, row of the upper end of layers 1 to L + 1 in each column;
-        ``kind`` and ``severity`` (n,), the latter 0 for normal images; ``layer_names``.
+        ``kind`` and ``severity`` (n,), with severity 0 for normal images; ``layer_names``.
 
     Examples
     --------

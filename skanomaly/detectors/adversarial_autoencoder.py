@@ -41,9 +41,8 @@ def reconstruction_loss(network, x, constraint_weight):
 class LatentAdversarial(Training):
     """A WGAN-GP critic pulls the codes towards a normal distribution.
 
-    The idea is that of Makhzani et al. 2015, the critic that of Baur et al. 2021. Each batch
-    moves encoder and decoder down the reconstruction loss, then the critic `n_critic` times, then the encoder
-    against the critic.
+    The idea is from Makhzani et al. 2015, and the critic from Baur et al. 2021. Each batch trains encoder and
+    decoder by the reconstruction loss, then the critic `n_critic` times, then the encoder against the critic.
 
     Parameters
     ----------
@@ -134,9 +133,9 @@ class AdversarialAutoEncoder(TrainedDetector):
     n_levels : int, default=None
         Number of times each side is halved. None halves sides to about 4 pixels (4 times at 64 x 64).
     adversarial_weight : float, default=0.1
-        Weight of the opponent's judgement in the loss of the autoencoder. For "latent" the judgement moves
-        the encoder in steps of its own, by Adam, which ignores the scale of a loss: all values above 0 train
-        nearly the same.
+        Weight of the opponent's judgement in the loss of the autoencoder. For "latent" the encoder learns
+        from this judgement in steps of its own, by Adam, which ignores the scale of a loss: all values above
+        0 give nearly the same training.
     penalty_weight : float, default=10.0
         Weight of the gradient penalty of the critic, for "latent".
     n_critic : int, default=5

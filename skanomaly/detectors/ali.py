@@ -30,7 +30,7 @@ class PairEncoder(ConvDiscriminator):
 
 
 class PairDiscriminator(nn.Module):
-    """Pairs (image, code) to logits (n,). The input of the last layer is `features`, (n, n_features)."""
+    """Pairs (image, code) to logits (n,). `features` (n, n_features) are the input of the last layer."""
 
     def __init__(self, image_shape, latent_size, *, width, n_levels):
         super().__init__()
@@ -65,7 +65,7 @@ class ALINetwork(nn.Module):
 
 
 class PairAdversarial(Training):
-    """Each batch moves the discriminator of pairs, then generator and encoder against it.
+    """Each batch trains the discriminator of pairs, then generator and encoder against it.
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ class AnoVAEGANNetwork(VariationalAutoEncoder):
 
 
 class VariationalAdversarial(Training):
-    """Each batch moves the discriminator, then encoder and decoder down the sum of three losses.
+    """Each batch trains the discriminator, then encoder and decoder by the sum of three losses.
 
     Parameters
     ----------

@@ -152,7 +152,7 @@ class AnoGAN(TrainedDetector):
         run("gan", Adversarial, network, images)
 
     def _search(self, network, x):
-        """Generated images most similar to those of a batch, and the sums R and D of what remains."""
+        """Generated images most similar to the images of a batch, and their remaining differences R and D."""
         _, *found = search_images(
             x,
             network.generator,

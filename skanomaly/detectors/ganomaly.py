@@ -24,7 +24,7 @@ class GANomalyNetwork(ConvAutoEncoder):
 
 
 class EncoderDecoderEncoder(Training):
-    """Each batch moves the generator (encoder, decoder and second encoder), then the discriminator.
+    """Each batch trains the generator (encoder, decoder and second encoder), then the discriminator.
 
     Parameters
     ----------

@@ -154,9 +154,9 @@ class SQUID(TrainedDetector):
     similarity : {"cosine", "dot"}, default="cosine"
         Similarity of a feature and a remembered one: the cosine of the angle between them, or their dot
         product, as in the public code. With dot products only few features, the longest, are ever retrieved.
-    neighbours : {"existing", "padded"}, default="existing" Neighbours that a window at the border attends to.
-        "existing": windows of the image alone. "padded": also zeros in place of windows beyond the border, as
-        in the public code.
+    neighbours : {"existing", "padded"}, default="existing"
+        Neighbours that a window at the border attends to. "existing": windows of the image alone. "padded":
+        also zeros in place of windows beyond the border, as in the public code.
     skips : tuple of {"concatenation", "sum", "none"}, default=()
         Skip connections from the encoder to the levels of the decoders, from the smallest level on. Levels
         without an entry have none. Skip connections bypass the memory.
@@ -187,14 +187,14 @@ class SQUID(TrainedDetector):
         Weight of the discriminator's judgement of the student; 0 leaves it out.
     discriminator_weight : float, default=5e-3
         Weight of the discriminator's own loss. With 0 the discriminator keeps its random weights. All values
-        above 0 train nearly the same, because the discriminator has an Adam of its own, which ignores the
-        scale of a loss.
+        above 0 give nearly the same training, because the discriminator has an optimiser of its own, Adam,
+        which ignores the scale of a loss.
     score_component : {"discriminator", "residual", "feature"}, default="discriminator"
         Component that is the score: "discriminator" is the paper's, the others are described in the Notes.
         Calibrate again after changing it.
     n_critic : int, default=1
-        Number of discriminator steps for each step of the other parts; in the public code 1 for digits and 2
-        for chests.
+        Number of discriminator steps for each step of the other parts; the public code has 1 for digits and 2
+        for chest X-rays.
     max_epochs : int, default=100
         Passes over the normal images.
     {parameters}

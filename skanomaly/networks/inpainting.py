@@ -30,7 +30,7 @@ def to_images(windows, grid):
 
 
 class ConvUnit(nn.Module):
-    """Convolution, followed by a residual block of two more."""
+    """Convolution, followed by a residual block of two more convolutions."""
 
     def __init__(self, n_in, n_out, stride=1):
         super().__init__()

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 
 def hard_shrinkage(weights, threshold):
-    """Weights with those up to the threshold set to 0; the others sum to 1 again (Gong et al. 2019)."""
+    """Weights of which those up to the threshold are 0 and the others sum to 1 (Gong et al. 2019)."""
     # Written as in equation 7; torch.where would give other last bits.
     excess = weights - threshold
     return F.normalize(F.relu(excess) * weights / (excess.abs() + 1e-12), p=1, dim=-1)

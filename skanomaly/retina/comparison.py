@@ -15,7 +15,8 @@ def layer_codes(layers, n_layers):
     Parameters
     ----------
     layers : int array
-        Labels: 0 above the retina, 1 to `n_layers`, more behind it; -1 in a gap, retina without a layer.
+        Labels: 0 above the retina, 1 to `n_layers` in it, a larger number behind it, and -1 in a gap, which
+        is retina without a layer.
     n_layers : int
         Number of layers, L.
 
@@ -42,8 +43,8 @@ def layerwise_mask(layers, reconstructed, n_layers, *, v_low=None, v_high=None):
     n_layers : int
         Number of layers, L.
     v_low : float, default=None
-        Lower threshold. None is 1.5 times the difference of neighbouring layers: neighbouring layers are
-        exchanged wherever a boundary is a little off.
+        Lower threshold. None is 1.5 times the difference of neighbouring layers, because neighbouring layers
+        are exchanged wherever a boundary is a little off.
     v_high : float, default=None
         Upper threshold. None lets all differences within the retina pass, and no difference between retina
         and background.

@@ -112,7 +112,7 @@ class UNetLayerExtractor(LayerExtractor):
     lr : float, default=1e-3
         Learning rate.
     device : str, default="auto"
-        A torch device; "auto" is "cuda" where there is one, else "cpu".
+        Name of a torch device. "auto" is "cuda" if torch finds a GPU, else "cpu".
     random_state : int, RandomState or None, default=None
         Seed of the weights and of the order of scans.
 

@@ -17,7 +17,7 @@ def generator_loss(fake):
 
 
 class Adversarial(Training):
-    """GAN of Goodfellow et al. 2014: each batch moves the discriminator, then the generator.
+    """GAN of Goodfellow et al. 2014: each batch trains the discriminator, then the generator.
 
     Parameters
     ----------

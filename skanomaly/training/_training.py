@@ -14,11 +14,11 @@ from . import _checkpoint
 
 
 class Training(NeuralNet):
-    """Stage of a fit: the parts of the network that each optimiser moves, and one step written out in full.
+    """Stage of a fit: the parts of the network that each optimiser trains, and one step written out in full.
 
-    A subclass sets `moves` and `losses` and writes `step`. A subclass whose loss can be measured on held-out
-    images also sets `validates` and writes `validate`. A part that no optimiser moves is frozen: eval mode,
-    no gradient.
+    A subclass sets `moves` (the names of the parts that each optimiser trains) and `losses` (the names of the
+    losses) and writes `step`. A subclass whose loss can be measured on held-out images also sets `validates`
+    and writes `validate`. A part that no optimiser trains is frozen: it is in eval mode and has no gradient.
 
     Parameters
     ----------
@@ -204,7 +204,7 @@ class Training(NeuralNet):
         self.history.record(name, value)
 
     def _frozen(self):
-        """Parts of the network that no optimiser moves."""
+        """Parts of the network that no optimiser trains."""
         moved = [name for parts in self.moves.values() for name in parts]
         return [part for name, part in self.module_.named_children() if name not in moved]
 

@@ -1,7 +1,7 @@
 """Random views of images, for self-supervised training: each image of a batch is changed in its own way.
 
-A transform takes images (n, c, h, w) in [0, 1], a float tensor, and gives as many of the same shape. All
-draws come from torch's generator on the CPU, so that one seed gives the same views on every device. Any
+A transform takes images (n, c, h, w) in [0, 1], a float tensor, and returns changed images of the same shape.
+All draws come from torch's generator on the CPU, so that one seed gives the same views on every device. Any
 function that does this may be given instead.
 """
 

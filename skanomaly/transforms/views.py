@@ -396,7 +396,7 @@ def preset(name):
     Parameters
     ----------
     name : {"byol", "structure", "color", "oct", "cfp"}
-        "byol" is that of Grill et al. 2020 (whose crops may be as small as a twelfth of the image).
+        "byol" is the preset of Grill et al. 2020, whose crops may be as small as a twelfth of the image.
         "structure" changes colours only, "color" all but colours. "oct" (tomography of the retina) and "cfp"
         (photographs of it) are for the two kinds of images of the SSL-AnoVAE paper, whose table of transforms
         is not public.
