@@ -72,9 +72,9 @@ class StackFormat(InputFormat):
 class PatchDetector(CompositeDetector):
     """Detector of patches, for images larger than a detector can take.
 
-    A detector learns from random crops of the normal images. To judge an image, it judges windows that
-    cover the image. Maps of the windows are blended where they overlap, and the image's score is pooled
-    from those of its windows. Images may be of any size, and of different sizes when given as a list.
+    A detector learns from random crops of the normal images. An image is judged by means of windows that
+    cover it. Maps of the windows are blended where they overlap, and the image's score is pooled from the
+    scores of its windows. Images may be of any size, and of different sizes when given as a list.
 
     Parameters
     ----------
@@ -279,7 +279,7 @@ def _pair(value, name):
 
 
 def _find_patch_size(patch_size, sizes):
-    """Height and width of a window, given or by default, for images of these sizes."""
+    """Height and width of a window, as given or by default, for images of these sizes."""
     smallest = sizes.min(0)
     if patch_size is None:
         # Sides of one pixel do not count: they would make windows of 1 x 1 in a row of 1 x d.

@@ -305,7 +305,7 @@ class StageDisplay:
     figure_ : matplotlib Figure
         Set by `plot`.
     axes_ : ndarray of matplotlib axes
-        Set by `plot`: a row for each stage, the histogram in the last one.
+        Set by `plot`: the axes of the images, stage by stage, and at the end those of the histogram.
     """
 
     def __init__(self, images, residuals, stages, severity, *, intensity_range=None):

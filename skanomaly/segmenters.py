@@ -18,7 +18,7 @@ __all__ = ["LayerwiseSegmenter", "ResidualSegmenter"]
 
 
 class ResidualSegmenter(HoldsDetector, BaseEstimator):
-    """Segmentation by the anomaly map: threshold, and fill.
+    """Segmentation by a threshold on the anomaly map.
 
     Parameters
     ----------

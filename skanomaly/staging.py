@@ -34,9 +34,9 @@ class ResidualTransformer(HoldsDetector, ClassNamePrefixFeaturesOutMixin, Transf
     Parameters
     ----------
     detector : BaseDetector, Pipeline that ends in one, or FrozenEstimator of either, default=None
-        The detector that reconstructs; Detector of the anomalous images; None is ``AutoEncoder()``. A
-        FrozenEstimator is used as it is, anything else is cloned and fitted to the rows with y other than -1.
-        The anomaly map stands in for the residuals of a detector that does not reconstruct.
+        Detector that reconstructs; None is ``AutoEncoder()``. A FrozenEstimator is used as it is, anything
+        else is cloned and fitted to the rows with y other than -1. The anomaly map stands in for the
+        residuals of a detector that does not reconstruct.
     pooling : int, default=None
         Side of the squares of pixels over which residuals are averaged, so that they forgive small shifts.
         None averages nothing.
@@ -181,8 +181,8 @@ class _Stages:
         -------
         severity : (n,) float64 ndarray
             Higher is worse. For two stages it is 0 at the centroid of the first and 1 at that of the second,
-            and goes beyond on either side. For K stages the places between neighbouring stages are added up,
-            so that it is 0 at the first centroid and K - 1 at the last.
+            and goes beyond on either side. For K stages the places between neighbouring stages, each from 0
+            to 1 (and beyond at the two ends), are added up.
         """
         squares = self._distances(X)[:, self.stage_order_].astype(np.float64) ** 2
         places = 0.5 + (squares[:, :-1] - squares[:, 1:]) / (2 * self._gaps)

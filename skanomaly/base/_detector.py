@@ -56,8 +56,7 @@ class Judgement(NamedTuple):
 
 
 class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
-    """Base of all detectors. Detectors that are trained in epochs inherit from its subclass
-    `TrainedDetector`.
+    """Base of all detectors, directly or, for those trained in epochs, by its subclass `TrainedDetector`.
 
     A subclass writes `_build` and `_judge`. It also writes `_measure` if it learns statistics of normal
     images, `_prepare` if sizes of its network depend on the data, and `_reconstruct` if it reconstructs.

@@ -153,5 +153,5 @@ def _misfit(detector, state):
 
 
 def _first_line(error):
-    """First line of a message, to which torch appends a stack of its own."""
+    """First line of an error message. Torch appends its own stack to it, which is left out."""
     return str(error).partition("\n")[0]

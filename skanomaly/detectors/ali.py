@@ -138,7 +138,8 @@ class ALI(TrainedDetector):
         * BiGAN: ``ALI(stochastic=False)``
         * BiGAN, scored by cross-entropy: ``ALI(stochastic=False, discrimination="cross_entropy")``
 
-    No loss compares the reconstruction G(E(x)) with x. It is therefore an image similar to x, not a copy.
+    No loss compares a reconstruction G(E(x)) with x. The reconstruction is therefore similar to x, but no
+    copy of it.
 
     `score_components` gives "residual_sum", "feature_matching" and "cross_entropy".
 

@@ -1,4 +1,4 @@
-"""ContextAE: an autoencoder that fills in what was erased."""
+"""ContextAE: an autoencoder that fills in an erased square."""
 
 from functools import partial
 from numbers import Real

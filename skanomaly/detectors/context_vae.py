@@ -1,4 +1,4 @@
-"""ContextVAE: a variational autoencoder that also fills in what was erased."""
+"""ContextVAE: a variational autoencoder that also fills in an erased square."""
 
 from functools import partial
 from numbers import Real

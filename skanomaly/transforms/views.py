@@ -50,8 +50,7 @@ def changed(transform, x):
 
 
 class _Geometric:
-    """Random affine map of places. Maps that follow each other in a `Compose` are carried out as a single
-    one.
+    """Random affine map of places. A `Compose` carries out maps that follow each other as a single one.
 
     A subclass writes `_matrix(n, size)`: maps (n, 3, 3) from places in the view to places in the image, both
     in [-1, 1].
