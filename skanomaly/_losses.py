@@ -1,6 +1,6 @@
 """Errors and losses of images (n, c, h, w).
 
-The errors of the pixels are a map for each image, (n, h, w), and means over the channels.
+The error of a pixel is a mean over the channels, so that the errors of images are maps (n, h, w).
 """
 
 import torch

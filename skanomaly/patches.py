@@ -237,7 +237,7 @@ class PatchDetector(CompositeDetector):
             yield chunk, images.subset(chunk).grid(self.patch_size_, self.stride_)
 
     def _stitch(self, sizes, windows):
-        """Yield (number, Judgement) of each image, put together from those of its windows."""
+        """Yield (number, Judgement) of each image, put together from the judgements of its windows."""
         weights = [profile(side) for side in self.patch_size_]
         current, total, scores = None, None, []
 

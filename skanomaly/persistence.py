@@ -36,7 +36,7 @@ def save(detector: BaseDetector, path: str | PathLike, *, leave_out: Sequence[st
         File, replaced as a whole: an interrupted `save` leaves the old one.
     leave_out : sequence of str, default=()
         Names of parameters that cannot be saved, because they hold a module or a function, for example. They
-        must be given to `load` again. Those of a nested detector are named like ``detector__encoder``.
+        must be given to `load` again. Parameters of a nested detector are named like ``detector__encoder``.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def load(path: str | PathLike, *, types: Sequence[type] = (), **parameters: Any)
     types : sequence of type, default=()
         Detector classes from outside skanomaly that the file may use.
     **parameters : dict
-        Parameters that were left out or are never saved, such as ``device``. Those of a nested detector
+        Parameters that were left out or are never saved, such as ``device``. Parameters of a nested detector
         are named like ``detector__device``.
 
     Returns

@@ -152,7 +152,7 @@ def _check_scale(scale, crop_policy):
 
 
 def _bank(digits, subset, zero):
-    """Images, and the rows of each digit among them."""
+    """Images of digits, and for each digit the numbers of its images."""
     if digits is None:
         if subset not in ("train", "val", "test"):
             raise ValueError(f"subset must be 'train', 'val' or 'test', got {subset!r}")

@@ -37,8 +37,8 @@ class GraphLayerExtractor(LayerExtractor):
     Parameters
     ----------
     thickness : sequence of L floats, default=(8, 14, 8, 6, 16, 6, 6)
-        Expected thickness of the layers from the vitreous inwards, in 1/128 of the height. Only their ratios
-        count: all layers together may be 0.3 to 1.2 times as thick.
+        Expected thickness of the layers from the vitreous inwards, in 1/128 of the height. Their ratios
+        matter most: all layers together may be 0.3 to 1.2 times as thick.
     polarity : sequence of L + 1 of {-1, 1}, default=(1, -1, -1, 1, -1, 1, 1, -1)
         Signs of the gradient at the upper end of each layer and at the lower end of the last: 1 from dark to
         bright, -1 from bright to dark.

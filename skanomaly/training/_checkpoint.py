@@ -25,7 +25,7 @@ class Checkpoint:
         Descriptions of all that decides the result: parameters and data. A fit is continued only if they are
         equal to those in the folder.
     seed : int
-        Seed of this fit. The attribute `seed` is the seed of the fit in the folder, if there is one.
+        Seed of this fit. If the folder holds a fit, the attribute `seed` is the seed of that fit.
 
     Raises
     ------

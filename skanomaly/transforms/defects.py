@@ -1,7 +1,7 @@
 """Anomalies made from normal images.
 
-A defect takes a batch of images (n, c, h, w) and gives changed images, masks (n, h, w) and labels (n,).
-All draws come from torch's generator on the CPU, so that one seed gives the same defects on every device.
+A defect takes a batch of images (n, c, h, w) and gives changed images, masks (n, h, w) and factors (n,). All
+draws come from torch's generator on the CPU, so that one seed gives the same defects on every device.
 """
 
 import numpy as np
