@@ -59,20 +59,6 @@ def tested_module(item):
     return stem if item.path.parent.name == "detectors" or stem == "patches" else None
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item):
-    item.began = cpu_seconds()
-    return (yield)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item, call):
-    if call.when == "teardown":
-        marks = [name for name in BUDGET if item.get_closest_marker(name)]
-        item.user_properties.append(("cpu", (cpu_seconds() - item.began, tested_module(item), marks)))
-    return (yield)
-
-
 def pytest_addoption(parser):
     parser.addoption("--budget", action="store_true", help="fail where tests take more CPU time than BUDGET")
 
@@ -86,6 +72,19 @@ class Budget:
 
     def __init__(self, config):
         self.config, self.workers, self.tests, self.detectors, self.over = config, 0.0, {}, Counter(), []
+
+    # Methods of a plugin, since functions of this file would not see the tests in doc/.
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item):
+        item.began = cpu_seconds()
+        return (yield)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item, call):
+        if call.when == "teardown":
+            marks = [name for name in BUDGET if item.get_closest_marker(name)]
+            item.user_properties.append(("cpu", (cpu_seconds() - item.began, tested_module(item), marks)))
+        return (yield)
 
     def pytest_runtest_logreport(self, report):
         if report.when == "teardown":
