@@ -62,10 +62,6 @@ class TrainedDetector(BaseDetector):
             size["hidden_size"] = None
         return size
 
-    def _weights(self, *names):
-        """Weights of the terms of a loss, by the names of the terms."""
-        return {name: getattr(self, f"{name}_weight") for name in names}
-
     def _learn(self, images):
         check_early_stopping(self.callbacks, self.validation_fraction)
         self.device_ = _inference.resolve_device(self.device)

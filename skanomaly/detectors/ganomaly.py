@@ -154,7 +154,11 @@ class GANomaly(TrainedDetector):
         return GANomalyNetwork(image_shape, **self._network_size())
 
     def _train(self, run, network, images):
-        weights = self._weights("reconstruction", "code", "adversarial")
+        weights = {
+            "reconstruction": self.reconstruction_weight,
+            "code": self.code_weight,
+            "adversarial": self.adversarial_weight,
+        }
         run("adversarial", EncoderDecoderEncoder, network, images, weights=weights)
 
     def _reconstruct(self, network, x):

@@ -391,7 +391,13 @@ class SQUID(TrainedDetector):
             images,
             augmentation=self.augmentation,
             n_critic=self.n_critic,
-            weights=self._weights("teacher", "student", "distillation", "adversarial", "discriminator"),
+            weights={
+                "teacher": self.teacher_weight,
+                "student": self.student_weight,
+                "distillation": self.distillation_weight,
+                "adversarial": self.adversarial_weight,
+                "discriminator": self.discriminator_weight,
+            },
             detach_teacher=self.detach_teacher,
             # The public code's values for all parts but the discriminator.
             optimizer__eps=1e-7,

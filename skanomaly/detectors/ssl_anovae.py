@@ -368,7 +368,12 @@ class SSLAnoVAE(TrainedDetector):
     def _train(self, run, network, images):
         ssl = {"views": self._views(), "momentum": self.momentum}
         options = {
-            "weights": self._weights("ssl", "reconstruction", "prior", "adversarial"),
+            "weights": {
+                "ssl": self.ssl_weight,
+                "reconstruction": self.reconstruction_weight,
+                "prior": self.prior_weight,
+                "adversarial": self.adversarial_weight,
+            },
             "prior_weights": (self.image_prior_weight, self.ssl_prior_weight),
         }
         if self.ssl_training == "end_to_end":
