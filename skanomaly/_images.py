@@ -44,14 +44,17 @@ class Images:
 
     def __getitem__(self, index):
         """float32 tensor (len(index), C, H, W) for a slice or an int array."""
+        return self.to_network(self._read(index))
+
+    def _read(self, index):
+        """Images as they are in X."""
         if self.rows is not None:
             index = self.rows[index]
         if self.by_index or isinstance(index, slice):
-            return self.to_network(np.asarray(self.X[index]))
+            return np.asarray(self.X[index])
         # Any lazy object takes slices, few take index arrays: one slice for each run of consecutive rows.
         runs = np.split(index, np.flatnonzero(np.diff(index) != 1) + 1)
-        rows = [np.asarray(self.X[int(run[0]) : int(run[-1]) + 1]) for run in runs]
-        return self.to_network(np.concatenate(rows))
+        return np.concatenate([np.asarray(self.X[int(run[0]) : int(run[-1]) + 1]) for run in runs])
 
     @property
     def map_shape(self):
@@ -60,7 +63,7 @@ class Images:
 
     def raw(self):
         """All images as they are in X, channels first: (n, C, H, W)."""
-        return self.layout.to_network(np.asarray(self.X[0 : len(self)]))
+        return self.layout.to_network(self._read(slice(0, len(self))))
 
     def to_network(self, batch):
         """Images as networks take them, a float32 tensor, made of rows of X."""

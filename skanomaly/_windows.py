@@ -59,7 +59,7 @@ class ImageStack:
 
     def raw(self):
         """All images as they are in X, channels first: (n, C, H, W)."""
-        return self.layout.to_network(np.asarray(self.X[0 : len(self)]))
+        return self.layout.to_network(np.asarray(self.X[0 : self.X.shape[0]])[self.rows])
 
     def subset(self, index):
         """Images of some of the rows."""

@@ -18,7 +18,7 @@ from sklearn.base import BaseEstimator
 from . import _storage
 from ._discovery import all_detectors
 from ._format import Layout
-from .base import PROCESS_PARAMETERS, BaseDetector, restore, state_of
+from .base import PROCESS_PARAMETERS, BaseDetector, is_fitted, restore, state_of
 
 __all__ = ["load", "save"]
 
@@ -166,7 +166,7 @@ def _describe(detector, prefix, leave_out):
         "left_out": left_out,
         "version": cls._file_version,
     }
-    if not hasattr(detector, "network_"):
+    if not is_fitted(detector):
         return description
     attributes, tensors = state_of(detector)
     fitted = {

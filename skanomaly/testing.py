@@ -471,7 +471,7 @@ def check_nesting(detector):
 def check_persistence(detector):
     """`save` and `load` give the same detector to the bit, fitted or not, and also one inside another."""
     X = make_images()
-    types = [type(detector)]
+    types = [type(part) for part in (detector, *detector.get_params().values()) if hasattr(part, "fit")]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "detector.skanomaly"
         persistence.save(detector, path)

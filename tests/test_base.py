@@ -163,3 +163,105 @@ def test_kinds_of_detectors():
         assert issubclass(cls, TrainedDetector) == (name not in composites)
     fitted = PatchDetector(tiny(AutoEncoder), n_patches=2, random_state=0).fit(X)
     assert fitted.intensity_range_ == fitted.detector_.intensity_range_
+
+
+class Few(NearestImages):
+    """Judges fewer images than there are."""
+
+    def _measure(self, network, images):
+        super()._measure(network, images)
+        return [(np.zeros(3), None)]
+
+
+def test_too_few_judgements_are_refused():
+    with pytest.raises(ValueError, match="3 judgements for 12 normal images"):
+        Few().fit(X)
+
+
+class Watching(LinearAutoEncoder):
+    """Notes which images it was given."""
+
+    def _prepare(self, images):
+        self.raw_ = images.raw()
+
+    def _measure(self, network, images):
+        self.n_measured_ = len(images)
+
+
+def test_statistics_are_of_the_images_that_were_trained_on():
+    assert Watching(validation_fraction=0.25, random_state=0).fit(X).n_measured_ == 9
+
+
+def test_raw_images_are_those_in_use():
+    y = np.r_[-1, -1, -1, np.ones(9)]
+    assert_array_equal(Watching(random_state=0).fit(X, y).raw_[:, 0], X[3:])
+
+
+def test_an_unfitted_detector_names_what_it_lacks():
+    with pytest.raises(AttributeError, match="image_shape_ is there once NearestImages is fitted"):
+        NearestImages().image_shape_  # noqa: B018
+    assert not hasattr(NearestImages(), "intensity_range_")
+
+
+@pytest.mark.parametrize("toy", [NearestImages, LinearAutoEncoder])
+def test_what_the_process_cannot_do_is_refused_before_images_are_read(toy):
+    with pytest.raises(ValueError, match="cuda:99"):
+        toy(device="cuda:99").fit(np.full((4, 8, 8), np.nan))
+
+
+class Repeating(LinearAutoEncoder):
+    """Runs its stage a number of times."""
+
+    n_runs = 2
+
+    def _train(self, run, network, images):
+        for _ in range(self.n_runs):
+            super()._train(run, network, images)
+
+
+def test_stages_are_there_and_have_names_of_their_own(monkeypatch):
+    with pytest.raises(ValueError, match="two stages are named 'reconstruction'"):
+        Repeating().fit(X)
+    monkeypatch.setattr(Repeating, "n_runs", 0)
+    with pytest.raises(ValueError, match="ran no stage"):
+        Repeating().fit(X)
+
+
+class Pair(CompositeDetector):
+    """Mean of two nearest-image detectors."""
+
+    def __init__(
+        self,
+        *,
+        contamination=0.1,
+        pixel_contamination=0.01,
+        intensity_range="auto",
+        channel_axis="auto",
+        image_shape=None,
+        random_state=None,
+    ):
+        self._assign_shared(locals())
+
+    network_ = property(lambda self: nn.ModuleList(member.network_ for member in self.members_))
+
+    def _learn(self, images):
+        self.members_ = [NearestImages(n_neighbors=k).fit(images.raw()[:, 0]) for k in (1, 3)]
+
+    def _judgements(self, images, pick):
+        raw = images.raw()[:, 0]
+        for parts in zip(*(member.iter_batches(raw) for member in self.members_)):
+            score, maps = (np.mean([part[k] for part in parts], axis=0) for k in (1, 2))
+            yield parts[0][0], pick(Judgement(-score, maps))
+
+    def _components(self, images):
+        yield {"mean": np.concatenate([score for _, score in self._judgements(images, lambda j: j.score)])}
+
+
+def test_a_composite_is_saved_with_what_it_holds(tmp_path):
+    detector = Pair().fit(X)
+    save(detector, tmp_path / "pair")
+    loaded = load(tmp_path / "pair", types=[Pair, NearestImages])
+    assert_array_equal(loaded.score_samples(X), detector.score_samples(X))
+    assert_array_equal(loaded.anomaly_map(X), detector.anomaly_map(X))
+    assert_array_equal(detector.score_components(X)["mean"], -detector.score_samples(X))
+    assert not hasattr(detector, "reconstruct")

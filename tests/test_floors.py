@@ -46,8 +46,8 @@ FILES = [path for path in sorted(ROOT.rglob("*.py")) if path != ROOT / "__init__
 TREES = {path: ast.parse(path.read_text()) for path in FILES}
 #: Base classes may use private names of the detectors.
 EXEMPT = {"base"}
-#: Names with an underscore that are public, those of a NamedTuple.
-PUBLIC = {"_asdict", "_replace"}
+#: Names with an underscore that are public: of a NamedTuple, and of any estimator.
+PUBLIC = {"_asdict", "_parameter_constraints", "_replace"}
 
 
 def imported(path):
@@ -128,6 +128,8 @@ def defined(tree):
 def foreign_private_names(path):
     """Private names that a file uses of other rooms: attributes of objects, and imports."""
     ours = {name for other in FILES if ROOMS[other] == ROOMS[path] for name in defined(TREES[other])}
+    if ROOMS[path] not in EXEMPT:  # what a detector keeps to itself, whoever overrides it
+        ours -= {name for other in FILES if ROOMS[other] in EXEMPT for name in defined(TREES[other])}
     imports = (node for node in ast.walk(TREES[path]) if isinstance(node, ast.Import))
     packages = {alias.asname or alias.name for node in imports for alias in node.names}  # of others
     for node in ast.walk(TREES[path]):
@@ -135,6 +137,10 @@ def foreign_private_names(path):
             other = isinstance(node.value, ast.Name) and node.value.id in packages
             if node.attr not in ours and not other:
                 yield node.attr
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
+            (of, name), found = node.args[:2], getattr(node.args[1], "value", None)
+            if isinstance(found, str) and is_private(found) and not is_own(of):
+                yield found
     for name in imported(path):
         if name[0] == "skanomaly" and is_private(name[-1]) and room_of(*name[1:]) != ROOMS[path]:
             file = ROOT.joinpath(*name[1:])

@@ -6,9 +6,13 @@ from ._detector import BaseDetector
 class CompositeDetector(BaseDetector):
     """Base of detectors that hold other detectors, each with an input format of its own.
 
-    A subclass has no network. It writes `_learn`, which fits the detectors it holds; `_judgements`, which
-    judges images batch by batch by means of them; and `_components`. Its `_format_class` reads X.
+    A subclass writes `_learn`, which fits the detectors it holds; `_judgements`, which judges images batch by
+    batch by means of them; and `_components`. Its `_format_class` reads X. Its ``network_`` is a property,
+    all their networks in one module. It does not reconstruct.
     """
+
+    def _check_process(self):
+        """Leave the device to the detectors held."""
 
     def _learn(self, images):
         """Fit the detectors held; return None, or judgements as `_measure` does."""

@@ -146,11 +146,16 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
 
     @property
     def image_shape_(self) -> tuple[int, int, int]:
-        return self._format.image_shape
+        return self._learned("image_shape")
 
     @property
     def intensity_range_(self) -> tuple[float, float]:
-        return self._format.intensity_range
+        return self._learned("intensity_range")
+
+    def _learned(self, name):
+        if "_format" not in vars(self):
+            raise AttributeError(f"{name}_ is there once {type(self).__name__} is fitted")
+        return getattr(self._format, name)
 
     @checked_fit(prefer_skip_nested_validation=True)
     def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> Self:
@@ -189,6 +194,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
     # Not `fit`: callbacks are torn down by what their task leaves on the detector, also if the fit fails.
     @all_or_nothing
     def _fit(self, X, y):
+        self._check_process()
         self._format, images = self._format_class.learn(X, y, self, self._image_range)
         self._prepare(images)
         judged = self._learn(images)
@@ -199,9 +205,12 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         self.offset_ = float(np.percentile(-scores, 100 * self.contamination))
         self._set_pixel_threshold(pixels, self.pixel_contamination)
 
+    def _check_process(self):
+        """Refuse, before X is read, what this process cannot do."""
+        self.device_ = _inference.resolve_device(self.device)
+
     def _learn(self, images):
         """Make ``network_`` from the images; return judgements of the normal ones, as `_measure` does."""
-        self.device_ = _inference.resolve_device(self.device)
         with seeded(draw_seed(self.random_state), self.device_):
             network = self._new_network()
             judged = self._measure(network, images)
@@ -272,7 +281,13 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
                 if maps.shape[1] > per_image:
                     maps = maps[:, rng.choice(maps.shape[1], per_image, replace=False)]
                 pixels.append(maps.ravel())
-        return np.concatenate(scores), np.concatenate(pixels) if pixels else None
+        scores = np.concatenate(scores)
+        if len(scores) != len(images):
+            raise ValueError(
+                f"{type(self).__name__}._measure returned {len(scores)} judgements for {len(images)} normal "
+                "images; return those of all of them, or None"
+            )
+        return scores, np.concatenate(pixels) if pixels else None
 
     def _set_pixel_threshold(self, pixels, rate):
         quantiles = (math.nan,) * 3 if pixels is None else np.quantile(pixels, [1 - rate, 0.01, 0.999])

@@ -2,14 +2,20 @@
 
 import math
 import threading
+from collections import Counter
+from functools import partial
 
 import torch
 from skorch.history import History
-from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from .. import _inference
 from .._format import Layout
 from .._random import seeded
+from ._composite import CompositeDetector
 from ._trained import TrainedDetector
 
 #: Attributes that a file must give, and the rule for each. A file may be forged: wrong values must fail here,
@@ -99,9 +105,9 @@ def restore(detector, attributes, tensors):
         if not _is_fitted_name(name):
             raise ValueError(f"{name!r} is not an attribute of a fitted detector")
         setattr(detector, name, value)
-    if tensors is None:
+    if tensors is None and isinstance(detector, CompositeDetector):
         return
-    if problem := _misfit(detector, tensors):
+    if problem := _misfit(detector, tensors or {}):
         raise ValueError(f"the network in the file is not the one its parameters describe: {problem}")
     detector.device_ = _inference.resolve_device(detector.device)
     with seeded(0):
@@ -118,19 +124,22 @@ def _misfit(detector, state):
     """Difference between tensors and the network that the parameters describe, in words; "" if none.
 
     The network is built on torch's meta device, which allocates nothing, and the building is stopped once it
-    has more parameters than there are tensors: no file can exhaust memory or time.
+    has more parameters or buffers than there are tensors: no file can exhaust memory or time.
     """
-    n_parameters, thread = 0, threading.get_ident()
+    counts, thread = Counter(), threading.get_ident()
 
-    def count(module, name, parameter):
-        nonlocal n_parameters
+    def count(kind, limit, module, name, tensor):
         if threading.get_ident() != thread:  # torch calls the hook for networks of all threads
             return
-        n_parameters += parameter is not None
-        if n_parameters > len(state):
+        counts[kind] += tensor is not None
+        if counts[kind] > limit:
             raise ValueError(f"it has more than the {len(state)} tensors there are")
 
-    hook = register_module_parameter_registration_hook(count)
+    hooks = [
+        register_module_parameter_registration_hook(partial(count, "parameter", len(state))),
+        # More buffers than tensors: some are not kept in a state.
+        register_module_buffer_registration_hook(partial(count, "buffer", 2 * len(state) + 100)),
+    ]
     try:
         with seeded(0), torch.device("meta"):
             expected = detector._build(detector.image_shape_).state_dict()
@@ -142,7 +151,8 @@ def _misfit(detector, state):
     except (ValueError, RuntimeError, OverflowError, TypeError) as error:
         return _first_line(error)
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
     expected = {key: (tuple(value.shape), value.dtype) for key, value in expected.items()}
     found = {key: (tuple(value.shape), value.dtype) for key, value in state.items()}
     differ = sorted(key for key in {**expected, **found} if expected.get(key) != found.get(key))
@@ -155,3 +165,8 @@ def _misfit(detector, state):
 def _first_line(error):
     """First line of an error message. Torch appends its own stack to it, which is left out."""
     return str(error).partition("\n")[0]
+
+
+def is_fitted(detector):
+    """Whether a detector has been fitted."""
+    return "_format" in vars(detector)

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from skorch.history import History
 
-from .. import _inference
 from .._images import fingerprint
 from .._parameters import PROCESS_PARAMETERS
 from .._random import draw_seed, seeded
@@ -62,9 +61,11 @@ class TrainedDetector(BaseDetector):
             size["hidden_size"] = None
         return size
 
-    def _learn(self, images):
+    def _check_process(self):
         check_early_stopping(self.callbacks, self.validation_fraction)
-        self.device_ = _inference.resolve_device(self.device)
+        super()._check_process()
+
+    def _learn(self, images):
         seed, checkpoint = draw_seed(self.random_state), None
         if self.checkpoint_dir is not None:
             checkpoint = Checkpoint(self.checkpoint_dir, self._describe_fit(images), seed)
@@ -89,6 +90,8 @@ class TrainedDetector(BaseDetector):
         histories = {}
 
         def run(stage, training, network, images, **options):
+            if stage in histories:
+                raise ValueError(f"two stages are named {stage!r}; their histories would be one")
             options = {"max_epochs": self.max_epochs, "lr": self.lr, "batch_size": self.batch_size} | options
             histories[stage] = training(
                 network,
@@ -102,6 +105,8 @@ class TrainedDetector(BaseDetector):
             return histories[stage]
 
         self._train(run, network, images)
+        if not histories:
+            raise ValueError(f"{type(self).__name__}._train ran no stage; a BaseDetector needs none")
         return histories
 
     def _last_step(self):

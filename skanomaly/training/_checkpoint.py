@@ -47,7 +47,7 @@ class Checkpoint:
             if changed := _changes(content["rounding"], self.rounding):
                 warnings.warn(
                     f"the fit in {str(self.folder)!r} goes on, and will round otherwise: {changed}",
-                    stacklevel=6,
+                    stacklevel=7,
                 )
 
     def read(self, stage):
