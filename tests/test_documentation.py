@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from numpydoc.validate import validate
 from PIL import Image
+from test_floors import FLOORS
 
 import skanomaly
 from skanomaly import (
@@ -209,3 +210,18 @@ def test_the_glossary_has_every_score_component(name, detector):
     if name == "PatchDetector":  # those of the detector inside
         name = "AutoEncoder"
     assert sorted(components_in_the_glossary()[name]) == sorted(found)
+
+
+def test_the_drawing_of_the_house_has_its_floors():
+    """The contributors' page shows the rooms of each floor, the highest first."""
+    drawing = re.search(r"```\n(testing.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)[1]
+    floors = [
+        {room for line in floor.splitlines() for room in line[:39].split()} for floor in drawing.split("\n\n")
+    ]
+    assert floors[::-1] == FLOORS
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_links_lead_to_files_that_are_there(page):
+    links = re.findall(r"\]\((?!http)([^)]+)\)", (ROOT / page).read_text())
+    assert all((ROOT / link).exists() for link in links)
