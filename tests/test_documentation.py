@@ -1,5 +1,6 @@
 """Pages that are there, true and run."""
 
+import ast
 import doctest
 import importlib
 import inspect
@@ -225,3 +226,50 @@ def test_the_drawing_of_the_house_has_its_floors():
 def test_links_lead_to_files_that_are_there(page):
     links = re.findall(r"\]\((?!http)([^)]+)\)", (ROOT / page).read_text())
     assert all((ROOT / link).exists() for link in links)
+
+
+# Words that leave a reader waiting for the thing that is described.
+LATE = {"Of", "As", "And", "What", "Where"}
+
+
+def descriptions(doc):
+    """First lines of a docstring and of the entries of its sections."""
+    lines = inspect.cleandoc(doc).splitlines()
+    yield lines[0]
+    for above, line in zip(lines, lines[1:]):
+        if line.startswith("    ") and above and not above.startswith((" ", ":", "..", ">>>")):
+            yield line.strip()
+
+
+def late(texts):
+    return [text for text in texts if re.match(r"\W*(\w*)", text)[1] in LATE]
+
+
+def test_descriptions_in_the_guide_begin_with_their_subject():
+    pages = [*ROOT.glob("doc/guide/*.rst"), *ROOT.glob("doc/*.rst")]
+    items = [
+        item
+        for page in pages
+        for item in re.findall(r"^ *(?:\* - |\* |- )(.*)", page.read_text(), flags=re.MULTILINE)
+    ]
+    items += re.findall(
+        r"^   \w.*\n      (.*)", (ROOT / "doc" / "glossary.rst").read_text(), flags=re.MULTILINE
+    )
+    assert len(items) > 100
+    assert not late(items)
+
+
+DOCSTRINGS = ast.Module, ast.ClassDef, ast.FunctionDef
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("skanomaly/**/*.py")), ids=lambda path: path.stem)
+def test_descriptions_in_docstrings_begin_with_their_subject(path):
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, DOCSTRINGS)]
+    docs = [doc for node in nodes if (doc := ast.get_docstring(node))]
+    assert not late(text for doc in docs for text in descriptions(doc))
+
+
+@pytest.mark.parametrize(("name", "detector"), testing.all_detectors())
+def test_descriptions_that_detectors_share_begin_with_their_subject(name, detector):
+    """The words on shared parameters are put into docstrings when a class is made."""
+    assert not late(descriptions(inspect.getdoc(detector)))
