@@ -82,6 +82,19 @@ def test_judgements_that_were_measured_set_the_thresholds():
     assert counting.map_range_ == plain.map_range_
 
 
+def test_of_many_pixels_a_sample_sets_the_threshold(monkeypatch):
+    whole, kept = NearestImages().fit(X), []
+    monkeypatch.setattr("skanomaly.base._detector.N_PIXELS", 1200)
+    keep = NearestImages._set_pixel_threshold
+    monkeypatch.setattr(
+        NearestImages, "_set_pixel_threshold", lambda self, p, rate: (kept.append(p.size), keep(self, p, rate))
+    )
+    sampled = NearestImages().fit(X)
+    assert kept == [1200]
+    assert sampled.pixel_offset_ != whole.pixel_offset_
+    assert sampled.pixel_offset_ == pytest.approx(whole.pixel_offset_, rel=0.2)
+
+
 class Infinite(NearestImages):
     """Scores that are not numbers."""
 
@@ -138,17 +151,18 @@ def test_a_training_may_be_run_by_another_run():
 
 
 class Shared(LinearAutoEncoder):
-    """Constraints by name, and one of its own."""
+    """Constraints by name, and two of its own, one for a shared parameter."""
 
-    _parameter_constraints = {"code_weight": [str]}
+    _parameter_constraints = {"code_weight": [str], "latent_size": [None, list]}
 
-    def __init__(self, *, width=1, extra_weight=1.0, code_weight="a", warm_epochs=1, latent_size=2):
+    def __init__(self, *, width=1, extra_weight=1.0, code_weight="a", warm_epochs=1, latent_size=None):
         self.width, self.extra_weight, self.code_weight = width, extra_weight, code_weight
         self.warm_epochs, self.latent_size = warm_epochs, latent_size
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("width", 0), ("extra_weight", -1), ("code_weight", 1), ("warm_epochs", 0)]
+    ("name", "value"),
+    [("width", 0), ("extra_weight", -1), ("code_weight", 1), ("warm_epochs", 0), ("latent_size", 2)],
 )
 def test_constraints_of_shared_names(name, value):
     Shared()._validate_params()
@@ -207,6 +221,12 @@ def test_an_unfitted_detector_names_what_it_lacks():
 def test_what_the_process_cannot_do_is_refused_before_images_are_read(toy):
     with pytest.raises(ValueError, match="cuda:99"):
         toy(device="cuda:99").fit(np.full((4, 8, 8), np.nan))
+
+
+def test_callbacks_of_unknown_stages_warn_where_fit_was_called():
+    with pytest.warns(UserWarning, match="stages that LinearAutoEncoder has not: .'encoder'") as warned:
+        LinearAutoEncoder(callbacks={"encoder": []}).fit(X)
+    assert {warning.filename for warning in warned} == {__file__}
 
 
 class Repeating(LinearAutoEncoder):

@@ -211,8 +211,10 @@ def test_a_callback_whose_state_would_be_lost_is_named(tmp_path):
 def test_another_number_of_threads_is_said(tmp_path, monkeypatch):
     gan(checkpoint_dir=tmp_path).fit(X)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
-    with pytest.warns(UserWarning, match="goes on, and will round otherwise: torch threads was 1 and is 7"):
+    message = "goes on, and will round otherwise: torch threads was 1 and is 7"
+    with pytest.warns(UserWarning, match=message) as warned:
         gan(checkpoint_dir=tmp_path).fit(X)
+    assert {warning.filename for warning in warned} == {__file__}
 
 
 def test_two_stages_of_one_name(tmp_path):

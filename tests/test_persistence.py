@@ -87,6 +87,15 @@ def test_a_file_of_an_older_skanomaly_comes_back():
         loaded.predict(X.astype(float))
 
 
+def test_an_older_file_of_patches_comes_back():
+    """PatchDetector as it was saved before it had a range of its own."""
+    loaded = load(Path(__file__).parent / "files" / "patches.skanomaly")
+    assert (loaded.offset_, loaded.pixel_offset_) == (-0.17447321861982346, 0.6555411380529402)
+    scores = [-0.13494056463241577, -0.12228868901729584, -0.1603429615497589]
+    assert_allclose(loaded.score_samples(X[:3]), scores, rtol=1e-6)
+    assert (loaded.image_shape_, loaded.intensity_range_) == ((1, 16, 16), (0, 255))
+
+
 def test_a_file_of_another_version_is_refused_by_name(tmp_path, monkeypatch):
     save(tiny(AutoEncoder).fit(X), tmp_path / "a")
     monkeypatch.setattr(AutoEncoder, "_file_version", 2)
