@@ -328,7 +328,7 @@ def check_outputs(detector):
 
 def check_thresholds(detector):
     """`contamination` and `pixel_contamination` flag what they say; `calibrate` resets both."""
-    X = make_images((60, 16, 16))
+    X = make_images((30, 16, 16))
     fitted = clone(detector).set_params(contamination=0.2, pixel_contamination=0.05).fit(X)
     assert np.mean(fitted.predict(X) == -1) == 0.2
     before = fitted.offset_, fitted.pixel_offset_
@@ -502,7 +502,7 @@ def check_resume(detector):
         def on_epoch_begin(self, net, **kwargs):
             Kill.epochs += 1
 
-    X = make_images((20, 16, 16))
+    X = make_images()
     epochs = [name for name in detector.get_params() if name.endswith("_epochs")]
     detector = _set(clone(detector), callbacks=[Kill()]).set_params(**dict.fromkeys(epochs, 2))
     whole = clone(detector).fit(X)

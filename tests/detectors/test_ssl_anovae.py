@@ -310,7 +310,7 @@ def test_colour_transforms_refuse_two_channels():
 
 
 @pytest.mark.learning
-@pytest.mark.parametrize(("ssl_training", "max_epochs"), [("end_to_end", 15), ("pretrain", 20)])
+@pytest.mark.parametrize(("ssl_training", "max_epochs"), [("end_to_end", 12), ("pretrain", 16)])
 def test_learns_what_a_chest_looks_like(ssl_training, max_epochs):
     small = {"hidden_size": 128, "width": 8, "batch_size": 16, "lr": 2e-3, "random_state": 0}
     check_learns(SSLAnoVAE(ssl_training=ssl_training, max_epochs=max_epochs, ssl_epochs=4, **small))
@@ -320,7 +320,7 @@ def test_learns_what_a_chest_looks_like(ssl_training, max_epochs):
 def test_codes_do_not_collapse():
     """Predictor and slow target keep the projections of different images apart."""
     X = load_chest_xray(subset="train").images[:128, ::4, ::4]
-    detector = SSLAnoVAE(hidden_size=64, width=8, max_epochs=20, batch_size=32, random_state=0).fit(X)
+    detector = SSLAnoVAE(hidden_size=64, width=8, max_epochs=12, batch_size=32, random_state=0).fit(X)
     net = detector.network_
     with torch.no_grad():
         projected = net.projector(net.ssl_encoder(torch.from_numpy(X[:, None] / 255).float()))
