@@ -103,11 +103,13 @@ class Images:
 
     def epoch(self, batch_size):
         """Yield all images in random order, in batches whose sizes differ by at most one."""
-        n = len(self)
-        # drop_last would train nothing on fewer images than a batch; a last batch of one breaks BatchNorm.
-        n_batches = max(1, min(-(-n // batch_size), n // 2))
-        for index in np.array_split(self.order(batch_size), n_batches):
+        for index in np.array_split(self.order(batch_size), self.n_batches(batch_size)):
             yield self[index]
+
+    def n_batches(self, batch_size):
+        """Number of batches of an epoch."""
+        # drop_last would train nothing on fewer images than a batch; a last batch of one breaks BatchNorm.
+        return max(1, min(-(-len(self) // batch_size), len(self) // 2))
 
     def subset(self, index):
         """Images of some of the rows, in the order of X."""

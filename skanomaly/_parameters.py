@@ -12,6 +12,9 @@ PROCESS_PARAMETERS = {"callbacks", "checkpoint_dir", "device", "verbose"}
 
 #: Entries of class docstrings, in the order of signatures. A class gets those of its own parameters.
 PARAMETERS = """
+    max_epochs : int, default=None
+        Number of passes over the training images. None makes {max_epochs steps} training steps, whatever the
+        number of images.
     batch_size : int
         Number of images per training step, at least 2. Scoring does not use it.
     lr : float
@@ -106,7 +109,7 @@ COMMON = {
 }
 #: Constraints of the parameters that all detectors trained in epochs share.
 TRAINING = {
-    "max_epochs": _whole,
+    "max_epochs": [*_whole, None],
     # BatchNorm cannot be trained on a batch of one.
     "batch_size": [Interval(Integral, 2, None, closed="left")],
     "lr": _positive,
@@ -128,7 +131,7 @@ AUTOENCODER = {
 SHARED = COMMON | TRAINING | AUTOENCODER
 
 #: Constraints of all parameters whose names have these endings.
-ENDINGS = {"_weight": [Interval(Real, 0, None, closed="left")], "_epochs": _whole, "_lr": _positive}
+ENDINGS = {"_weight": [Interval(Real, 0, None, closed="left")], "_epochs": [*_whole, None], "_lr": _positive}
 
 
 def constraints_of(names, own):
@@ -137,8 +140,10 @@ def constraints_of(names, own):
     return by_ending | {name: SHARED[name] for name in names if name in SHARED} | own
 
 
-def fill_docstring(doc, names, *, trained):
+def fill_docstring(doc, names, *, trained, steps):
     """Docstring of a class with ``{size}``, ``{parameters}`` and ``{attributes}`` replaced.
+
+    ``{max_epochs steps}`` becomes the number of training steps that ``max_epochs=None`` stands for, and so on.
 
     Parameters
     ----------
@@ -147,6 +152,8 @@ def fill_docstring(doc, names, *, trained):
         Parameters of the class. Those that `doc` does not describe itself replace ``{parameters}``.
     trained : bool
         Whether the class has the attributes of a training.
+    steps : dict of str to int
+        Training steps, by parameters.
     """
     if doc is None:
         return None
@@ -155,7 +162,10 @@ def fill_docstring(doc, names, *, trained):
     described = re.findall(r"^(\w+) : ", doc.partition("\nAttributes\n")[0], flags=re.MULTILINE)
     parameters = _entries(PARAMETERS, lambda name: name in names and name not in described)
     attributes = _entries(ATTRIBUTES, lambda name: trained or name not in TRAINED_ATTRIBUTES)
-    return doc.replace("{parameters}", parameters).replace("{attributes}", attributes)
+    doc = doc.replace("{parameters}", parameters).replace("{attributes}", attributes)
+    for name, n_steps in steps.items():
+        doc = doc.replace(f"{{{name} steps}}", f"{n_steps:,}")
+    return doc
 
 
 def _entries(text, wanted):

@@ -285,3 +285,41 @@ def test_a_composite_is_saved_with_what_it_holds(tmp_path):
     assert_array_equal(loaded.anomaly_map(X), detector.anomaly_map(X))
     assert_array_equal(detector.score_components(X)["mean"], -detector.score_samples(X))
     assert not hasattr(detector, "reconstruct")
+
+
+class Stepping(LinearAutoEncoder):
+    """Two stages, whose numbers of epochs are parameters."""
+
+    _steps = {"max_epochs": 10, "late_epochs": 5}
+
+    def __init__(self, *, max_epochs=None, late_epochs=None, batch_size=8, random_state=None):
+        super().__init__(max_epochs=max_epochs, batch_size=batch_size, random_state=random_state)
+        self.late_epochs = late_epochs
+
+    def _train(self, run, network, images):
+        super()._train(run, network, images)
+        run("late", Reconstruction, network, images, error=toys.absolute_error, epochs="late_epochs")
+
+
+@pytest.mark.parametrize(
+    ("n", "parameters", "expected"),
+    [
+        (12, {}, (5, 3)),  # of 2 batches
+        (24, {}, (4, 2)),
+        (100, {}, (1, 1)),
+        (12, {"batch_size": 4}, (4, 2)),
+        (12, {"late_epochs": 7}, (5, 7)),
+        (12, {"max_epochs": 1}, (1, 3)),
+    ],
+)
+def test_none_is_a_number_of_steps(n, parameters, expected):
+    history = Stepping(random_state=0, **parameters).fit(make_images((n, 8, 8))).history_
+    assert (len(history["reconstruction"]), len(history["late"])) == expected
+
+
+def test_pages_name_the_number_of_steps():
+    for name, cls in all_detectors():
+        assert " steps}" not in cls.__doc__
+        assert ("max_epochs" in inspect.signature(cls).parameters) == ("max_epochs" in cls._steps)
+        for parameter, n_steps in cls._steps.items():
+            assert f"{n_steps:,}" in cls.__doc__.partition(f"{parameter} : int, default=None")[2][:200], name

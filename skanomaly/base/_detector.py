@@ -72,6 +72,9 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
     #: Whether the method learns something else from unlabelled images (y = 0) than from normal ones.
     _tells_unlabelled = False
 
+    #: Training steps, which only detectors trained in epochs take.
+    _steps: dict = {}
+
     #: Version of saved files, raised with each change of the network that older files do not fit.
     _file_version = 1
 
@@ -102,7 +105,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         cls._parameter_constraints = constraints_of(names, cls._parameter_constraints)
         # PatchDetector has no parameters of training, but shows the history of the detector it holds.
         trained = "max_epochs" in names or hasattr(cls, "history_")
-        cls.__doc__ = fill_docstring(cls.__doc__, names, trained=trained)
+        cls.__doc__ = fill_docstring(cls.__doc__, names, trained=trained, steps=cls._steps)
 
     def _assign_shared(self, parameters):
         """Assign the shared parameters of a constructor, which are given by its `locals()`."""

@@ -1,5 +1,6 @@
 """TrainedDetector: base of detectors whose network is trained in epochs."""
 
+import math
 import warnings
 from typing import Any
 
@@ -22,7 +23,10 @@ class TrainedDetector(BaseDetector):
     parameters max_epochs, batch_size, lr, validation_fraction, checkpoint_dir, callbacks and verbose.
     """
 
-    max_epochs: int
+    #: Training steps of a stage whose number of epochs is None, by the parameter that gives the number.
+    _steps = {"max_epochs": 1000}
+
+    max_epochs: int | None
     batch_size: int
     lr: float
     validation_fraction: float
@@ -44,9 +48,10 @@ class TrainedDetector(BaseDetector):
 
         Parameters
         ----------
-        run : callable (stage, training, network, images, **options) -> History
-            Function that runs one stage. `training` is a subclass of `Training`, and `options` are arguments
-            of its constructor. The options max_epochs, lr and batch_size override this detector's parameters.
+        run : callable (stage, training, network, images, *, epochs="max_epochs", **options) -> History
+            Function that runs one stage. `training` is a subclass of `Training`, `epochs` the parameter of
+            this detector with the number of epochs, and `options` are arguments of the constructor of
+            `training`. The options max_epochs, lr and batch_size override this detector's parameters.
         network : nn.Module
         images : Images
             Images to train on. ``images.held_out`` are the images for validation, or None.
@@ -89,10 +94,13 @@ class TrainedDetector(BaseDetector):
     def _run_stages(self, network, images, checkpoint):
         histories = {}
 
-        def run(stage, training, network, images, **options):
+        def run(stage, training, network, images, *, epochs="max_epochs", **options):
             if stage in histories:
                 raise ValueError(f"two stages are named {stage!r}; their histories would be one")
-            options = {"max_epochs": self.max_epochs, "lr": self.lr, "batch_size": self.batch_size} | options
+            options = {"lr": self.lr, "batch_size": self.batch_size, "max_epochs": getattr(self, epochs)} | options
+            if options["max_epochs"] is None:
+                n_batches = images.n_batches(options["batch_size"])
+                options["max_epochs"] = math.ceil(self._steps[epochs] / n_batches)
             histories[stage] = training(
                 network,
                 stage=stage,

@@ -144,8 +144,6 @@ class AdversarialAutoEncoder(TrainedDetector):
         Whether a reconstruction is also trained to have the same code as its image (constrained AAE).
     constraint_weight : float, default=1.0
         Weight of that constraint in the loss, rho in the paper.
-    max_epochs : int, default=100
-        Passes over the normal images.
     {parameters}
 
     Attributes
@@ -214,7 +212,7 @@ class AdversarialAutoEncoder(TrainedDetector):
         n_critic=5,
         constrained=False,
         constraint_weight=1.0,
-        max_epochs=100,
+        max_epochs=None,
         batch_size=64,
         lr=1e-3,
         validation_fraction=0.0,

@@ -112,8 +112,6 @@ class ALI(TrainedDetector):
         the probability that the pair of reconstruction and code is an encoder's.
     discrimination_weight : float, default=0.1
         Weight w of the second term, in [0, 1]; the first term has 1 - w.
-    max_epochs : int, default=100
-        Passes over the normal images.
     {parameters}
 
     Attributes
@@ -179,7 +177,7 @@ class ALI(TrainedDetector):
         stochastic=True,
         discrimination="feature_matching",
         discrimination_weight=0.1,
-        max_epochs=100,
+        max_epochs=None,
         batch_size=32,
         lr=2e-4,
         validation_fraction=0.0,

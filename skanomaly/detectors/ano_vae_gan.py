@@ -68,8 +68,6 @@ class AnoVAEGAN(TrainedDetector):
     adversarial_weight : float, default=0.005
         Weight of the discriminator's judgement in the loss. With 0 the detector is a variational autoencoder.
     {size}
-    max_epochs : int, default=100
-        Passes over the normal images.
     {parameters}
 
     Attributes
@@ -119,7 +117,7 @@ class AnoVAEGAN(TrainedDetector):
         width=16,
         n_levels=None,
         bottleneck="dense",
-        max_epochs=100,
+        max_epochs=None,
         batch_size=64,
         lr=1e-3,
         validation_fraction=0.0,

@@ -55,8 +55,6 @@ class AnoGAN(TrainedDetector):
         Learning rate of the search.
     discrimination_weight : float, default=0.1
         Weight of the discriminator's features, lambda in the paper, in [0, 1].
-    max_epochs : int, default=60
-        Passes over the normal images.
     {parameters}
 
     Attributes
@@ -124,7 +122,7 @@ class AnoGAN(TrainedDetector):
         n_restarts=1,
         search_lr=0.01,
         discrimination_weight=0.1,
-        max_epochs=60,
+        max_epochs=None,
         batch_size=32,
         lr=2e-4,
         validation_fraction=0.0,

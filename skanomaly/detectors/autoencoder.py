@@ -29,8 +29,6 @@ class AutoEncoder(TrainedDetector):
     loss : {"l2", "l1", "ssim"}, default="l2"
         Error of a pixel, in training and in the score: squared, absolute, or 1 - SSIM (structural
         similarity, in a Gaussian window of 11 x 11 pixels).
-    max_epochs : int, default=100
-        Passes over the normal images.
     {parameters}
 
     Attributes
@@ -91,7 +89,7 @@ class AutoEncoder(TrainedDetector):
         n_levels=None,
         bottleneck="dense",
         loss="l2",
-        max_epochs=100,
+        max_epochs=None,
         batch_size=64,
         lr=1e-3,
         validation_fraction=0.0,

@@ -52,8 +52,6 @@ class ConstrainedAE(TrainedDetector):
     constraint_weight : float, default=1.0
         Weight of the mean squared difference of the two codes beside the mean squared error of the pixels.
     {size}
-    max_epochs : int, default=100
-        Passes over the normal images.
     {parameters}
 
     Attributes
@@ -104,7 +102,7 @@ class ConstrainedAE(TrainedDetector):
         width=16,
         n_levels=None,
         bottleneck="dense",
-        max_epochs=100,
+        max_epochs=None,
         batch_size=64,
         lr=1e-3,
         validation_fraction=0.0,

@@ -26,8 +26,6 @@ class ContextAE(TrainedDetector):
         random place and gets the lowest intensity. If an image is narrower than the square, the part that
         fits is erased.
     {size}
-    max_epochs : int, default=100
-        Passes over the normal images.
     {parameters}
 
     Attributes
@@ -81,7 +79,7 @@ class ContextAE(TrainedDetector):
         width=16,
         n_levels=None,
         bottleneck="dense",
-        max_epochs=100,
+        max_epochs=None,
         batch_size=64,
         lr=1e-3,
         validation_fraction=0.0,

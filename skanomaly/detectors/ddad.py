@@ -195,10 +195,11 @@ class DDAD(TrainedDetector):
         Number subtracted from n_members in the divisor of standard deviations: 1 in the public code, 0 in the
         paper.
     {size}
-    max_epochs : int, default=100
-        Passes of each member over its training images.
-    refinement_epochs : int, default=20
-        Passes of ASR-Net over the normal images.
+    max_epochs : int, default=None
+        Number of passes of each member over its training images. None makes {max_epochs steps} training
+        steps, whatever the number of images.
+    refinement_epochs : int, default=None
+        Number of passes of ASR-Net over the normal images. None makes {refinement_epochs steps} steps.
     refinement_width : int, default=128
         Channels of ASR-Net.
     {parameters}
@@ -263,6 +264,7 @@ class DDAD(TrainedDetector):
     """
 
     _image_range = (-1.0, 1.0)
+    _steps = {"max_epochs": 1000, "refinement_epochs": 1000}
     _tells_unlabelled = True
 
     _parameter_constraints = {
@@ -287,8 +289,8 @@ class DDAD(TrainedDetector):
         width=16,
         n_levels=None,
         bottleneck="dense",
-        max_epochs=100,
-        refinement_epochs=20,
+        max_epochs=None,
+        refinement_epochs=None,
         refinement_width=128,
         batch_size=64,
         lr=0.0005,
@@ -413,7 +415,7 @@ class DDAD(TrainedDetector):
             for k, member in enumerate(members):
                 run(f"{name}_{k}", training, member, seen)
         if self.refine:
-            options = {"max_epochs": self.refinement_epochs, "lr": REFINEMENT_LR}
+            options = {"epochs": "refinement_epochs", "lr": REFINEMENT_LR}
             options |= {"batch_size": REFINEMENT_BATCH, "optimizer__weight_decay": 1e-4}
             run("refinement", Refinement, network, normals, **options)
 

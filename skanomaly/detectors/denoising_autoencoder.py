@@ -28,8 +28,6 @@ class DenoisingAutoEncoder(TrainedDetector):
         random; what leaves the image on one side enters on the other.
     width : int, default=16
         Channels of the first level. The next levels have 2, 4, 8 and 8 times as many.
-    max_epochs : int, default=100
-        Passes over the normal images.
     {parameters}
 
     Attributes
@@ -79,7 +77,7 @@ class DenoisingAutoEncoder(TrainedDetector):
         noise_deviation=0.2,
         noise_size=16,
         width=16,
-        max_epochs=100,
+        max_epochs=None,
         batch_size=16,
         lr=1e-3,
         validation_fraction=0.0,

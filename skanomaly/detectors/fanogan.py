@@ -119,10 +119,11 @@ class FAnoGAN(TrainedDetector):
         Weight of the gradient penalty of the critic.
     n_critic : int, default=5
         Number of critic steps for each generator step.
-    max_epochs : int, default=40
-        Passes over the normal images in the training of the GAN. Each batch is a critic step.
-    encoder_epochs : int, default=30
-        Passes over the normal images in the training of the encoder.
+    max_epochs : int, default=None
+        Number of passes over the normal images in the training of the GAN; each batch is a critic step.
+        None makes {max_epochs steps} steps, whatever the number of images.
+    encoder_epochs : int, default=None
+        Number of passes in the training of the encoder. None makes {encoder_epochs steps} steps.
     encoder_lr : float, default=1e-3
         Learning rate of the encoder.
     {parameters}
@@ -184,6 +185,7 @@ class FAnoGAN(TrainedDetector):
     """
 
     _image_range = (-1.0, 1.0)
+    _steps = {"max_epochs": 1000, "encoder_epochs": 1000}
 
     _parameter_constraints = {
         "prior": [StrOptions({"normal", "uniform"})],
@@ -206,8 +208,8 @@ class FAnoGAN(TrainedDetector):
         feature_weight=1.0,
         penalty_weight=10.0,
         n_critic=5,
-        max_epochs=40,
-        encoder_epochs=30,
+        max_epochs=None,
+        encoder_epochs=None,
         encoder_lr=1e-3,
         batch_size=16,
         lr=5e-4,
@@ -251,7 +253,7 @@ class FAnoGAN(TrainedDetector):
         # The public code's values are TensorFlow's defaults, which differ from torch's.
         optimizer = partial(torch.optim.RMSprop, alpha=0.9, eps=1e-10)
         options = {"kind": self.encoder_training, "feature_weight": self.feature_weight}
-        options |= {"optimizer": optimizer, "lr": self.encoder_lr, "max_epochs": self.encoder_epochs}
+        options |= {"optimizer": optimizer, "lr": self.encoder_lr, "epochs": "encoder_epochs"}
         run("encoder", Inversion, network, images, **options)
 
     def _measure(self, network, images):

@@ -77,8 +77,6 @@ class GANomaly(TrainedDetector):
         Weight of the mean squared difference between the discriminator's features of image and
         reconstruction.
     {size}
-    max_epochs : int, default=100
-        Passes over the normal images.
     {parameters}
 
     Attributes
@@ -130,7 +128,7 @@ class GANomaly(TrainedDetector):
         width=16,
         n_levels=None,
         bottleneck="dense",
-        max_epochs=100,
+        max_epochs=None,
         batch_size=64,
         lr=0.0002,
         validation_fraction=0.0,

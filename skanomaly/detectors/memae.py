@@ -33,8 +33,6 @@ class MemAE(TrainedDetector):
         Weight of the entropy of the items' weights in the loss, alpha in the paper. A larger value favours
         combinations of fewer items.
     {size}
-    max_epochs : int, default=100
-        Passes over the normal images.
     {parameters}
 
     Attributes
@@ -103,7 +101,7 @@ class MemAE(TrainedDetector):
         width=16,
         n_levels=None,
         bottleneck="dense",
-        max_epochs=100,
+        max_epochs=None,
         batch_size=64,
         lr=1e-3,
         validation_fraction=0.0,

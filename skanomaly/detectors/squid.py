@@ -195,8 +195,6 @@ class SQUID(TrainedDetector):
     n_critic : int, default=1
         Number of discriminator steps for each step of the other parts; the public code has 1 for digits and 2
         for chest X-rays.
-    max_epochs : int, default=100
-        Passes over the normal images.
     {parameters}
 
     Attributes
@@ -303,7 +301,7 @@ class SQUID(TrainedDetector):
         discriminator_weight=5e-3,
         score_component="discriminator",
         n_critic=1,
-        max_epochs=100,
+        max_epochs=None,
         batch_size=16,
         lr=1e-3,
         validation_fraction=0.0,

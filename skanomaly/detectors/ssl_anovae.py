@@ -231,10 +231,12 @@ class SSLAnoVAE(TrainedDetector):
         ``fusion="features"`` it is the weight of the joint code.
     ssl_prior_weight : float, default=1.0
         Weight of the second encoder's code within that divergence, lambda_S in the paper.
-    max_epochs : int, default=100
-        Passes over the normal images.
-    ssl_epochs : int, default=100
-        Passes over the normal images by the second encoder alone, for "pretrain".
+    max_epochs : int, default=None
+        Number of passes over the normal images. None makes {max_epochs steps} training steps, whatever the
+        number of images.
+    ssl_epochs : int, default=None
+        Number of passes in which the second encoder is trained alone, for "pretrain". None makes
+        {ssl_epochs steps} steps.
     {parameters}
 
     Attributes
@@ -287,6 +289,8 @@ class SSLAnoVAE(TrainedDetector):
     ((2,), (2, 64, 64))
     """
 
+    _steps = {"max_epochs": 1000, "ssl_epochs": 1000}
+
     _parameter_constraints = {
         "transforms": [StrOptions({"auto", *PRESETS}), callable, tuple, None],
         "fusion": [StrOptions({"concatenation", "sum", "features"})],
@@ -313,8 +317,8 @@ class SSLAnoVAE(TrainedDetector):
         adversarial_weight=0.01,
         image_prior_weight=1.0,
         ssl_prior_weight=1.0,
-        max_epochs=100,
-        ssl_epochs=100,
+        max_epochs=None,
+        ssl_epochs=None,
         batch_size=64,
         lr=1e-3,
         validation_fraction=0.0,
@@ -379,7 +383,7 @@ class SSLAnoVAE(TrainedDetector):
         if self.ssl_training == "end_to_end":
             run("end_to_end", EndToEnd, network, images, **ssl, **options)
         else:
-            run("ssl", SelfSupervised, network, images, max_epochs=self.ssl_epochs, **ssl)
+            run("ssl", SelfSupervised, network, images, epochs="ssl_epochs", **ssl)
             run("reconstruction", EndToEnd, network, images, **ssl | {"views": None}, **options)
 
     def _reconstruct(self, network, x):

@@ -33,8 +33,6 @@ class VAE(TrainedDetector):
         of the ELBO with respect to each pixel, "kl_gradient" that of the divergence alone. "combination" is
         the product of "residual" and "kl_gradient".
     {size}
-    max_epochs : int, default=100
-        Passes over the normal images.
     {parameters}
 
     Attributes
@@ -102,7 +100,7 @@ class VAE(TrainedDetector):
         width=16,
         n_levels=None,
         bottleneck="dense",
-        max_epochs=100,
+        max_epochs=None,
         batch_size=64,
         lr=1e-3,
         validation_fraction=0.0,
