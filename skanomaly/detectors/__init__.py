@@ -1,1 +1,1 @@
-"""Detectors: each file holds one published method and its one public class."""
+"""Detectors: each file holds one published method, as one public class."""

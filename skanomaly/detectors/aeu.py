@@ -11,9 +11,10 @@ from ..training import Reconstruction
 class AEU(TrainedDetector):
     """Autoencoder with uncertainty prediction (AE-U).
 
-    Some parts of normal images are hard to reconstruct, edges above all. This autoencoder therefore predicts
-    a variance for every pixel beside its value. The map is the squared error of each pixel divided by the
-    predicted variance, so that errors count less where they are usual. The score is the mean of the map.
+    Some parts of normal images, such as edges, are hard to reconstruct. This autoencoder therefore predicts
+    two numbers for every pixel: its value and a variance. The map is the squared error of each pixel divided
+    by the predicted variance, so that an error counts less where errors are usual. The score is the mean of
+    the map.
 
     Parameters
     ----------
@@ -26,7 +27,7 @@ class AEU(TrainedDetector):
 
     See Also
     --------
-    AutoEncoder : The same network without variances, so that errors of all pixels count the same.
+    AutoEncoder : The same network without variances: the errors of all pixels count the same.
 
     Notes
     -----
@@ -34,11 +35,11 @@ class AEU(TrainedDetector):
     :Trained on: normal images
     :Score: mean over pixels of squared error / predicted variance
     :Map: squared error / predicted variance of each pixel
-    :Departures: log-variances stay within -10 and 10; otherwise pixels that never change, as in a black
+    :Departures: log-variances are clamped to [-10, 10]; otherwise pixels that never change, as in a black
         border, would get variances near 0 and dominate the score
 
-    `score_components` gives the score as "weighted". Beside it are "residual", the mean squared error as in
-    AutoEncoder, and "log_variance", the mean of the predicted log-variances.
+    The components of `score_components` are "weighted" (the score), "residual" (the mean squared error, as in
+    AutoEncoder) and "log_variance" (the mean of the predicted log-variances).
 
     References
     ----------
@@ -90,7 +91,7 @@ class AEU(TrainedDetector):
         return UncertainAutoEncoder(image_shape, **self._network_size())
 
     def _train(self, run, network, images):
-        # A plain call of the network returns images alone; the likelihood needs their variances, too.
+        # Calling the network returns reconstructions alone; the likelihood also needs their log-variances.
         options = {"error": likelihood_error, "predict_images": UncertainAutoEncoder.predict}
         run("reconstruction", Reconstruction, network, images, **options)
 

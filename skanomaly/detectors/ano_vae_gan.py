@@ -1,4 +1,4 @@
-"""AnoVAEGAN: a variational autoencoder whose reconstructions are judged by a discriminator."""
+"""AnoVAEGAN: a variational autoencoder that is trained to deceive a discriminator."""
 
 from .._losses import absolute_error
 from ..base import Judgement, TrainedDetector
@@ -9,7 +9,7 @@ from ..training import Training, discriminator_loss, generator_loss
 
 
 class AnoVAEGANNetwork(VariationalAutoEncoder):
-    """Parts `encoder`, `decoder` and `discriminator`."""
+    """Network with the parts `encoder`, `decoder` and `discriminator`."""
 
     def __init__(self, image_shape, latent_size, *, width, n_levels, **options):
         super().__init__(image_shape, latent_size, width=width, n_levels=n_levels, **options)
@@ -17,13 +17,13 @@ class AnoVAEGANNetwork(VariationalAutoEncoder):
 
 
 class VariationalAdversarial(Training):
-    """Each batch trains the discriminator, then encoder and decoder by the sum of three losses.
+    """Each batch trains the discriminator, then encoder and decoder by a weighted sum of three losses.
 
     Parameters
     ----------
     network : AnoVAEGANNetwork
     kl_weight, adversarial_weight : float
-        Weights lambda_2 and lambda_3 in the paper. If `adversarial_weight` is 0, no discriminator is trained.
+        Weights lambda_2 and lambda_3 in the paper. If `adversarial_weight` is 0, no discriminator is used.
     """
 
     moves = {"optimizer": ["encoder", "decoder"], "optimizer_discriminator": ["discriminator"]}
@@ -32,7 +32,7 @@ class VariationalAdversarial(Training):
 
     def __init__(self, network, *, kl_weight, adversarial_weight, **options):
         self.kl_weight, self.adversarial_weight = kl_weight, adversarial_weight
-        # A loss that no step records would be a column of nan, with a warning.
+        # A loss in this list that no step records would be nan in the history, and cause a warning.
         if not adversarial_weight:
             self.losses = "reconstruction_loss", "kl_loss", "train_loss"
         super().__init__(network, **options)
@@ -46,7 +46,7 @@ class VariationalAdversarial(Training):
         if self.adversarial_weight:
             opposed = discriminator_loss(discriminator(x), discriminator(y.detach()))
             self.move("optimizer_discriminator", discriminator_loss=opposed)
-            # Judged once more: the discriminator has just moved.
+            # Computed again, because the discriminator has just been updated.
             adversarial = generator_loss(discriminator(y))
             self.record(adversarial_loss=adversarial)
             loss = loss + self.adversarial_weight * adversarial
@@ -56,17 +56,19 @@ class VariationalAdversarial(Training):
 class AnoVAEGAN(TrainedDetector):
     """Variational autoencoder with adversarial training (AnoVAEGAN).
 
-    A discriminator learns to tell reconstructions from images. The discriminator teaches a variational
-    autoencoder to make sharper reconstructions. The score is the absolute error averaged over pixels; the map
-    is the absolute error of each pixel.
+    A variational autoencoder learns to reconstruct normal images, and a discriminator learns to tell
+    reconstructions from images. The autoencoder also learns to deceive the discriminator; this favours sharp
+    reconstructions. The score is the absolute error averaged over pixels; the map is the absolute error of
+    each pixel.
 
     Parameters
     ----------
     kl_weight : float, default=0.005
-        Weight of the Kullback-Leibler (KL) divergence of the codes from N(0, I) beside the mean absolute
-        error. The divergence is averaged over the numbers of a code.
+        Weight, in the loss, of the Kullback-Leibler (KL) divergence of the codes from N(0, I). The divergence
+        is averaged over the numbers of a code. The mean absolute error of the pixels has the weight 1.
     adversarial_weight : float, default=0.005
-        Weight of the discriminator's judgement in the loss. With 0 the detector is a variational autoencoder.
+        Weight of the adversarial loss, which is small if the discriminator takes reconstructions for images.
+        With 0 the detector is a variational autoencoder without a discriminator.
     {size}
     {parameters}
 
@@ -77,7 +79,7 @@ class AnoVAEGAN(TrainedDetector):
     See Also
     --------
     VAE : Variational autoencoder without a discriminator.
-    SSLAnoVAE : AnoVAEGAN with a second encoder, which learns from views of the images.
+    SSLAnoVAE : AnoVAEGAN with a second encoder, which learns from randomly changed copies of the images.
 
     Notes
     -----
@@ -85,9 +87,9 @@ class AnoVAEGAN(TrainedDetector):
     :Trained on: normal images
     :Score: mean absolute error of the pixels
     :Map: absolute error of each pixel
-    :Departures: the paper does not give the weights of its losses, so here they have the order of magnitude
-        of SSLAnoVAE's; the network is that of AutoEncoder; images are judged by the mean of their code
-        distribution; log-variances stay within -10 and 10
+    :Departures: the paper does not state the weights of its losses, so the weights here have the order of
+        magnitude of SSLAnoVAE's; encoder and decoder are those of AutoEncoder; images are judged by the mean
+        of their code distribution; log-variances are clamped to [-10, 10]
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""AutoEncoder: images that it reconstructs badly are anomalous."""
+"""AutoEncoder: an image that the network reconstructs badly is anomalous."""
 
 from sklearn.utils._param_validation import StrOptions
 
@@ -19,9 +19,9 @@ ERRORS = {"l2": squared_error, "l1": absolute_error, "ssim": _scaled_ssim_error}
 class AutoEncoder(TrainedDetector):
     """Convolutional autoencoder with a narrow bottleneck.
 
-    The network learns to reconstruct normal images from a code of a few numbers. Structures that it
-    has never seen are reconstructed worse. The score is the error averaged over pixels; the map is the
-    error of each pixel.
+    The network learns to reconstruct normal images from a code of a few numbers. Structures that do
+    not occur in normal images are reconstructed worse. The score is the error averaged over pixels; the
+    map is the error of each pixel.
 
     Parameters
     ----------
@@ -45,18 +45,18 @@ class AutoEncoder(TrainedDetector):
     :Trained on: normal images
     :Score: mean error over pixels
     :Map: error of each pixel
-    :Departures: SSIM is computed with replicated borders, where the public code computes a smaller
-        map and enlarges it
+    :Departures: SSIM is computed with replicated borders, whereas the code of MedIAnomaly computes a
+        smaller map and enlarges it
     :Variants:
         * l2-AE: ``AutoEncoder()``
         * l1-AE: ``AutoEncoder(loss="l1")``
         * SSIM-AE: ``AutoEncoder(loss="ssim")``
         * spatial AE: ``AutoEncoder(bottleneck="spatial")``
 
-    With the defaults at 64 x 64 this is the network of DDAD [1]_ and MedIAnomaly [2]_ (4,487,248
-    parameters), trained by Adam. Images are scaled to [-1, 1], and errors are measured on that scale.
-    Images of other sizes are padded to a multiple of the network's stride by repeating the border;
-    reconstructions are cropped back.
+    With the defaults and grey images of 64 x 64 pixels, this is the network of DDAD [1]_ and
+    MedIAnomaly [2]_ (4,487,248 parameters). It is trained by Adam. Images are scaled to [-1, 1], and
+    errors are measured on that scale. A side that is not a multiple of the network's stride is padded
+    by repeating the border; reconstructions are cropped back.
 
     References
     ----------

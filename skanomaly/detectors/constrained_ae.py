@@ -1,4 +1,4 @@
-"""ConstrainedAE: an autoencoder whose reconstructions have the codes of the images."""
+"""ConstrainedAE: an autoencoder that learns to give an image and its reconstruction the same code."""
 
 from .._losses import squared_error
 from ..base import Judgement, TrainedDetector
@@ -7,7 +7,9 @@ from ..training import Training
 
 
 class Constrained(Training):
-    """Minimise the squared error of the pixels, plus that between the codes of image and reconstruction.
+    """Minimise the squared error of the pixels plus the weighted squared difference of the two codes.
+
+    The codes are those of an image and of its reconstruction.
 
     Parameters
     ----------
@@ -26,8 +28,8 @@ class Constrained(Training):
     def terms(self, network, x):
         z = network.encoder(x)
         y = network.decoder(z)
-        # As in the public code, z is not detached: each code moves towards the other. Reconstructions enter
-        # the running statistics of the encoder's BatchNorm, too, although only images are judged with them.
+        # As in the public code, z is not detached: each code moves towards the other. The running statistics
+        # of the encoder's BatchNorm include reconstructions, although scoring encodes images only.
         return squared_error(y, x).mean(), (z - network.encoder(y)).square().mean()
 
     def step(self, network, x):
@@ -43,14 +45,15 @@ class Constrained(Training):
 class ConstrainedAE(TrainedDetector):
     """Constrained autoencoder.
 
-    The autoencoder is trained to reconstruct normal images and to give a reconstruction the same code as its
-    image. Images that look alike then have similar codes. The score is the squared error averaged over
-    pixels; the map is the squared error of each pixel.
+    The autoencoder learns to reconstruct normal images, and to give an image and its reconstruction the same
+    code. The purpose is that images that look alike have similar codes. The score is the squared error
+    averaged over pixels; the map is the squared error of each pixel.
 
     Parameters
     ----------
     constraint_weight : float, default=1.0
-        Weight of the mean squared difference of the two codes beside the mean squared error of the pixels.
+        Weight, in the loss, of the mean squared difference between the codes of image and reconstruction. The
+        mean squared error of the pixels has the weight 1.
     {size}
     {parameters}
 

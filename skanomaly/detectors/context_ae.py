@@ -15,16 +15,17 @@ from ..transforms.corruptions import erase_squares
 class ContextAE(TrainedDetector):
     """Context autoencoder.
 
-    A square is erased from each training image, and the network learns to reconstruct the image with the
-    square filled in. For that it has to learn what belongs where. Nothing is erased from the images to be
-    judged. The score is the squared error averaged over pixels; the map is the squared error of each pixel.
+    A square is erased from each training image, and the network learns to reconstruct the whole image. To
+    fill in the square, it has to learn which structures belong at which place. Nothing is erased from the
+    images to be judged. The score is the squared error averaged over pixels; the map is the squared error of
+    each pixel.
 
     Parameters
     ----------
     erased_area : float, default=0.024
-        Area of the erased square as a share of the image: 10 x 10 pixels of 64 x 64. The square lies at a
-        random place and gets the lowest intensity. If an image is narrower than the square, the part that
-        fits is erased.
+        Area of the erased square, as a share of the image's area, in (0, 1). The default is 10 x 10 pixels of
+        64 x 64. The square lies at a random place, and its pixels get the lowest intensity. If an image is
+        narrower than the square, the part that fits is erased.
     {size}
     {parameters}
 
@@ -34,7 +35,7 @@ class ContextAE(TrainedDetector):
 
     See Also
     --------
-    AutoEncoder : The same network, trained on images of which nothing is erased.
+    AutoEncoder : The same network, trained on whole images.
     ContextVAE : Variational form, whose map is the error times a derivative.
 
     Notes
@@ -43,8 +44,8 @@ class ContextAE(TrainedDetector):
     :Trained on: normal images
     :Score: mean squared error of the pixels
     :Map: squared error of each pixel
-    :Departures: every image has its own square, where the public code of Baur et al. (2021) has one for a
-        whole batch
+    :Departures: a square is drawn for each image, whereas the public code of Baur et al. (2021) draws one for
+        a whole batch
 
     The network is that of AutoEncoder. Size and intensity of the square are those of MedIAnomaly [2]_.
 

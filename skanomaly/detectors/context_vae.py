@@ -14,7 +14,7 @@ from ..transforms.corruptions import erase_squares
 
 
 class ContextVariational(Training):
-    """One network learns as a variational autoencoder of whole images and as a context autoencoder.
+    """Train one network both as a variational autoencoder of whole images and as a context autoencoder.
 
     Parameters
     ----------
@@ -35,8 +35,9 @@ class ContextVariational(Training):
         posterior = network.posterior(x)
         error = squared_error(network.decoder(draw(*posterior)), x).mean()
         divergence = kl_divergence(*posterior).mean()
-        # No draw and no divergence here, as in the paper. Some public code compares with the erased image,
-        # which leaves nothing to fill in. Running statistics of BatchNorm blend whole and erased images.
+        # As in the paper, this term uses the mean code and has no divergence. Some public code compares with
+        # the erased image, so that nothing has to be filled in. The running statistics of BatchNorm are a
+        # blend of whole and erased images.
         context = squared_error(network(self.erase(x)), x).mean()
         self.record(reconstruction_loss=error, kl_loss=divergence, context_loss=context)
         share = self.context_weight
@@ -44,7 +45,7 @@ class ContextVariational(Training):
         self.move("optimizer", train_loss=loss)
 
     def validate(self, network, x):
-        # Without random squares and draws, so that the losses of two epochs can be compared.
+        # No random squares and no drawn codes, so that the losses of two epochs can be compared.
         return negative_elbo(network, x, error=squared_error, kl_weight=self.kl_weight).mean()
 
 
@@ -52,22 +53,23 @@ class ContextVAE(TrainedDetector):
     """Context-encoding variational autoencoder (ceVAE).
 
     A variational autoencoder also learns, as ContextAE does, to fill in a square that was erased. The score
-    is the negative evidence lower bound (ELBO) of an image. The map is the error of each pixel times the
-    derivative of the ELBO with respect to that pixel. It is large where the reconstruction differs from the
-    image and where, at the same time, another value of the pixel would make the image more normal.
+    is the negative evidence lower bound (ELBO) of an image. The map is the absolute error of each pixel times
+    the absolute derivative of the ELBO with respect to that pixel. The map is large where the reconstruction
+    differs from the image and, at the same time, a small change of the pixel changes the score strongly.
 
     Parameters
     ----------
     kl_weight : float, default=0.005
-        Weight of the Kullback-Leibler (KL) divergence of the codes from N(0, I) beside the mean squared
-        error. The divergence is averaged over the numbers of a code.
+        Weight of the Kullback-Leibler (KL) divergence of the codes from N(0, I), in the ELBO and in the loss.
+        The divergence is averaged over the numbers of a code. The mean squared error of the pixels has the
+        weight 1.
     context_weight : float, default=0.5
-        Weight of the images with an erased square in the loss, lambda in the paper. Whole images have the
-        weight 1 - lambda.
+        Weight lambda, in [0, 1], of the loss of images with an erased square. The loss of whole images has
+        the weight 1 - lambda.
     erased_area : float, default=0.024
-        Area of the erased square as a share of the image: 10 x 10 pixels of 64 x 64. The square lies at a
-        random place and gets the lowest intensity. If an image is narrower than the square, the part that
-        fits is erased.
+        Area of the erased square, as a share of the image's area, in (0, 1). The default is 10 x 10 pixels of
+        64 x 64. The square lies at a random place, and its pixels get the lowest intensity. If an image is
+        narrower than the square, the part that fits is erased.
     {size}
     {parameters}
 
@@ -77,8 +79,8 @@ class ContextVAE(TrainedDetector):
 
     See Also
     --------
-    ContextAE : Form with a fixed code instead of a distribution of codes, and the error as the map.
-    VAE : Variational autoencoder of whole images, with other maps made of derivatives.
+    ContextAE : Autoencoder with a fixed code instead of a distribution of codes; its map is the error.
+    VAE : Variational autoencoder of whole images; other maps are made from derivatives.
 
     Notes
     -----
@@ -86,13 +88,13 @@ class ContextVAE(TrainedDetector):
     :Trained on: normal images
     :Score: negative ELBO: mean squared error plus weighted divergence of the code
     :Map: absolute error of each pixel times the absolute derivative of the ELBO with respect to it
-    :Departures: every image has its own square and is compared with the whole image, where the public code of
-        Baur et al. (2021) has one square for a batch and compares with the erased image; images are judged by
-        the mean of their code distribution; network and learning rate are those of MedIAnomaly; log-variances
-        stay within -10 and 10
+    :Departures: a square is drawn for each image and the reconstruction is compared with the whole image,
+        whereas the public code of Baur et al. (2021) draws one square for a batch and compares with the
+        erased image; images are judged by the mean of their code distribution; network and learning rate are
+        those of MedIAnomaly; log-variances are clamped to [-10, 10]
 
-    `score_components` gives the negative bound ("elbo"), its parts "residual" and "kl", and the mean of the
-    map, "product".
+    The components of `score_components` are "elbo" (the score), "residual" (the mean squared error), "kl"
+    (the divergence, without its weight) and "product" (the mean of the map).
 
     References
     ----------
@@ -162,7 +164,7 @@ class ContextVAE(TrainedDetector):
     def _judge(self, network, x):
         bound = partial(negative_elbo, network, error=squared_error, kl_weight=self.kl_weight)
         score, y = bound(x), network(x)
-        # The error is absolute here, as in the public code, although the bound has the squared one.
+        # The error is absolute here, as in the public code, although the bound contains the squared error.
         maps = absolute_error(y, x) * gradient_map(bound, x)
         components = {
             "elbo": score,

@@ -1,4 +1,4 @@
-"""DDAD: two ensembles, one of which also learns from unlabelled images, disagree about anomalies."""
+"""DDAD: anomalies are found where two ensembles disagree; one also learns from unlabelled images."""
 
 from functools import cache, partial
 from numbers import Integral
@@ -16,18 +16,18 @@ from ..networks.autoencoder import ConvAutoEncoder, MemoryAutoEncoder, Uncertain
 from ..training import MemoryTraining, Reconstruction, Training
 from ..transforms.defects import foreign_patches
 
-#: Batch size of the refinement; the public code's.
+#: Batch size of the refinement stage, as in the public code.
 REFINEMENT_BATCH = 8
-#: Learning rate of the refinement; the public code's.
+#: Learning rate of the refinement stage, as in the public code.
 REFINEMENT_LR = 1e-4
 
 
-#: Discrepancies that each refinement sees.
+#: Discrepancy maps that each refinement network takes as input.
 INPUTS = {"intra": ("intra",), "dual": ("inter", "intra")}
 
 
 class Backbone(NamedTuple):
-    """Network of a member, its training, and its prediction: reconstruction, and log-variance or None."""
+    """Kind of member: functions that build it, train it and predict (images, log-variances or None)."""
 
     build: callable
     training: callable
@@ -39,7 +39,7 @@ def _certain(member, x):
 
 
 BACKBONES = {
-    # parts=None moves all parts: a user's own module, trained in the same way, has no encoder and decoder.
+    # parts=None trains all parts: a user's own module, also trained this way, has no encoder and decoder.
     "ae": Backbone(ConvAutoEncoder, partial(Reconstruction, error=squared_error, parts=None), _certain),
     "memae": Backbone(
         partial(MemoryAutoEncoder, n_slots=25, threshold=0.0, cosine=False),
@@ -65,21 +65,24 @@ class RefinementNetwork(nn.Sequential):
 
 
 class DDADNetwork(nn.Module):
-    """Ensembles `ndm` (normal images) and `udm` (normal and unlabelled images), and networks `refinements`.
+    """Network of two ensembles of autoencoders and of the refinement networks.
+
+    The ensemble `ndm` learns from normal images, the ensemble `udm` from normal and unlabelled ones. The part
+    `refinements` holds the refinement networks by name.
 
     Parameters
     ----------
     make : callable () -> nn.Module
-        Function that makes a member.
+        Function that makes a new member.
     predict : callable (member, x) -> reconstructions, log-variances or None
     n_members : int
-        Members of each ensemble.
+        Number of members of each ensemble.
     dual : bool
-        Whether the ensemble `udm` is made.
+        Whether there is an ensemble `udm`.
     refinement_width : int or None
         Channels of each refinement network. None leaves these networks out.
     ddof : int
-        Number subtracted from n_members in the divisor of the standard deviation.
+        Number subtracted from `n_members` in the divisor of the standard deviation.
     """
 
     def __init__(self, make, predict, *, n_members, dual, refinement_width, ddof):
@@ -93,7 +96,7 @@ class DDADNetwork(nn.Module):
         )
 
     def _predict(self, ensemble, x):
-        """Reconstructions (k, n, c, h, w), and log-variances or None."""
+        """Reconstructions by all members (n_members, n, c, h, w), and their log-variances or None."""
         images, log_variances = zip(*(self.predict(member, x) for member in ensemble))
         return torch.stack(images), None if log_variances[0] is None else torch.stack(log_variances)
 
@@ -104,15 +107,15 @@ class DDADNetwork(nn.Module):
     def discrepancies(self, x):
         """Maps (n, h, w) by name.
 
-        "rec" is always there, "intra" if there are enough members, and "inter" if there is a `udm`.
+        "rec" is always among them. "intra" needs more than max(1, `ddof`) members, "inter" needs a `udm`.
         """
         images, log_variances = self._predict(self.ndm, x)
         mean, deviation = images.mean(0), 1.0
         if log_variances is not None:
-            # As in the public code, variances are those of `ndm`, also for differences between ensembles.
+            # As in the public code, all maps, "inter" too, are divided by the deviation that `ndm` predicts.
             deviation = log_variances.exp().mean(0).sqrt()
         maps = {"rec": over_channels(((x - mean) / deviation).square())}
-        # One member has a deviation of 0, and as many members as `ddof` one that is divided by 0.
+        # The deviation of one member is 0, and with `ddof` members or fewer the divisor is 0.
         if len(self.ndm) > max(1, self.ddof):
             maps["intra"] = over_channels(images.std(0, correction=self.ddof) / deviation)
         if self.udm is not None:
@@ -120,7 +123,7 @@ class DDADNetwork(nn.Module):
         return maps
 
     def refine(self, name, maps):
-        """Logits (n, 2, h, w) that the refinement called `name` makes from discrepancy maps."""
+        """Logits (n, 2, h, w) that the refinement network `name` computes from discrepancy maps."""
         return self.refinements[name](torch.stack([maps[of] for of in INPUTS[name]], dim=1))
 
 
@@ -131,9 +134,10 @@ def focal_loss(logits, masks, *, gamma=2.0):
 
 
 class Refinement(Training):
-    """Refinement networks learn to find, from discrepancies, the boxes where another image was mixed in.
+    """Train the refinement networks to find boxes in which another image was mixed in.
 
-    All of these networks learn from the same images, each by a loss of its own.
+    The networks take discrepancy maps of the mixed images as input. All networks learn from the same images,
+    each by a loss of its own.
 
     Parameters
     ----------
@@ -147,17 +151,17 @@ class Refinement(Training):
 
     def loss(self, network, x):
         images, masks, _ = foreign_patches(x, probability=0.5)
-        # The ensembles are frozen here: a graph through all members would take memory for nothing.
+        # no_grad, because the ensembles are frozen: a graph through all members would only take memory.
         with torch.no_grad():
             maps = network.discrepancies(images)
-        # The sum trains each as if alone: they share no weights, and Adam moves every number by itself.
+        # The sum trains each network as if alone: they share no weights, and Adam scales each by itself.
         return sum(focal_loss(network.refine(name, maps), masks) for name in network.refinements)
 
     def step(self, network, x):
         self.move("optimizer", refinement_loss=self.loss(network, x))
 
     def validate(self, network, x):
-        # The same boxes each epoch, so that early stopping compares networks and not draws.
+        # The same boxes in each epoch, so that early stopping compares networks and not random boxes.
         with seeded(0, x.device):
             return self.loss(network, x)
 
@@ -165,35 +169,36 @@ class Refinement(Training):
 class DDAD(TrainedDetector):
     """Dual-distribution discrepancy for anomaly detection (DDAD).
 
-    Two ensembles of autoencoders are trained. The normative one (NDM) sees normal images alone. The unknown
-    one (UDM) also sees unlabelled images, of which hospitals have plenty; some of them are anomalous. A pixel
-    is anomalous where the members of the NDM disagree (intra-discrepancy) or where the two ensembles disagree
-    (inter-discrepancy). A small network, ASR-Net, refines both maps. It learns to find pieces of other images
-    that were mixed into normal ones.
+    Two ensembles of autoencoders are trained. The normative ensemble (NDM) learns from normal images alone.
+    The unknown ensemble (UDM) also learns from unlabelled images, some of which may be anomalous. Two maps
+    show anomalies: the intra-discrepancy is the difference between the members of the NDM, and the
+    inter-discrepancy is the difference between the two ensembles. A small network, ASR-Net, refines these
+    maps. ASR-Net is trained to find pieces of other images that were mixed into normal images.
 
-    Without unlabelled images there is only the NDM and its intra-discrepancy.
+    Without unlabelled images there are only the NDM and its intra-discrepancy.
 
     Parameters
     ----------
     backbone : {"ae", "memae", "aeu"} or callable, default="aeu"
-        Network of a member: that of AutoEncoder, MemAE (with dot products and without a threshold) or AEU.
-        With "aeu" discrepancies are divided by the predicted standard deviation, and squared errors by the
-        predicted variance. A callable gets the shape (C, H, W) and returns a new torch module, from images in
-        [-1, 1] to reconstructions. The module is trained to minimise the squared error, and the parameters
-        `latent_size` to `bottleneck` do not concern it.
+        Network of a member. "ae", "memae" and "aeu" are the networks of AutoEncoder, MemAE (with dot products
+        and without a threshold) and AEU. With "aeu" discrepancies are divided by the predicted standard
+        deviation, and squared errors by the predicted variance. A callable takes an image shape (C, H, W) and
+        returns a new torch module that maps images, scaled to [-1, 1], to reconstructions. Such a module is
+        trained to minimise the squared error; it does not use the parameters `latent_size`, `hidden_size`,
+        `width`, `n_levels` and `bottleneck`.
     n_members : int, default=3
-        Number of members in each ensemble, K in the paper. One member is enough for the score "rec" with
-        ``refine=False``.
+        Number of members in each ensemble, K in the paper: at least 2, and more than `ddof`. One member is
+        enough with ``score_component="rec"`` and ``refine=False``.
     refine : bool, default=True
         Whether ASR-Net is trained.
     score_component : {"dual", "intra", "inter", "rec"}, default=None
-        Discrepancy that score and map show. "dual": both discrepancies, refined (R_dual). "intra": the
-        discrepancy within the NDM (R_intra, or A_intra without `refine`). "inter": the discrepancy between
-        the ensembles (A_inter). "rec": the squared error of the NDM (A_rec). None: the first available of
-        R_dual, A_inter, R_intra and A_intra.
+        Discrepancy that the map shows; the score is its mean. "dual": both discrepancies, refined (R_dual).
+        "intra": the discrepancy within the NDM (R_intra, or A_intra with ``refine=False``). "inter": the
+        discrepancy between the ensembles (A_inter). "rec": the squared error of the NDM (A_rec). None: the
+        first available of R_dual, A_inter, R_intra and A_intra.
     ddof : int, default=1
-        Number subtracted from n_members in the divisor of standard deviations: 1 in the public code, 0 in the
-        paper.
+        Number subtracted from `n_members` in the divisor of standard deviations: 1 in the public code, 0 in
+        the paper.
     {size}
     max_epochs : int, default=None
         Number of passes of each member over its training images. None makes {max_epochs steps} training
@@ -212,7 +217,7 @@ class DDAD(TrainedDetector):
 
     See Also
     --------
-    AEU : Detector made of one network of the default backbone.
+    AEU : Detector that is a single network of the default backbone.
 
     Notes
     -----
@@ -220,29 +225,31 @@ class DDAD(TrainedDetector):
     :Trained on: normal images (y = 1), and unlabelled ones (y = 0) if there are any
     :Score: mean over pixels of the refined discrepancy, a probability
     :Map: refined discrepancy of each pixel
-    :Departures: for ASR-Net's training an image is mixed with another one of the same batch, within a
-        rectangle, where the public code has squares; labels are not smoothed (by 1e-5 in the public code);
-        the public code trains members for 250 epochs and ASR-Net for 100
+    :Departures: to train ASR-Net, another image of the same batch is mixed into an image within a rectangle,
+        whereas the public code uses squares; labels are not smoothed (by 1e-5 in the public code); the public
+        code trains members for 250 epochs and ASR-Net for 100
     :Variants:
         * DDAD with AE: ``DDAD(backbone="ae")``
         * DDAD with MemAE: ``DDAD(backbone="memae")``
         * DDAD with AE-U: ``DDAD(backbone="aeu")``
         * DDAD without refinement: ``DDAD(refine=False)``
 
-    DDAD tells normal images (y = 1) from unlabelled ones (y = 0), where other detectors take both for normal.
-    Thresholds come from the normal images. Without y, or without any 0 in it, all images are normal.
+    DDAD distinguishes normal images (y = 1) from unlabelled images (y = 0), whereas other detectors treat
+    both as normal. Thresholds come from the normal images. If y is None or holds no 0, all training images
+    count as normal.
 
-    Training has a stage for each member, "ndm_0", "ndm_1" and so on, then "udm_0" and so on, and at last the
-    stage "refinement"; these are the names in ``history_`` and in `callbacks`. `lr` and `batch_size` hold for
+    Training has one stage for each member: "ndm_0", "ndm_1" and so on, then "udm_0" and so on. The last stage
+    is "refinement". These are the names in ``history_`` and in `callbacks`. `lr` and `batch_size` apply to
     the members. The stage "refinement" has a learning rate of 1e-4 and batches of 8, as in the public code.
 
-    R_dual is the score by default, as in the paper. Refined from a few hundred normal images, it may be
-    higher for normal images than for anomalous ones: benchmarks/studies/ddad.py has AUROCs of .31 for it
-    where A_inter has .88. Compare it with ``score_component="inter"`` on validation images, or leave the
-    refinement out by ``refine=False``.
+    With unlabelled images, R_dual is the score by default, as in the paper. If ASR-Net learns from a few
+    hundred normal images, R_dual may be higher for normal images than for anomalous ones: the study
+    benchmarks/studies/ddad.py has an AUROC of .31 for R_dual and of .88 for A_inter on one data set. Compare
+    R_dual with ``score_component="inter"`` on validation images, or leave ASR-Net out by ``refine=False``.
 
-    `score_components` gives the discrepancies "rec", "intra" and "inter", called A in the paper, and the
-    refined ones "refined_intra" and "refined_dual", called R in the paper, as far as the detector has them.
+    The components of `score_components` are the discrepancies "rec", "intra" and "inter" (A_rec, A_intra and
+    A_inter in the paper), and the refined discrepancies "refined_intra" and "refined_dual" (R_intra and
+    R_dual). Those for which the detector lacks members, unlabelled images or ASR-Net are absent.
 
     References
     ----------
@@ -320,13 +327,13 @@ class DDAD(TrainedDetector):
         self.n_unlabelled_ = 0 if y is None else int((y == 0).sum())
         n_normal = 2 if y is None else len(y) - self.n_unlabelled_
         if self.n_unlabelled_ and not (y == 1).any():
-            n_normal = 0  # zeros and no 1: the others are codes that mean nothing here
+            n_normal = 0  # y has zeros and no 1: its other codes mean nothing here
         if n_normal < 2:
             raise ValueError(
                 f"DDAD learns from normal images and, beside them, unlabelled ones; y has {n_normal} normal "
                 f"(1) and {self.n_unlabelled_} unlabelled (0): give 2 normal ones at least, or no y"
             )
-        # Normal images that `split` will hold out, rounded as it does: all held out minus the unlabelled.
+        # Number of normal images that `split` will hold out: all images held out minus the unlabelled ones.
         n_held_out = round(self.validation_fraction * (n_normal + self.n_unlabelled_))
         n_held_out -= round(self.validation_fraction * self.n_unlabelled_)
         if y is not None and self.validation_fraction and not 0 < n_held_out <= n_normal - 2:
@@ -358,7 +365,7 @@ class DDAD(TrainedDetector):
             return BACKBONES[self.backbone]
 
         def build(image_shape, latent_size, **size):
-            # Wrapped, because a module with weights of its own and no parts would offer nothing to move.
+            # Wrapped, because `Reconstruction` trains the parts of a network, and a module may have none.
             return nn.Sequential(self._own_member(image_shape))
 
         return BACKBONES["ae"]._replace(build=build)
@@ -406,7 +413,7 @@ class DDAD(TrainedDetector):
         return network
 
     def _train(self, run, network, images):
-        # The public code trains members and ASR-Net with the same betas, not Adam's defaults.
+        # The public code trains members, like ASR-Net, with betas that are not Adam's defaults.
         training = partial(self._backbone().training, optimizer__betas=Refinement.betas)
         normals = self._normals(images)
         if images.held_out is not None:
@@ -425,7 +432,7 @@ class DDAD(TrainedDetector):
     def _judge(self, network, x):
         maps = network.discrepancies(x)
 
-        # A component and the map may both ask for it.
+        # Cached, because a component and the map may both need it.
         @cache
         def refined(name):
             return network.refine(name, maps).softmax(1)[:, 1]
@@ -434,7 +441,7 @@ class DDAD(TrainedDetector):
         for name in network.refinements if self.refine else ():
             components[f"refined_{name}"] = lambda name=name: refined(name).mean((1, 2))
         asked = self._component()
-        # Parameters may have been changed since `fit`.
+        # Parameters may have been changed after `fit`.
         if asked not in components:
             raise ValueError(
                 f"there is no {asked!r} in what was fitted, {sorted(components)}; fit again for it"

@@ -1,4 +1,4 @@
-"""f-AnoGAN: a generator that has only learned normal images, and an encoder that inverts it."""
+"""f-AnoGAN: a generator that learns normal images only, and an encoder that inverts the generator."""
 
 import warnings
 from functools import partial
@@ -19,12 +19,12 @@ from ..base import Judgement, TrainedDetector
 from ..networks.adversarial import ResidualCritic, ResidualEncoder, ResidualGenerator
 from ..training import Training, Wasserstein
 
-#: Number of training images, at most, whose mean critic value is the zero of the critic score; the paper's.
+#: Largest number of training images over which m_x, the mean of the critic, is taken, as in the paper.
 N_CRITIC_MEAN = 32_000
 
 
 class FAnoGANNetwork(nn.Module):
-    """Parts `generator`, `critic` and `encoder`; buffer `critic_mean`, the m_x of the paper."""
+    """Network of `generator`, `critic`, `encoder` and the buffer `critic_mean`, m_x in the paper."""
 
     def __init__(self, image_shape, latent_size, *, width, n_levels, prior, output, bound):
         super().__init__()
@@ -36,7 +36,7 @@ class FAnoGANNetwork(nn.Module):
         self.latent_size, self.prior = latent_size, prior
 
     def draw_codes(self, n):
-        """Codes (n, latent_size) from the prior, drawn by torch's global generator."""
+        """Codes (n, latent_size) from the prior, drawn by torch's global random number generator."""
         z = torch.empty(n, self.latent_size, device=self.critic_mean.device)
         return z.normal_() if self.prior == "normal" else z.uniform_(-1, 1)
 
@@ -48,10 +48,10 @@ class FAnoGANNetwork(nn.Module):
 
 
 class Inversion(Training):
-    """The encoder learns to invert the frozen generator.
+    """Train the encoder to invert the frozen generator.
 
-    "izi" compares an image with its reconstruction, "izi_f" also their critic features. "ziz" compares a code
-    with the code of the image generated from it.
+    The loss of `kind` "izi" compares the pixels of an image and of its reconstruction, "izi_f" also compares
+    their critic features. "ziz" compares a random code with the code of the image generated from it.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ class Inversion(Training):
     feature_weight : float
     """
 
-    # No optimiser moves generator and critic, so they are in eval mode, as they will be when they score.
+    # No optimiser trains generator and critic, so they are in eval mode, as in scoring.
     moves = {"optimizer": ["encoder"]}
     losses = ("train_loss",)
     validates = True
@@ -74,7 +74,7 @@ class Inversion(Training):
 
     def validate(self, network, x):
         if self.kind == "ziz":
-            # Drawn anew in every epoch, also to validate: early stopping sees the noise of these draws.
+            # Codes are drawn anew in every epoch, also to validate: valid_loss has the noise of these draws.
             z = network.draw_codes(len(x))
             return (network.encoder(network.generator(z)) - z).square().mean()
         y = network(x)
@@ -88,343 +88,40 @@ class FAnoGAN(TrainedDetector):
     """Fast anomaly detection with a generative adversarial network (f-AnoGAN).
 
     A Wasserstein GAN with gradient penalty (WGAN-GP) learns to make normal images from codes. Then
-    generator and critic are frozen, and an encoder learns to find the code of an image. An image is
-    compared with the one generated from its code, in pixels (A_R) and in the features of the critic
-    (A_D). The score is A_R + feature_weight * A_D, or A_R alone if the encoder is trained by "izi" or
-    "ziz". The map is the squared difference of each pixel.
+    generator and critic are frozen, and an encoder learns to find the code of an image. The image
+    generated from this code, the reconstruction, is compared with the image itself, in pixels (A_R)
+    and in the features of the critic (A_D). The score is A_R + `feature_weight` * A_D. If
+    `encoder_training` is "izi" or "ziz", the score is A_R alone. The map is the squared difference of
+    each pixel.
 
     Parameters
     ----------
     latent_size : int, default=128
         Length of a code, the latent vector of an image; d in the paper.
     width : int, default=8
-        Channels of the first level. The next levels have 2, 4, 8 and 8 times as many. The paper's
-        network has 64 and is meant for a GPU. The default is sized to learn a few hundred 64 x 64
-        images in minutes on two CPU cores.
+        Channels before the first of the `n_levels` levels. The first level has 2 times as many, the
+        second 4 times and all others 8 times. The paper's network has a width of 64, which is slow
+        without a GPU. With the default, a few hundred images of 64 x 64 are learned in minutes on two
+        CPU cores.
     n_levels : int, default=None
-        Number of times each side is halved. None halves sides to about 4 pixels (4 times at 64 x 64).
+        Number of levels, each of which halves both sides of its input. None halves each side to about
+        4 pixels (4 levels at 64 x 64).
     prior : {"normal", "uniform"}, default="normal"
-        Distribution of the codes: standard normal, or uniform in [-1, 1].
+        Distribution of the codes in training: standard normal, or uniform in [-1, 1].
     encoder_training : {"izi_f", "izi", "ziz"}, default="izi_f"
-        Loss of the encoder. "izi": difference of an image and its reconstruction in pixels. "izi_f":
-        the same, also in the critic's features. "ziz": difference of a code from the prior and the
-        code of the image generated from it.
+        Loss of the encoder. "izi": difference between an image and its reconstruction in pixels.
+        "izi_f": the same, plus the difference in the critic's features. "ziz": difference between a
+        code drawn from the prior and the code of the image generated from it.
     encoder_output : {"tanh", "clip", "linear"}, default="tanh"
         Last operation of the encoder: `encoder_bound` * tanh, clipping to ± `encoder_bound`, or none.
     encoder_bound : float, default=1.0
-        Largest coordinate of a code, for "tanh" and "clip".
+        Largest absolute value of a coordinate of a code, if `encoder_output` is "tanh" or "clip".
     feature_weight : float, default=1.0
-        Weight of the critic's features in encoder loss and score, kappa in the paper.
+        Weight of the critic's features in the encoder's loss and in the score, kappa in the paper. It
+        is used only if `encoder_training` is "izi_f".
     penalty_weight : float, default=10.0
-        Weight of the gradient penalty of the critic.
+        Weight of the gradient penalty in the critic's loss.
     n_critic : int, default=5
         Number of critic steps for each generator step.
-    max_epochs : int, default=None
-        Number of passes over the normal images in the training of the GAN; each batch is a critic step.
-        None makes {max_epochs steps} steps, whatever the number of images.
-    encoder_epochs : int, default=None
-        Number of passes in the training of the encoder. None makes {encoder_epochs steps} steps.
-    encoder_lr : float, default=1e-3
-        Learning rate of the encoder.
-    {parameters}
-
-    Attributes
-    ----------
-    {attributes}
-
-    See Also
-    --------
-    AutoEncoder : Detector that trains faster and reconstructs anomalies more readily.
-
-    Notes
-    -----
-    :Family: adversarial
-    :Trained on: normal images
-    :Score: A_R + kappa A_D: mean squared error of the pixels, and of the critic's features
-    :Map: squared error of each pixel
-    :Departures: learning rates are larger and batches smaller than in the public code (1e-4, 5e-5 and
-        64, for a hundred thousand steps); images are not flipped at random, since a mirrored chest is
-        not normal; the zero of the critic score is the mean over up to 32,000 training images, where
-        the paper takes test images
-    :Variants:
-        * f-AnoGAN with the izi_f encoder: ``FAnoGAN()``
-        * f-AnoGAN with the izi encoder: ``FAnoGAN(encoder_training="izi")``
-        * f-AnoGAN with the ziz encoder: ``FAnoGAN(encoder_training="ziz", encoder_output="linear")``
-        * AnoGAN's search in the WGAN: ``FAnoGAN().iterative``
-
-    Networks and losses follow the authors' code [2]_: pre-activation residual blocks, per-channel
-    layer normalisation in the critic, one gradient penalty per image, Adam (0, 0.9) for the GAN
-    and RMSprop for the encoder.
-
-    The codes of a tanh encoder lie within -1 and 1, and most codes of a normal prior do not. For "ziz" the
-    loss can therefore not fall below 0.151 per coordinate. Set ``encoder_output="linear"`` or
-    ``prior="uniform"`` along with "ziz".
-
-    `score_components` gives "residual" (A_R) and "feature" (A_D). "latent" is the mean squared
-    difference between the codes of image and reconstruction. "critic" is m_x - D(x), where D(x) is the
-    critic's value and m_x its mean over training images.
-
-    References
-    ----------
-    .. [1] Schlegl, T., Seeböck, P., Waldstein, S. M., Langs, G., Schmidt-Erfurth, U. (2019).
-       "f-AnoGAN: Fast unsupervised anomaly detection with generative adversarial networks".
-       Medical Image Analysis 54, 30-44. `doi:10.1016/j.media.2019.01.010
-       <https://doi.org/10.1016/j.media.2019.01.010>`_
-    .. [2] https://github.com/tSchlegl/f-AnoGAN
-    .. [3] Gulrajani, I., Ahmed, F., Arjovsky, M., Dumoulin, V., Courville, A. (2017). "Improved
-       training of Wasserstein GANs". NeurIPS. `arXiv:1704.00028 <https://arxiv.org/abs/1704.00028>`_
-
-    Examples
-    --------
-    >>> from skanomaly import FAnoGAN
-    >>> from skanomaly.datasets import load_chest_xray
-    >>> X = load_chest_xray().images[:64]
-    >>> detector = FAnoGAN(width=2, max_epochs=2, encoder_epochs=1, random_state=0).fit(X)
-    >>> detector.score_samples(X[:2]).shape, detector.sample(3).shape
-    ((2,), (3, 64, 64))
-    """
-
-    _image_range = (-1.0, 1.0)
-    _steps = {"max_epochs": 1000, "encoder_epochs": 1000}
-
-    _parameter_constraints = {
-        "prior": [StrOptions({"normal", "uniform"})],
-        "encoder_training": [StrOptions({"izi_f", "izi", "ziz"})],
-        "encoder_output": [StrOptions({"tanh", "clip", "linear"})],
-        "encoder_bound": [Interval(Real, 0, None, closed="neither")],
-        "n_critic": [Interval(Integral, 1, None, closed="left")],
-    }
-
-    def __init__(
-        self,
-        *,
-        latent_size=128,
-        width=8,
-        n_levels=None,
-        prior="normal",
-        encoder_training="izi_f",
-        encoder_output="tanh",
-        encoder_bound=1.0,
-        feature_weight=1.0,
-        penalty_weight=10.0,
-        n_critic=5,
-        max_epochs=None,
-        encoder_epochs=None,
-        encoder_lr=1e-3,
-        batch_size=16,
-        lr=5e-4,
-        validation_fraction=0.0,
-        checkpoint_dir=None,
-        callbacks=None,
-        device="auto",
-        contamination=0.1,
-        pixel_contamination=0.01,
-        intensity_range="auto",
-        channel_axis="auto",
-        image_shape=None,
-        verbose=0,
-        random_state=None,
-    ):
-        self.prior = prior
-        self.encoder_training = encoder_training
-        self.encoder_output = encoder_output
-        self.encoder_bound = encoder_bound
-        self.feature_weight = feature_weight
-        self.penalty_weight = penalty_weight
-        self.n_critic = n_critic
-        self.encoder_epochs = encoder_epochs
-        self.encoder_lr = encoder_lr
-        self._assign_shared(locals())
-
-    def _build(self, image_shape):
-        encoder = {"output": self.encoder_output, "bound": self.encoder_bound}
-        return FAnoGANNetwork(image_shape, prior=self.prior, **encoder, **self._network_size())
-
-    def _train(self, run, network, images):
-        bounded = self.encoder_output != "linear" and (self.prior == "normal" or self.encoder_bound < 1)
-        # No error: the public code has a tanh encoder and a normal prior, too.
-        if self.encoder_training == "ziz" and bounded:
-            warnings.warn(
-                f"encoder_training='ziz' with encoder_output={self.encoder_output!r} cannot reach codes "
-                "beyond encoder_bound; set encoder_output='linear' or prior='uniform'",
-                stacklevel=2,
-            )
-        run("gan", Wasserstein, network, images, n_critic=self.n_critic, penalty_weight=self.penalty_weight)
-        # The public code's values are TensorFlow's defaults, which differ from torch's.
-        optimizer = partial(torch.optim.RMSprop, alpha=0.9, eps=1e-10)
-        options = {"kind": self.encoder_training, "feature_weight": self.feature_weight}
-        options |= {"optimizer": optimizer, "lr": self.encoder_lr, "epochs": "encoder_epochs"}
-        run("encoder", Inversion, network, images, **options)
-
-    def _measure(self, network, images):
-        # m_x only shifts the critic's score, so that a sample is enough: no ranking depends on it.
-        some = images.subset(torch.randperm(len(images))[:N_CRITIC_MEAN].numpy())
-        network.critic_mean.fill_(float(collect(network.critic, network, some, self.device_).mean()))
-
-    def _reconstruct(self, network, x):
-        return network(x)
-
-    def _judge(self, network, x):
-        y = network(x)
-        features = network.critic.features(x)
-        maps = squared_error(y, x)
-        residual = maps.mean((1, 2))
-        feature = feature_error(network.critic.features(y), features)
-        # As in the paper, features count only for an encoder that was trained with them.
-        score = residual + self.feature_weight * feature if self.encoder_training == "izi_f" else residual
-        components = {
-            "residual": residual,
-            "feature": feature,
-            "latent": lambda: (network.encoder(x) - network.encoder(y)).square().mean(1),
-            "critic": lambda: network.critic_mean - network.critic.value(features)[:, 0],
-        }
-        return Judgement(score, maps, components)
-
-    def encode(self, X):
-        """Codes of images.
-
-        Parameters
-        ----------
-        X : array-like
-            Images of the fitted shape.
-
-        Returns
-        -------
-        codes : (n, latent_size) float32 ndarray
-            Output of the encoder, one row for each image.
-        """
-        return collect(self.network_.encoder, self.network_, self._open(X), self.device_)
-
-    def decode(self, codes):
-        """Images that the generator makes from codes.
-
-        Parameters
-        ----------
-        codes : (n, latent_size) array-like
-            Output of `encode`, or draws from the prior.
-
-        Returns
-        -------
-        images : (n, ...) float32 ndarray
-            Images in the layout and units of the X given to `fit`.
-        """
-        check_is_fitted(self)
-        codes = np.asarray(codes, dtype=np.float32)
-        latent_size = self.network_.latent_size
-        if codes.ndim != 2 or codes.shape[1] != latent_size or not len(codes):
-            raise ValueError(f"codes must have shape (n, latent_size={latent_size}), got {codes.shape}")
-        codes = torch.from_numpy(codes)
-        return self._format.restore(collect(self.network_.generator, self.network_, codes, self.device_))
-
-    def iterative(
-        self, X, *, n_search=500, n_restarts=1, search_lr=0.01, discrimination_weight=0.1, random_state=None
-    ):
-        """AnoGAN's search in this GAN in place of the encoder, the baseline of the f-AnoGAN paper.
-
-        The search takes `n_search` forward and backward passes through generator and critic for each image,
-        and some thousand times as long as `score_samples`.
-
-        Parameters
-        ----------
-        X : array-like
-            Images of the fitted shape.
-        n_search : int, default=500
-            Number of steps of the search, Gamma in the paper.
-        n_restarts : int, default=1
-            Number of searches from different codes; the best result is kept.
-        search_lr : float, default=0.01
-            Learning rate of the search, which uses Adam.
-        discrimination_weight : float, default=0.1
-            Weight of the critic's features, lambda in the paper, in [0, 1].
-        random_state : int, RandomState or None, default=None
-            Seed of the codes with which the searches for all images begin.
-
-        Returns
-        -------
-        found : Bunch
-            ``codes`` (n, latent_size) are the codes found. ``residual`` (n,) is R, the absolute differences
-            summed over pixels; ``discrimination`` (n,) is D, those summed over features. ``scores`` (n,) are
-            -(1 - lambda) R - lambda D: higher is more normal. ``maps`` (n, H, W) are the absolute differences
-            of pixels.
-
-        Raises
-        ------
-        ValueError
-            If `n_search` or `n_restarts` is less than 1, or if a learning rate or weight is out of range.
-        """
-        images = self._open(X)
-        for name, value in (("n_search", n_search), ("n_restarts", n_restarts)):
-            if not isinstance(value, Integral) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
-        if not search_lr > 0:
-            raise ValueError(f"search_lr must be above 0, got {search_lr}")
-        if not 0 <= discrimination_weight <= 1:
-            raise ValueError(f"discrimination_weight must lie in [0, 1], got {discrimination_weight}")
-        network = self.network_
-        with seeded(draw_seed(random_state), self.device_):
-            starts = network.draw_codes(n_restarts)
-
-        options = {"discrimination_weight": discrimination_weight, "n_search": n_search, "lr": search_lr}
-        # A normal prior has no bound that codes could be clamped to.
-        options["bound"] = 1.0 if network.prior == "uniform" else None
-
-        def search(x):
-            codes, y, *parts = search_images(x, network.generator, network.critic.features, starts, **options)
-            return codes, absolute_error(y, x), *parts
-
-        codes, maps, residual, discrimination = collect(search, network, images, self.device_)
-        # float64, like the scores of all detectors.
-        residual, discrimination = residual.astype(np.float64), discrimination.astype(np.float64)
-        return Bunch(
-            codes=codes,
-            scores=-(1 - discrimination_weight) * residual - discrimination_weight * discrimination,
-            maps=maps,
-            residual=residual,
-            discrimination=discrimination,
-        )
-
-    def sample(self, n=1, *, random_state=None):
-        """Images generated from codes that are drawn from the prior.
-
-        Parameters
-        ----------
-        n : int, default=1
-            Number of images.
-        random_state : int, RandomState or None, default=None
-            Seed of the codes; None draws other codes each time.
-
-        Returns
-        -------
-        images : (n, ...) float32 ndarray
-            Images in the layout and units of the X given to `fit`.
-        """
-        check_is_fitted(self)
-        with seeded(draw_seed(random_state), self.device_):
-            codes = self.network_.draw_codes(n)
-        return self.decode(codes.cpu())
-
-    def interpolate(self, a, b, n=13):
-        """Images along the straight line between two codes, which should change smoothly.
-
-        Parameters
-        ----------
-        a : array-like
-            First end of the line: a code, or one image of the fitted shape, which is encoded. A 1-D
-            array of latent_size numbers is taken for a code.
-        b : array-like
-            Second end of the line.
-        n : int, default=13
-            Number of points on the line, ends included.
-
-        Returns
-        -------
-        images : (n, ...) float32 ndarray
-            Images in the layout and units of the X given to `fit`.
-        """
-        check_is_fitted(self)
-        a, b = (self._as_code(end) for end in (a, b))
-        return self.decode(np.linspace(a, b, n))
-
-    def _as_code(self, end):
-        end = np.asarray(end)
-        return end if end.shape == (self.network_.latent_size,) else self.encode(end[None])[0]
+    encoder_epochs : int, default=30
+        Passes over the normal images in the training of the encoder.

@@ -1,4 +1,4 @@
-"""GANomaly: an image and its reconstruction should have the same code."""
+"""GANomaly: an image is anomalous if the codes of the image and of its reconstruction differ."""
 
 from .._losses import absolute_error, feature_error
 from ..base import Judgement, TrainedDetector
@@ -8,7 +8,7 @@ from ..training import Training, discriminator_loss
 
 
 class GANomalyNetwork(ConvAutoEncoder):
-    """Parts `encoder`, `decoder`, `second_encoder` (of reconstructions) and `discriminator`."""
+    """Network with the parts `encoder`, `decoder`, `second_encoder` (of reconstructions), `discriminator`."""
 
     def __init__(self, image_shape, latent_size, *, width, n_levels, **options):
         size = {"width": width, "n_levels": n_levels}
@@ -30,7 +30,7 @@ class EncoderDecoderEncoder(Training):
     ----------
     network : GANomalyNetwork
     weights : dict of str to float
-        "adversarial", "reconstruction" and "code".
+        Weights of the losses "adversarial", "reconstruction" and "code".
     """
 
     moves = {
@@ -50,12 +50,12 @@ class EncoderDecoderEncoder(Training):
         terms = {
             "reconstruction": absolute_error(y, x).mean(),
             "code": feature_error(z, again).mean(),
-            # Feature matching, as in the paper: the discriminator's verdict itself is not used.
+            # Feature matching, as in the paper: the discriminator's output itself is not used.
             "adversarial": feature_error(discriminator.features(x), discriminator.features(y)).mean(),
         }
         self.record(**{f"{name}_loss": term for name, term in terms.items()})
         self.move("optimizer", train_loss=sum(self.weights[name] * term for name, term in terms.items()))
-        # As in the public code, y is from before the generator's step.
+        # As in the public code, y was made before the generator's step.
         loss = 0.5 * discriminator_loss(discriminator(x), discriminator(y.detach()))
         self.move("optimizer_discriminator", discriminator_loss=loss)
 
@@ -64,8 +64,8 @@ class GANomaly(TrainedDetector):
     """GANomaly: encoder, decoder, encoder.
 
     An image is encoded and decoded, and a second encoder encodes the reconstruction. The networks are trained
-    on normal images, against a discriminator, so that both codes are alike for normal images. The score is
-    the mean squared difference between the two codes. The map is the absolute error of each pixel.
+    on normal images, against a discriminator, so that the two codes of a normal image are similar. The score
+    is the mean squared difference between the two codes. The map is the absolute error of each pixel.
 
     Parameters
     ----------
@@ -74,8 +74,8 @@ class GANomaly(TrainedDetector):
     code_weight : float, default=1.0
         Weight of the mean squared difference between the codes.
     adversarial_weight : float, default=1.0
-        Weight of the mean squared difference between the discriminator's features of image and
-        reconstruction.
+        Weight of the mean squared difference between the discriminator's features of the image and those of
+        the reconstruction.
     {size}
     {parameters}
 
@@ -85,7 +85,7 @@ class GANomaly(TrainedDetector):
 
     See Also
     --------
-    ConstrainedAE : Autoencoder with one encoder for both codes, whose score is the residual.
+    ConstrainedAE : Autoencoder with one encoder for both codes; its score is the residual.
     AnoGAN : Detector that searches for the code of an image.
 
     Notes
@@ -95,10 +95,10 @@ class GANomaly(TrainedDetector):
     :Score: mean squared difference between the codes of image and reconstruction
     :Map: absolute error of each pixel
     :Departures: encoders and decoder are those of AutoEncoder with a code of 16 numbers, similar to
-        MedIAnomaly's; scores are not scaled to the range of the test images; batch normalisation has the
-        statistics of training when images are judged, where the public code has those of the test batch; a
-        discriminator whose loss vanishes is not initialised again; encoders and decoder start from torch's
-        default weights
+        MedIAnomaly's; scores are not scaled to the range of the test images; to judge images,
+        batch normalisation uses the statistics of training, whereas the public code uses those of the test
+        batch; a discriminator whose loss vanishes is not initialised again; encoders and decoder start from
+        torch's default weights
 
     References
     ----------

@@ -16,22 +16,23 @@ ERRORS = {"l2": squared_error, "l1": absolute_error}
 class VAE(TrainedDetector):
     """Variational autoencoder.
 
-    The encoder gives each image a normal distribution of codes, and training keeps these distributions near
-    N(0, I). Images that are unlike the normal ones are reconstructed worse. By default the map is the error
-    of each pixel. Other maps show derivatives with respect to each pixel: that of the evidence lower bound
-    (ELBO), or that of the divergence of the code. The score is the mean of the map.
+    The encoder gives each image a Gaussian distribution of codes, and training keeps these distributions near
+    N(0, I). Images unlike the normal images are reconstructed worse. By default the map is the error of each
+    pixel. Other maps show derivatives with respect to each pixel: that of the evidence lower bound (ELBO), or
+    that of the divergence of the code distribution from N(0, I). The score is the mean of the map.
 
     Parameters
     ----------
     kl_weight : float, default=0.005
-        Weight of the Kullback-Leibler (KL) divergence of the codes from N(0, I) beside the error. The
-        divergence is averaged over the numbers of a code, the error over pixels.
+        Weight of the Kullback-Leibler (KL) divergence of the codes from N(0, I), in the ELBO and in the loss.
+        The divergence is averaged over the numbers of a code. The error, averaged over pixels, has the weight
+        1.
     loss : {"l2", "l1"}, default="l2"
         Error of a pixel, in training and in the score: squared or absolute.
     score_component : {"residual", "elbo_gradient", "kl_gradient", "combination"}, default="residual"
-        Quantity that score and map show. "residual" is the error. "elbo_gradient" is the absolute derivative
-        of the ELBO with respect to each pixel, "kl_gradient" that of the divergence alone. "combination" is
-        the product of "residual" and "kl_gradient".
+        Quantity that the map shows; the score is its mean. "residual" is the error. "elbo_gradient" is the
+        absolute derivative of the ELBO with respect to each pixel, "kl_gradient" that of the divergence
+        alone. "combination" is the product of "residual" and "kl_gradient".
     {size}
     {parameters}
 
@@ -42,7 +43,7 @@ class VAE(TrainedDetector):
     See Also
     --------
     AutoEncoder : The same network with a fixed code instead of a distribution of codes.
-    SSLAnoVAE : VAE with a second encoder, which learns from views of the images.
+    SSLAnoVAE : VAE with a second encoder, which learns from randomly changed copies of the images.
 
     Notes
     -----
@@ -50,15 +51,15 @@ class VAE(TrainedDetector):
     :Trained on: normal images
     :Score: mean error over pixels, or mean of another map
     :Map: error of each pixel, or a derivative with respect to each pixel
-    :Departures: images are judged by the mean of their code distribution, where the public code draws a code;
-        log-variances stay within -10 and 10
+    :Departures: images are judged by the mean of their code distribution, whereas the public code draws a
+        code; log-variances are clamped to [-10, 10]
     :Variants:
         * VAE by the gradient of the ELBO: ``VAE(score_component="elbo_gradient")``
         * VAE by the gradient of the KL divergence: ``VAE(score_component="kl_gradient")``
         * VAE by error times KL gradient: ``VAE(score_component="combination")``
 
-    The network and the weight of the divergence are those of MedIAnomaly [2]_. The scores from derivatives
-    are compared in [3]_.
+    The network and the weight of the divergence are those of MedIAnomaly [2]_. Scores from derivatives are
+    compared in [3]_.
 
     References
     ----------
@@ -137,14 +138,14 @@ class VAE(TrainedDetector):
         def divergence(x):
             return kl_divergence(*network.posterior(x))
 
-        # Functions: a gradient costs a backward pass, and most callers ask for one map alone.
+        # Functions, because a gradient costs a backward pass and most callers need one of the maps only.
         maps = {
             "residual": lambda: error(network(x), x),
             "elbo_gradient": lambda: gradient_map(bound, x),
             "kl_gradient": lambda: gradient_map(divergence, x),
         }
         maps["combination"] = lambda: maps["residual"]() * maps["kl_gradient"]()
-        # The default binds each map now; without it every function would call the last one.
+        # The default argument keeps this map; without it every lambda would call the last map.
         components = {name: lambda map=map: map().mean((1, 2)) for name, map in maps.items()}
         components["kl"] = lambda: divergence(x)
         shown = maps[self.score_component]()
