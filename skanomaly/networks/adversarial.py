@@ -9,17 +9,17 @@ from torch.nn import functional as F
 
 from .blocks import choose_strides, crop_to, kernel_size, last_size, level_widths, pad_to, padded_size
 
-#: LayerNorm over (C, H, W). The reference code has one scale and offset per channel, where nn.LayerNorm has
-#: them per value.
+#: Layer normalisation over (C, H, W) with one scale and offset per channel, as in the reference code;
+#: nn.LayerNorm has a scale and an offset for each value.
 ChannelLayerNorm = partial(nn.GroupNorm, 1)
 
 
 def _smear(weight, stride):
     """Kernel of a 3 x 3 convolution joined with a resampling by `stride`: 4 x 4 if the stride is (2, 2).
 
-    The kernel is the sum of shifted copies of the 3 x 3 kernel. A convolution followed by mean pooling
-    becomes one convolution of stride 2, and nearest upsampling followed by a convolution becomes one
-    transposed convolution: the same functions for 4/9 of the work.
+    The kernel is the sum of shifted copies of the 3 x 3 kernel. With it, a convolution followed by mean
+    pooling is one convolution of stride 2, and nearest upsampling followed by a convolution is one transposed
+    convolution: the same results for 4/9 of the work.
     """
     bottom, right = (step - 1 for step in stride)
     return sum(
@@ -28,7 +28,7 @@ def _smear(weight, stride):
 
 
 class DownConv(nn.Conv2d):
-    """3 x 3 convolution followed by mean pooling by `factor`, the stride of a level."""
+    """3 x 3 convolution followed by mean pooling by `factor`, the level's stride."""
 
     def __init__(self, n_in, n_out, factor):
         super().__init__(n_in, n_out, 3, padding=1)
@@ -40,20 +40,20 @@ class DownConv(nn.Conv2d):
 
 
 class UpConv(nn.Conv2d):
-    """Nearest upsampling by `factor`, followed by a 3 x 3 convolution without bias."""
+    """Nearest upsampling by `factor`, the level's stride, followed by a 3 x 3 convolution without bias."""
 
     def __init__(self, n_in, n_out, factor):
         super().__init__(n_in, n_out, 3, padding=1, bias=False)
         self.factor = factor
 
     def forward(self, x):
-        # conv_transpose2d mirrors its kernel and has the input channels first; this undoes both.
+        # conv_transpose2d mirrors its kernel and expects its input channels first; this line undoes both.
         weight = _smear(self.weight, self.factor).flip(2, 3).transpose(0, 1)
         return F.conv_transpose2d(x, weight, stride=self.factor, padding=1)
 
 
 class DownBlock(nn.Module):
-    """Pre-activation residual block that halves the image; its first convolution keeps the channels."""
+    """Pre-activation residual block that divides the sides by `factor`; `conv1` keeps the channels."""
 
     def __init__(self, n_in, n_out, factor, norm):
         super().__init__()
@@ -69,7 +69,7 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Pre-activation residual block that doubles the image."""
+    """Pre-activation residual block that multiplies the sides by `factor`."""
 
     def __init__(self, n_in, n_out, factor, norm):
         super().__init__()
@@ -81,7 +81,7 @@ class UpBlock(nn.Module):
     def forward(self, x):
         h = self.conv1(F.relu(self.norm1(x)))
         h = self.conv2(F.relu(self.norm2(h)))
-        # The shortcut's 1 x 1 convolution goes before the upsampling: the same result for less work.
+        # The shortcut's 1 x 1 convolution comes before the upsampling: the same result for less work.
         return h + F.interpolate(self.shortcut(x), scale_factor=self.factor)
 
 
@@ -109,7 +109,7 @@ class ResidualCritic(nn.Module):
 
     def __init__(self, image_shape, *, width, n_levels=None):
         super().__init__()
-        # Not BatchNorm: the gradient of an image, which is penalised, would depend on the other images.
+        # Not BatchNorm: the penalised gradient of an image would depend on the other images of the batch.
         self.features = ResidualTrunk(image_shape, width=width, n_levels=n_levels, norm=ChannelLayerNorm)
         self.value = nn.Linear(self.features.n_features, 1)
 
@@ -192,7 +192,7 @@ class ConvDiscriminator(nn.Module):
         blocks = []
         for level, (n_in, n_out, stride) in enumerate(zip(widths, widths[1:], strides)):
             blocks += [nn.Conv2d(n_in, n_out, kernel_size(stride), stride, padding=1)]
-            # DCGAN has no BatchNorm in the level that takes images: with it, training oscillated.
+            # No BatchNorm in the first level, as in DCGAN, whose training oscillated with it.
             blocks += [nn.BatchNorm2d(n_out)] if level else []
             blocks += [nn.LeakyReLU(0.2)]
         self.blocks = nn.Sequential(*blocks, nn.Flatten())
@@ -207,7 +207,7 @@ class ConvDiscriminator(nn.Module):
 
 
 def _init_dcgan(module):
-    """DCGAN's random start: normal weights of deviation 0.02, and around 1 for BatchNorm's scales."""
+    """DCGAN's random weights: N(0, 0.02^2), and N(1, 0.02^2) for the scales of BatchNorm."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):

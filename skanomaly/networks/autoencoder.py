@@ -1,4 +1,4 @@
-"""Convolutional autoencoder of DDAD and MedIAnomaly, and its variants: memory, variances, random codes."""
+"""Convolutional autoencoder of DDAD and MedIAnomaly, and variants with memory, variances or random codes."""
 
 import math
 
@@ -7,18 +7,18 @@ from torch import nn
 from .blocks import choose_strides, crop_to, kernel_size, last_size, level_widths, pad_to, padded_size
 from .memory import MemoryMatrix
 
-#: Bounds of log-variances, ours: AE-U drives them to minus infinity where it reconstructs a background
-#: perfectly, and exp(-log_variance) explodes.
+#: Bounds of log-variances, which the published methods do not have. Without bounds AE-U drives log-variances
+#: to minus infinity where it reconstructs a background perfectly, and exp(-log_variance) overflows.
 LOG_VARIANCES = -10.0, 10.0
 
 
 def _resize(layer, n_in, n_out, stride):
-    """Convolution, plain or transposed, that changes the sides by `stride`."""
+    """Convolution that divides the sides by `stride`, or transposed convolution that multiplies them."""
     return layer(n_in, n_out, kernel_size(stride), stride=stride, padding=1, bias=False)
 
 
 class ConvEncoder(nn.Module):
-    """Images to codes: strided convolutions, then a bottleneck.
+    """Images to codes: one strided convolution a level, then a bottleneck.
 
     Parameters
     ----------
@@ -28,9 +28,9 @@ class ConvEncoder(nn.Module):
         Units of the dense layer before a code (n, latent_size). None makes a spatial code
         (n, latent_size, h, w) instead, by a 1 x 1 convolution.
     width : int
-        Channels of the first level. The next has 2 times as many, all others 4 times.
+        Channels of the first level. The second has 2 times as many, all others 4 times.
     n_levels : int or None
-        Levels, as in `choose_strides`.
+        Number of levels, as in `choose_strides`.
     """
 
     def __init__(self, image_shape, latent_size, *, hidden_size, width, n_levels=None):
@@ -60,7 +60,7 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """Codes to images: the layers of `ConvEncoder` mirrored. No activation bounds its output."""
+    """Codes to images: the layers of `ConvEncoder` in reverse. No activation bounds the images."""
 
     def __init__(self, image_shape, latent_size, *, hidden_size, width, n_levels=None):
         super().__init__()
@@ -82,7 +82,7 @@ class ConvDecoder(nn.Module):
         up = []
         for a, b, stride in zip(widths, widths[1:], strides[:0:-1]):
             up += [_resize(nn.ConvTranspose2d, a, b, stride), nn.BatchNorm2d(b), nn.ReLU()]
-        # No bias in the last layer either, although no BatchNorm follows it: DDAD's has none.
+        # The last layer has no bias either, as in DDAD's code, although no BatchNorm follows it.
         last = _resize(nn.ConvTranspose2d, widths[-1], image_shape[0], strides[0])
         self.up = nn.Sequential(*up, last)
 
@@ -103,7 +103,7 @@ class ConvAutoEncoder(nn.Module):
 
 
 class UncertainAutoEncoder(ConvAutoEncoder):
-    """Autoencoder of AE-U: its `decoder` gives each pixel a mean and a log-variance."""
+    """Autoencoder of AE-U: its `decoder` predicts a mean and a log-variance of each pixel."""
 
     def __init__(self, image_shape, latent_size, **options):
         super().__init__(image_shape, latent_size, **options)
@@ -111,12 +111,12 @@ class UncertainAutoEncoder(ConvAutoEncoder):
         self.decoder = ConvDecoder((2 * n_channels, *sides), latent_size, **options)
 
     def predict(self, x):
-        """Means and log-variances (n, c, h, w), the latter within `LOG_VARIANCES`."""
+        """Means and log-variances, both (n, c, h, w). Log-variances are clamped to `LOG_VARIANCES`."""
         mean, log_variance = self.decoder(self.encoder(x)).chunk(2, dim=1)
         return mean, log_variance.clamp(*LOG_VARIANCES)
 
     def forward(self, x):
-        """Reconstructions: the means."""
+        """Reconstructions, which are the means."""
         return self.predict(x)[0]
 
 
@@ -140,7 +140,7 @@ class MemoryAutoEncoder(nn.Module):
 
 
 class VariationalAutoEncoder(nn.Module):
-    """Autoencoder of a VAE: its `encoder` gives the mean and the log-variance of a code."""
+    """Autoencoder of a VAE: its `encoder` predicts the mean and the log-variance of a code."""
 
     def __init__(self, image_shape, latent_size, **options):
         super().__init__()
@@ -148,7 +148,7 @@ class VariationalAutoEncoder(nn.Module):
         self.decoder = ConvDecoder(image_shape, latent_size, **options)
 
     def posterior(self, x):
-        """Mean and log-variance of the codes, the latter within `LOG_VARIANCES`."""
+        """Means and log-variances of codes. Log-variances are clamped to `LOG_VARIANCES`."""
         mean, log_variance = self.encoder(x).chunk(2, dim=1)
         return mean, log_variance.clamp(*LOG_VARIANCES)
 

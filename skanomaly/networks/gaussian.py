@@ -4,11 +4,11 @@ import torch
 
 
 def draw(mean, log_variance):
-    """A code drawn from N(mean, exp(log_variance)), differentiable in both (reparameterisation)."""
+    """Codes drawn from N(mean, exp(log_variance)), differentiable in both arguments (reparameterisation)."""
     return mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
 
 
 def kl_divergence(mean, log_variance):
-    """KL(N(mean, exp(log_variance)) || N(0, I)) of each code, as a mean over its numbers, (n,)."""
-    # A mean where the formula has a sum, as in MedIAnomaly; errors are means over pixels, too.
+    """KL(N(mean, exp(log_variance)) || N(0, I)) of each code, (n,), averaged over the numbers of the code."""
+    # A mean, as in MedIAnomaly, although the formula has a sum: errors are means over pixels, too.
     return 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).flatten(1).mean(1)
