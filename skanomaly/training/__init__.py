@@ -1,4 +1,4 @@
-"""Training of networks on skorch: the stages that several methods share, and their losses."""
+"""Training of networks on skorch: the base of all stages, stages that several methods share, and losses."""
 
 from ._adversarial import Adversarial, discriminator_loss, generator_loss
 from ._memory import MemoryTraining

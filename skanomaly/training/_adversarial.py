@@ -1,4 +1,4 @@
-"""Adversarial: training of a GAN whose discriminator gives the logit of a probability (DCGAN)."""
+"""Adversarial: training of a GAN whose discriminator computes the logit of a probability (DCGAN)."""
 
 from torch.nn.functional import softplus
 
@@ -6,13 +6,13 @@ from ._training import Training
 
 
 def discriminator_loss(real, fake):
-    """- log D(x) - log(1 - D(G(z))), from logits; it is 2 log 2 where D is 1/2 everywhere."""
+    """Mean of -log D(x) - log(1 - D(G(z))), from logits of D. It is 2 log 2 if D is always 1/2."""
     return softplus(-real).mean() + softplus(fake).mean()
 
 
 def generator_loss(fake):
-    """- log D(G(z)), from logits."""
-    # Not log(1 - D(G(z))): its gradient vanishes where D is sure of a fake, as it is in the beginning.
+    """Mean of -log D(G(z)), from logits of D."""
+    # Not log(1 - D(G(z))), whose gradient vanishes while D is sure of the fakes, as D is at first.
     return softplus(-fake).mean()
 
 

@@ -20,12 +20,12 @@ class Checkpoint:
     Parameters
     ----------
     folder : str or Path
-        The folder, made if absent.
+        Path of the folder, which is made if it is absent.
     fit : dict of str to str
-        Descriptions of all that decides the result: parameters and data. A fit is continued only if they are
-        equal to those in the folder.
+        Descriptions of everything that decides the result: parameters and data. A fit is continued only if
+        its descriptions equal those in the folder.
     seed : int
-        Seed of this fit. If the folder holds a fit, the attribute `seed` is the seed of that fit.
+        Seed of a new fit. If the folder already holds a fit, the attribute `seed` is the seed of that fit.
 
     Raises
     ------
@@ -39,11 +39,11 @@ class Checkpoint:
         self.stages = set()
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in self.folder.glob("*" + _storage.UNFINISHED):
-            path.unlink()  # written by a process that was killed meanwhile
+            path.unlink()  # left by a process that was killed while it wrote
         for path in sorted(self.folder.glob("*" + SUFFIX)):
             content = self._read(path)
             self.seed = content["seed"]
-            # A warning, not an error: the fit is the same but for its last bits.
+            # A warning, not an error: only the last bits of the result can differ.
             if changed := _changes(content["rounding"], self.rounding):
                 warnings.warn(
                     f"the fit in {str(self.folder)!r} goes on, and will round otherwise: {changed}",
@@ -51,7 +51,7 @@ class Checkpoint:
                 )
 
     def read(self, stage):
-        """State of a stage, or None if it was not begun."""
+        """State of a stage, or None if none was written yet."""
         if stage in self.stages:
             raise ValueError(f"two stages are named {stage!r}; their states would be one file")
         self.stages.add(stage)
@@ -59,7 +59,7 @@ class Checkpoint:
         return self._read(path)["state"] if path.exists() else None
 
     def write(self, stage, state):
-        """Write the state of a stage, in place of the last one."""
+        """Write the state of a stage over its last state."""
         content = {"fit": self.fit, "rounding": self.rounding, "seed": self.seed, "state": state}
         _storage.write(self.folder / (stage + SUFFIX), "checkpoint", content)
 
@@ -82,8 +82,8 @@ def _changes(then, now):
 
 
 def describe(value):
-    """Description of a parameter, equal for two parameters that do the same, also in two processes."""
-    # Not repr: it shortens arrays, and shows the addresses of functions and objects.
+    """Text that describes a parameter: equal for parameters of the same effect, also in two processes."""
+    # Not repr, which shortens arrays and shows the addresses of functions and objects.
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
     if isinstance(value, dict):
@@ -124,7 +124,7 @@ def _name(thing):
 
 
 def state_of(training):
-    """State that decides how a training goes on, of types that `_storage` can write."""
+    """State that decides how a training goes on, as values that `_storage` can write."""
     generators = {"cpu": torch.get_rng_state()}
     if training.device != "cpu":
         generators["device"] = torch.get_device_module(training.device).get_rng_state(training.device)
@@ -141,7 +141,7 @@ def state_of(training):
 
 
 def restore(training, state):
-    """Undo `state_of`."""
+    """Put a training back into a state that `state_of` returned."""
     restore_network(training, state)
     for name, saved in state["optimizers"].items():
         _restore_optimizer(getattr(training, name + "_"), saved)
@@ -159,7 +159,7 @@ def restore(training, state):
 def restore_network(training, state):
     """Restore weights, buffers and random generators: all that a complete stage leaves to the next."""
     training.module_.load_state_dict(state["network"])
-    # A step may have frozen parameters, which a state_dict does not tell.
+    # A step may have frozen parameters, which a state_dict does not record.
     for name, parameter in training.module_.named_parameters():
         parameter.requires_grad_(name not in state["frozen"])
     torch.set_rng_state(state["generators"]["cpu"])
@@ -173,12 +173,13 @@ def _restore_optimizer(optimizer, saved):
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                # Tensors of a file are contiguous, and kernels for another memory format round differently.
+                # Copied into the memory format of the parameter: a file has contiguous tensors, for which
+                # kernels round differently.
                 values[name] = torch.empty_like(parameter).copy_(value)
 
 
 def _callback_state(callback):
-    """State of a callback: its attributes whose names end in "_", as far as they can be written."""
+    """State of a callback: those attributes that end in "_" and that can be written."""
     state, lost = {}, []
     for name, value in vars(callback).items():
         if name.endswith("_") and not isinstance(value, type):

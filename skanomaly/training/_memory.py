@@ -7,12 +7,12 @@ from ._training import Training
 
 
 def entropy(weights):
-    """Mean entropy of the weights (..., n_slots) of memory items; low where few items are used."""
+    """Mean entropy of the weights (..., n_slots) of memory items; low if few items have large weights."""
     return -(weights * torch.log(weights + 1e-12)).sum(-1).mean()
 
 
 class MemoryTraining(Training):
-    """Minimise the squared error plus the weighted entropy of the memory's weights.
+    """Minimise the squared error plus `entropy_weight` times the entropy of the weights of memory items.
 
     Parameters
     ----------

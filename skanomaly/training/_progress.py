@@ -1,16 +1,19 @@
-"""Reports of every epoch to scikit-learn's callbacks (experimental, since 1.9). No other file uses them."""
+"""Reports of every epoch to scikit-learn's callbacks, which are experimental and exist since version 1.9.
+
+No other file uses these callbacks.
+"""
 
 from contextlib import contextmanager, nullcontext
 
 from skorch.callbacks import Callback
 
-# Methods of the detector, not functions: scikit-learn keeps a fit's context in private attributes of it.
+# Methods, not functions: scikit-learn keeps the context of a fit in private attributes of the detector.
 try:
     from sklearn.callback import CallbackSupportMixin
 except ImportError:
 
     class CallbackSupport:
-        """No callbacks: scikit-learn before 1.9 has none to tell."""
+        """Mixin without effect: scikit-learn before 1.9 has no callbacks to report to."""
 
         def _fit_task(self, X, y):
             return nullcontext()
@@ -21,15 +24,18 @@ except ImportError:
 else:
 
     class CallbackSupport(CallbackSupportMixin):
-        """Tells scikit-learn's callbacks of a fit and its stages; `_fit_context` tears them down."""
+        """Mixin that reports a fit and its stages to scikit-learn's callbacks.
+
+        scikit-learn's `_fit_context` tears the callbacks down.
+        """
 
         @contextmanager
         def _fit_task(self, X, y):
-            """Context of a whole fit, to be entered before attributes are kept for a fit that fails."""
+            """Context of a whole fit. It must be entered before `all_or_nothing` copies the attributes."""
             context = self._init_callback_context(max_subtasks=None)
             context.call_on_fit_task_begin(estimator=self, X=X, y=y)
             yield
-            # No finally: scikit-learn's own estimators do not report a failed fit as ended.
+            # No finally: a failed fit is not reported as ended, as in scikit-learn's own estimators.
             context.call_on_fit_task_end(estimator=self, X=X, y=y)
 
         def _stage_callbacks(self, stage):
@@ -38,7 +44,7 @@ else:
 
 
 class EpochContext(Callback):
-    """Opens one scikit-learn callback context per stage, and in it one per epoch."""
+    """skorch callback that opens a scikit-learn callback context for its stage, and one for each epoch."""
 
     def __init__(self, detector, fit_context, stage):
         self.detector, self.fit_context, self.stage = detector, fit_context, stage

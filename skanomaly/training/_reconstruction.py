@@ -1,4 +1,4 @@
-"""Reconstruction: training of a network to repeat its input."""
+"""Reconstruction: training of a network to reconstruct its input."""
 
 from torch import nn
 
@@ -14,11 +14,11 @@ class Reconstruction(Training):
     network : nn.Module
     error : callable (predictions, images) -> map (n, h, w), default=squared_error
     predict_images : callable (network, images) -> predictions, default=nn.Module.__call__
-        Forward pass, whose predictions `error` takes: reconstructions, or means and log-variances.
+        Forward pass. Its predictions (reconstructions, or means and log-variances) are passed to `error`.
     corrupt : callable (images) -> images, default=None
-        Corruption of the input in training. Predictions are compared with the clean images.
+        Corruption of the input in training. Predictions are compared with the uncorrupted images.
     parts : sequence of str, default=("encoder", "decoder")
-        Names of the parts that are trained; None trains all.
+        Names of the parts that are trained; None trains all parts.
     """
 
     losses = ("train_loss",)
@@ -43,5 +43,5 @@ class Reconstruction(Training):
         self.move("optimizer", train_loss=self.error(self.predict_images(network, given), x).mean())
 
     def validate(self, network, x):
-        # Without corruption, as images are scored.
+        # No corruption, as in scoring.
         return self.error(self.predict_images(network, x), x).mean()

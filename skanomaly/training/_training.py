@@ -1,4 +1,4 @@
-"""Training: base of the stages of a fit, on skorch's NeuralNet."""
+"""Training: base class of the stages of a fit, built on skorch's NeuralNet."""
 
 import copy
 import math
@@ -14,11 +14,12 @@ from . import _checkpoint
 
 
 class Training(NeuralNet):
-    """Stage of a fit: the parts of the network that each optimiser trains, and one step written out in full.
+    """Base of the stages of a fit: which optimiser trains which parts of the network, and one training step.
 
     A subclass sets `moves` (the names of the parts that each optimiser trains) and `losses` (the names of the
-    losses) and writes `step`. A subclass whose loss can be measured on held-out images also sets `validates`
-    and writes `validate`. A part that no optimiser trains is frozen: it is in eval mode and has no gradient.
+    losses) and writes `step`. If a loss can be measured on held-out images, the subclass also sets
+    `validates` and writes `validate`. A part that no optimiser trains is frozen: it is in eval mode and has
+    no gradient.
 
     Parameters
     ----------
@@ -27,23 +28,23 @@ class Training(NeuralNet):
     stage : str
         Name of the stage in `history_` and in messages.
     checkpoint : Checkpoint, default=None
-        Storage of the stage's state after each epoch, from which a killed fit goes on. The state is that of
-        the network's parameters and buffers, the optimisers and `n_steps`; nothing else may change in
-        training.
+        Storage of the stage's state after each epoch, from which a killed fit goes on. A `step` may change
+        the network's parameters and buffers and the optimisers; a subclass's own attributes are not stored.
     optimizer : callable (parameters, lr) -> torch Optimizer, default=None
-        Maker of the optimisers; None is Adam with the class's `betas`.
+        Function that makes an optimiser. None makes Adam with the class's `betas`.
     lr, max_epochs, batch_size, callbacks, device, verbose
-        Parameters of skorch's NeuralNet. `optimizer_<part>__lr` is the learning rate of a further optimiser.
+        Parameters of skorch's NeuralNet. `optimizer_<part>__lr` is the learning rate of the optimiser called
+        `optimizer_<part>`.
     """
 
-    #: Names of the parts that each optimiser moves. The main one must be called `optimizer`: skorch's
-    #: schedulers know no other. Others are called `optimizer_<part>`.
+    #: Names of the parts that each optimiser trains. The main optimiser must be called `optimizer`, because
+    #: skorch's schedulers know no other name. Further optimisers are called `optimizer_<part>`.
     moves = {}
-    #: Decay rates of Adam's two moments.
+    #: Betas of Adam, the decay rates of its two moments.
     betas = 0.9, 0.999
     #: Names of the values that `step` records, in the order in which they are printed.
     losses = ()
-    #: Whether there is a validation loss, by which EarlyStopping can end the stage.
+    #: Whether there is a validation loss. EarlyStopping needs this loss to end the stage.
     validates = False
 
     def __init__(self, network, *, stage, checkpoint=None, optimizer=None, **options):
@@ -55,7 +56,7 @@ class Training(NeuralNet):
         super().__init__(network, criterion=torch.nn.Identity, optimizer=optimizer, **options)
 
     def step(self, network, x):
-        """Compute the losses of a batch of images (n, c, h, w), and `move` parts by them."""
+        """Compute the losses of a batch of images (n, c, h, w), and update the parts by calls of `move`."""
         raise NotImplementedError
 
     def validate(self, network, x):
@@ -63,25 +64,25 @@ class Training(NeuralNet):
         raise NotImplementedError
 
     def move(self, optimizer, **loss):
-        """Let `optimizer` take a step down the loss given by name, and record the loss."""
+        """Lower the loss by a step of the optimiser with this name, and record the loss under its keyword."""
         ((_, value),) = loss.items()
         moved, optimizer = self.moved_[optimizer], getattr(self, optimizer + "_")
         optimizer.zero_grad(set_to_none=True)
-        # Without inputs=, gradients of the other parts would be computed as well, and pile up in them.
+        # Without inputs=, gradients of the other parts would be computed as well, and add up.
         value.backward(inputs=[parameter for _, parameter in moved if parameter.requires_grad])
         self.notify("on_grad_computed", named_parameters=moved)
         optimizer.step()
         self.record(**loss)
 
     def record(self, **values):
-        """Add scalar tensors to the means of the epoch."""
+        """Add values of this batch, scalar tensors by name, to the means of the epoch."""
         for name, value in values.items():
             total, count = self.totals_.get(name, (0.0, 0))
-            # No .item(), which waits for the device in every step: sums are read at the end of the epoch.
+            # No .item(), which would wait for the device in every step. Sums are read once, after the epoch.
             self.totals_[name] = total + value.detach() * self.batch_size_, count + self.batch_size_
 
     def run(self, images):
-        """Train on images, validate on `images.held_out`, and return the History."""
+        """Train on images, validate on `images.held_out` unless it is None, and return the History."""
         if not self.validates and list(early_stopping_monitors(self.callbacks or [])):
             raise ValueError(
                 f"EarlyStopping needs a validation loss, and stage {self.stage!r} has none; give callbacks "
@@ -129,7 +130,7 @@ class Training(NeuralNet):
         self.stop_ = False
         self.notify("on_train_begin", X=images, y=None)
         if saved:
-            # Not before on_train_begin, in which callbacks forget what they learned.
+            # After on_train_begin, in which callbacks reset their state.
             _checkpoint.restore(self, saved)
         if self.verbose:
             print(f"stage: {self.stage}" + (f", from epoch {len(self.history) + 1}" if saved else ""))
@@ -140,7 +141,7 @@ class Training(NeuralNet):
         return self
 
     def fit_loop(self, images):
-        # Without skorch's DataLoader: collating image by image costs more than a small network's step.
+        # No DataLoader, unlike skorch: collating image by image costs more than a small network's step.
         while len(self.history) < self.max_epochs and not self.stop_:
             self.notify("on_epoch_begin", dataset_train=images, dataset_valid=images.held_out)
             self._train_epoch(images)
@@ -159,7 +160,7 @@ class Training(NeuralNet):
             try:
                 getattr(callback, method_name)(self, **kwargs)
             except KeyboardInterrupt:
-                # EarlyStopping raises it to end a skorch fit. Any other is Ctrl-C, and is passed on.
+                # EarlyStopping raises it to end a skorch fit. From elsewhere it is Ctrl-C, and is passed on.
                 if not (isinstance(callback, EarlyStopping) and callback.misses_ >= callback.patience):
                     raise
                 self.stop_ = True
@@ -167,7 +168,7 @@ class Training(NeuralNet):
     def _train_epoch(self, images):
         network = self.module_
         network.train()
-        # In train mode the BatchNorm statistics of a frozen part would move, without any gradient.
+        # In train mode the BatchNorm statistics of a frozen part would change, even without a gradient.
         for part in self._frozen():
             part.eval()
         self.totals_ = {}
@@ -179,7 +180,7 @@ class Training(NeuralNet):
             self.step(network, x)
             self.notify("on_batch_end", batch=x, training=True)
         for name in self.losses:
-            # With n_critic above the batches of an epoch the generator takes no step: its loss is nan.
+            # In an epoch with fewer batches than n_critic, a generator may take no step: its loss is nan.
             total, count = self.totals_.get(name, (math.nan, 1))
             self._record_epoch(name, float(total) / count, measured=name in self.totals_)
 
@@ -195,7 +196,7 @@ class Training(NeuralNet):
         self.history.record("valid_loss_best", self.history[-1, "valid_loss"] == best)
 
     def _record_epoch(self, name, value, measured=True):
-        # A nan loss stops neither torch nor skorch: all later epochs would be in vain.
+        # A nan loss stops neither torch nor skorch: all later epochs would be wasted.
         if measured and not math.isfinite(value):
             raise FloatingPointError(
                 f"{name} is {value} in stage {self.stage!r}, epoch {len(self.history)}: training "
@@ -210,7 +211,7 @@ class Training(NeuralNet):
 
 
 def fresh_callbacks(callbacks, stage):
-    """Copies of the callbacks of one stage, so that no stage sees what a callback learned in another.
+    """Copies of the callbacks of one stage, so that a callback's state does not pass to another stage.
 
     Parameters
     ----------
@@ -222,7 +223,10 @@ def fresh_callbacks(callbacks, stage):
 
 
 def early_stopping_monitors(callbacks):
-    """Yield the loss that each EarlyStopping watches, in a list of callbacks, (name, callback) or classes."""
+    """Yield the name of the loss that each EarlyStopping in a list of callbacks watches.
+
+    Items of the list may be callbacks, pairs (name, callback) or classes of callbacks.
+    """
     for callback in callbacks:
         callback = callback[1] if isinstance(callback, tuple) else callback
         if isinstance(callback, EarlyStopping):

@@ -5,13 +5,13 @@ from ._training import Training
 
 
 def negative_elbo(network, x, *, error, kl_weight):
-    """Negative ELBO of each image, (n,): error from the mean code, plus the code's weighted divergence."""
+    """Negative ELBO (n,) of images: error of the decoded mean code, plus the code's weighted divergence."""
     mean, log_variance = network.posterior(x)
     return error(network.decoder(mean), x).mean((1, 2)) + kl_weight * kl_divergence(mean, log_variance)
 
 
 class Variational(Training):
-    """Minimise the negative ELBO: error from a drawn code, plus the code's weighted divergence from N(0, I).
+    """Minimise the negative ELBO: error of a decoded random code, plus the weighted divergence from N(0, I).
 
     Parameters
     ----------
@@ -39,5 +39,5 @@ class Variational(Training):
         self.move("optimizer", train_loss=error + self.kl_weight * divergence)
 
     def validate(self, network, x):
-        # From the mean codes: with drawn ones the losses of two epochs would differ by chance.
+        # By mean codes: with random codes the losses of two epochs would also differ by chance.
         return negative_elbo(network, x, error=self.error, kl_weight=self.kl_weight).mean()

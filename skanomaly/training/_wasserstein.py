@@ -7,7 +7,7 @@ from ._training import Training
 
 
 class Wasserstein(Training):
-    """WGAN-GP of Gulrajani et al. 2017: each batch trains the critic, each `n_critic`-th also the generator.
+    """WGAN-GP of Gulrajani et al. 2017: every batch trains the critic, every `n_critic`-th the generator too.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class Wasserstein(Training):
         penalty = gradient_penalty(critic, x, fake)
         self.move("optimizer_critic", critic_loss=gap + self.penalty_weight * penalty)
         self.record(wasserstein_distance=-gap)
-        # n_steps counts across epochs: with few images an epoch has fewer batches than n_critic.
+        # n_steps counts on from epoch to epoch: an epoch of few images has fewer batches than n_critic.
         if self.n_steps % self.n_critic == 0:
             fake = generator(network.draw_codes(len(x)))
             self.move("optimizer", generator_loss=-critic(fake).mean())
