@@ -10,14 +10,14 @@ Fit = TypeVar("Fit", bound=Callable)
 
 
 def all_or_nothing(fit: Fit) -> Fit:
-    """Method `fit` that leaves the estimator as it was when it fails."""
+    """Decorator of a `fit`: if it fails, the estimator stays as it was before."""
 
     @functools.wraps(fit)
     def fit_or_restore(self, *args, **kwargs):
         before = dict(vars(self))
         try:
             return fit(self, *args, **kwargs)
-        # Not Exception: a fit that is interrupted from the keyboard is undone, too.
+        # Not only Exception: a fit that is interrupted from the keyboard is undone, too.
         except BaseException:
             vars(self).clear()
             vars(self).update(before)
@@ -32,9 +32,9 @@ def checked_fit(*, prefer_skip_nested_validation: bool) -> Callable[[Fit], Fit]:
     Parameters
     ----------
     prefer_skip_nested_validation : bool
-        Whether estimators that are fitted inside are spared the validation.
+        Whether estimators that are fitted inside this `fit` do not validate their parameters.
     """
-    # scikit-learn's decorator has no types, and would hide those of `fit`.
+    # scikit-learn's decorator has no types, and would hide the types of `fit`.
     return _fit_context(prefer_skip_nested_validation=prefer_skip_nested_validation)
 
 

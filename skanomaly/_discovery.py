@@ -1,4 +1,4 @@
-"""Discovery of the public detectors, which are found in the package and not listed."""
+"""Discovery of the public detectors: they are found in the package and need not be listed."""
 
 import importlib
 import inspect

@@ -8,10 +8,10 @@ from .detectors.autoencoder import AutoEncoder
 
 
 class HoldsDetector:
-    """Mixin: fits `detector` to the rows that are not known anomalies; the detector says what X may be."""
+    """Mixin that fits a clone of `detector`, which decides what X may be and leaves out known anomalies."""
 
     def _fit_detector(self, X, y):
-        # A frozen detector does not look at y.
+        # A frozen detector does not check y.
         if y is not None:
             check_consistent_length(X, column_or_1d(y))
         detector = AutoEncoder() if self.detector is None else self.detector

@@ -1,12 +1,13 @@
-"""Inference: a network applied to images, in eval mode and in padded batches of one fixed size."""
+"""Inference: a network is applied to images in eval mode, in padded batches of one fixed size."""
 
 import numpy as np
 import torch
 from sklearn.utils import gen_batches
 
-#: Number of images in every batch. float32 results depend on the size of a batch. It is fixed, and not the
-#: user's batch_size, so that a score depends neither on the other images nor on their order. (The last bit
-#: still can, after dense layers of fewer than 16 outputs whose inputs are not a multiple of 4.)
+#: Number of images in every batch. float32 results depend on the size of a batch. The size is fixed, and is
+#: not the user's `batch_size`, so that a score depends neither on the other images nor on their order. (The
+#: last bit of a score still can, if a dense layer has fewer than 16 outputs and a number of inputs that is
+#: not a multiple of 4.)
 BATCH = 32
 
 
@@ -18,7 +19,7 @@ def run(function, network, images, device):
     function : callable (tensor) -> tensor, or tuple or dict of tensors, or None
         Function of a batch (BATCH, c, h, w).
     network : nn.Module
-        Network that the function uses; it is put in eval mode.
+        Network that the function uses; the network is put in eval mode.
     images : Images
     device : str
 
@@ -26,7 +27,7 @@ def run(function, network, images, device):
     ------
     rows : slice
     result : numpy array, or tuple or dict of arrays, or None
-        Result for these rows, without those of the padding.
+        Result for these rows of the images, without the rows of the padding.
     """
     network.eval()
     for rows in gen_batches(len(images), BATCH):
@@ -59,7 +60,7 @@ def _to_numpy(result, n):
 
 
 def resolve_device(device):
-    """Name of a device that is there: 'cuda' or 'cpu' for 'auto', else the name given.
+    """Name of an available device: "cuda" or "cpu" for "auto", else the given name.
 
     Raises
     ------

@@ -37,49 +37,49 @@ def ssim_error(x, y):
     mx, my, xx, yy, xy = stack.view(5, n, c, h, w)
     c1, c2 = 0.01**2, 0.03**2
     ssim = (2 * mx * my + c1) * (2 * (xy - mx * my) + c2)
-    # clamp: far outside [0, 1], rounding makes E[x^2] - E[x]^2 negative.
+    # clamp, because rounding can make E[x^2] - E[x]^2 negative far outside [0, 1].
     variances = (xx - mx**2).clamp(min=0) + (yy - my**2).clamp(min=0)
     ssim = ssim / ((mx**2 + my**2 + c1) * (variances + c2))
     return over_channels(1 - ssim)
 
 
 def likelihood_error(prediction, x):
-    """Negative log-likelihood exp(-s) (x - m)^2 + s of each pixel, (n, h, w), without constants.
+    """Gaussian negative log-likelihood exp(-s) (x - m)^2 + s of each pixel, (n, h, w).
 
-    The prediction is a pair of means m and log-variances s.
+    `prediction` is a pair of means m and log-variances s. Constant factor and summand are left out.
     """
     mean, log_variance = prediction
     return over_channels((x - mean).square() * torch.exp(-log_variance) + log_variance)
 
 
 def over_channels(errors):
-    """Mean over the channels, (n, h, w)."""
-    # A view for grey images, since a mean over one channel costs as much as one over many.
+    """Mean (n, h, w) over the channels of (n, c, h, w)."""
+    # Indexing grey images makes a view; a mean over their one channel would copy them.
     return errors[:, 0] if errors.shape[1] == 1 else errors.mean(1)
 
 
 def gradient_map(loss, x):
-    """Absolute gradient |d loss / d x| of each pixel, (n, h, w); loss(x) is a number for each image, (n,)."""
+    """Absolute gradient |d loss / d x| of each pixel, (n, h, w). `loss(x)` is a number per image, (n,)."""
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
-        # The sum of the losses: with their mean, gradients would shrink with the size of the batch.
+        # The sum of the losses, because gradients of their mean would shrink with the size of the batch.
         (gradient,) = torch.autograd.grad(loss(x).sum(), x)
     return over_channels(gradient.abs())
 
 
 def feature_error(f, g):
-    """Mean squared difference of flat features (n, n_features) of each image, (n,)."""
+    """Mean squared difference (n,) between two sets of flat features (n, n_features)."""
     return (f - g).square().mean(1)
 
 
 def gradient_penalty(critic, x, fake):
     """Gradient penalty of WGAN-GP, the mean of (|grad critic(u)| - 1)^2 (Gulrajani et al. 2017, equation 3).
 
-    Each u is drawn between an image of x and one of fake.
+    Each u is a random point on the line between an image of `x` and an image of `fake`.
     """
     share = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device)
     between = (x + share * (fake - x)).requires_grad_(True)
     (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
-    # The constant: without it the root has no derivative at a gradient of exactly zero, and gives nan.
+    # Without the constant, the derivative of the root would be nan at a gradient of exactly zero.
     slope = (gradient.flatten(1).square().sum(1) + 1e-12).sqrt()
     return (slope - 1).square().mean()

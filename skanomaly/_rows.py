@@ -1,4 +1,4 @@
-"""Rows of images in any container, and those of them that are normal."""
+"""Rows of X in any container: given rows, and all rows that are not known anomalies."""
 
 import numpy as np
 from sklearn.utils import column_or_1d
@@ -12,7 +12,7 @@ def take_rows(X, rows):
         return [X[i] for i in rows]
     if hasattr(X, "__array__"):
         return np.asarray(X)[rows]
-    # Lazy images need not know indices, only slices.
+    # Lazy containers need to support slices only, not index arrays.
     return np.concatenate([np.asarray(X[i : i + 1]) for i in rows])
 
 

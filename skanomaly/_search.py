@@ -1,4 +1,4 @@
-"""Search for the code whose generated image is most like a given one, by gradient descent on the code."""
+"""Search, by gradient descent, for the code whose generated image is most like a given image."""
 
 import torch
 
@@ -10,26 +10,27 @@ def search_codes(generator, loss, starts, n_images, *, n_search, lr, bound=None)
     Parameters
     ----------
     generator : callable (codes) -> images
-        Generator, which is not changed.
+        Function that generates images. Its weights do not change.
     loss : callable (images) -> (n_images,)
         Loss of each generated image.
     starts : (n_restarts, latent_size) tensor
-        Codes from which every image is searched for. The best result is kept.
+        Codes at which the searches begin, the same for every image. The best code of each image is kept.
     n_search : int
-        Number of steps from each start.
+        Number of steps of each search.
     lr : float
         Learning rate of Adam.
     bound : float or None
-        Bound of the codes, which are clamped to [-bound, bound] after each step.
+        Limit of codes, which are clamped to [-bound, bound] after each step. None leaves them unclamped.
     """
     best = best_loss = None
     for start in starts:
-        # One start for all images: with a start each, a score would depend on the image's place in the batch.
+        # One start for all images: with others, a score would depend on the image's place in the batch.
         z = start.expand(n_images, -1).clone()
         optimizer = torch.optim.Adam([z], lr)
         for _ in range(n_search):
             with torch.enable_grad():
-                # By the sum of the losses Adam moves each code as if it were alone; by the mean, 8e-4 off.
+                # With the sum of the losses, Adam moves each code as if it were alone. With the mean, codes
+                # were 8e-4 off.
                 (z.grad,) = torch.autograd.grad(loss(generator(z.requires_grad_())).sum(), z)
             optimizer.step()
             if bound is not None:
@@ -50,9 +51,9 @@ def search_images(x, generator, features, starts, *, discrimination_weight, **op
     Parameters
     ----------
     features : callable (images) -> (n, n_features)
-        Features that the discriminator computes.
+        Function that computes the discriminator's features.
     discrimination_weight : float
-        Weight lambda in the loss (1 - lambda) R + lambda D.
+        Weight lambda in the loss (1 - lambda) R + lambda D, for the sums R and D that are returned.
     **options
         Parameters of `search_codes`.
 

@@ -1,4 +1,4 @@
-"""Access to the detector inside a Pipeline, a search or a FrozenEstimator, and to its maps and images."""
+"""Access to the detector inside a Pipeline, a search or a FrozenEstimator, and to maps of that detector."""
 
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
@@ -16,7 +16,7 @@ def unwrap(estimator, X):
                 X = estimator[:-1].transform(X)
             estimator = estimator[-1]
         elif hasattr(estimator, "refit"):
-            # First: an unfitted search has no best_estimator_ either, and needs other advice.
+            # First, because an unfitted search has no best_estimator_ either but needs another message.
             check_is_fitted(estimator)
             if not hasattr(estimator, "best_estimator_"):
                 raise ValueError(
@@ -28,7 +28,7 @@ def unwrap(estimator, X):
 
 
 def call_inside(method, estimator, X, **options):
-    """A method of the detector inside `estimator`, called with X as that detector sees it."""
+    """Result of a method of the detector inside `estimator`, called with X as that detector sees it."""
     detector, X = unwrap(estimator, X)
     if not hasattr(detector, method):
         raise TypeError(f"{type(detector).__name__} has no {method}: give a detector, or what holds one")
@@ -69,7 +69,8 @@ def segment(estimator, X, **options):
 
     Returns
     -------
-    masks : (n, H, W) bool ndarray, or ``out``
+    masks : (n, H, W) bool ndarray, or `out`
+        Masks of the detector: True where a pixel is flagged.
     """
     return call_inside("segment", estimator, X, **options)
 
@@ -89,6 +90,6 @@ def reconstruct(estimator, X, *, out=None):
     Returns
     -------
     images : float32 ndarray, or `out`
-        Images in the layout and units of what the steps before the detector return.
+        Images in the layout and units of the X that the detector gets from the steps before it.
     """
     return call_inside("reconstruct", estimator, X, out=out)

@@ -1,8 +1,8 @@
 """Random views of images, for self-supervised training: each image of a batch is changed in its own way.
 
-A transform takes images (n, c, h, w) in [0, 1], a float tensor, and returns changed images of the same shape.
-All draws come from torch's generator on the CPU, so that one seed gives the same views on every device. Any
-function that does this may be given instead.
+A transform takes images in [0, 1], a float tensor (n, c, h, w), and returns changed images of the same shape.
+All random numbers come from torch's CPU generator, so that a seed leads to the same views on every
+device. A function that does the same may be used in place of a transform.
 """
 
 from . import views
@@ -10,9 +10,9 @@ from .views import *  # noqa: F403
 from .views import __all__ as __all__
 from .views import changed as changed
 
-# Bound again because Sphinx finds the words of a constant only beside an assignment.
-#: Pairs of transforms by name, for the two views. Invariance to changes of colour leaves structure in a code;
-#: invariance to place, sharpness and the like leaves colour.
+# Assigned again, because Sphinx finds the description of a constant only next to its assignment.
+#: Pairs of transforms by name, one transform for each of two views. A code that becomes invariant to
+#: colour tends to describe structure; one that becomes invariant to place and sharpness, colour.
 #:
 #: :meta hide-value:
 PRESETS = views.PRESETS

@@ -1,6 +1,7 @@
-"""Corruptions of images, for a network to undo.
+"""Corruptions of images, which a network learns to undo.
 
-All draws come from torch's generator on the CPU, so that one seed gives the same corruptions on every device.
+All random numbers come from torch's CPU generator, so that a seed leads to the same corruptions on
+every device.
 """
 
 import math
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 
 def erase_squares(x, *, area, value):
-    """Images (n, c, h, w), each with a square of the share `area` at a random place set to `value`."""
+    """Images (n, c, h, w), in each of which a random square, `area` of the image, is set to `value`."""
     n, _, height, width = x.shape
     side = max(1, round(math.sqrt(area * height * width)))
     inside = [
@@ -24,9 +25,9 @@ def erase_squares(x, *, area, value):
 
 
 def add_coarse_noise(x, *, deviation, size):
-    """Images (n, c, h, w) plus normal noise of `size` x `size` values, enlarged and rolled at random."""
+    """Images (n, c, h, w) plus Gaussian noise: `size` x `size` values, enlarged and rolled at random."""
     noise = deviation * torch.randn(*x.shape[:2], size, size)
     noise = F.interpolate(noise, x.shape[2:], mode="bilinear", align_corners=False)
-    # Rolled, or the few places of the coarse values would be the same in every batch.
+    # Rolled, because otherwise the coarse values would lie at the same places in every batch.
     shifts = [int(torch.randint(side, ())) for side in x.shape[2:]]
     return x + noise.roll(shifts, (2, 3)).to(x)

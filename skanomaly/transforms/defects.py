@@ -1,7 +1,8 @@
 """Anomalies made from normal images.
 
-A defect takes a batch of images (n, c, h, w) and gives changed images, masks (n, h, w) and factors (n,). All
-draws come from torch's generator on the CPU, so that one seed gives the same defects on every device.
+A defect is a function that takes a batch of images (n, c, h, w) and returns changed images, masks (n, h, w)
+of the anomalies and factors (n,), their strengths. All random numbers come from torch's CPU generator,
+so that a seed leads to the same defects on every device.
 """
 
 import numpy as np
@@ -17,29 +18,29 @@ __all__ = ["interpolate_foreign_patches"]
 def interpolate_foreign_patches(
     X, *, half_width=(0.05, 0.2), margin=0.1, probability=1.0, channel_axis="auto", random_state=None
 ):
-    """Images mixed with other ones within a box (foreign patch interpolation, FPI).
+    """Images, each mixed with another image within a box (foreign patch interpolation, FPI).
 
     Parameters
     ----------
     X : array-like of shape (n, H, W), (n, H, W, C) or (n, C, H, W)
-        Normal images, two at least.
+        Normal images, at least two.
     half_width : tuple (low, high), default=(0.05, 0.2)
-        Range of half the height and half the width of a box, as shares of those of the image. The two are
-        drawn separately.
+        Range of half the height of a box, as a share of the image's height, and of half its width, as a share
+        of the image's width. Height and width are drawn separately.
     margin : float, default=0.1
-        Least distance of the box's centre to the border, as a share of the side.
+        Least distance of the box's centre from the border, as a share of the side.
     probability : float, default=1.0
-        Share of images that get a box. The others stay as they are.
+        Probability that an image gets a box. Images without a box stay as they are.
     channel_axis : "auto", int or None, default="auto"
         Axis of X that holds the channels, as for a detector.
     random_state : int, RandomState or None, default=None
-        Seed; the same int gives the same images.
+        Seed. The same int makes the same images.
 
     Returns
     -------
     data : sklearn.utils.Bunch
-        ``images``, of the shape and dtype of X; ``masks`` (n, H, W) bool, the boxes; ``factors`` (n,), the
-        share alpha of the other image in each box.
+        ``images`` have the shape and dtype of X. ``masks`` (n, H, W) bool are True in the boxes. ``factors``
+        (n,) are the shares alpha of the other image in the boxes; without a box they have no meaning.
 
     References
     ----------
@@ -73,7 +74,11 @@ def interpolate_foreign_patches(
 
 
 def foreign_patches(x, *, half_width=(0.05, 0.2), margin=0.1, probability=1.0):
-    """FPI of a batch: images, masks and factors; each image is mixed with the next one of the batch."""
+    """Foreign patch interpolation of a batch (n, c, h, w): images, masks (n, h, w) and factors (n,).
+
+    Within a random box, an image is mixed with the next image of the batch. The mask is True in the box, and
+    the factor is the share of the next image there. The options are those of `interpolate_foreign_patches`.
+    """
     n, _, *sides = x.shape
     low, high = half_width if np.shape(half_width) == (2,) else (1, 0)
     if not 0 <= low <= high <= 1:
@@ -87,7 +92,7 @@ def foreign_patches(x, *, half_width=(0.05, 0.2), margin=0.1, probability=1.0):
         half = torch.round(side * (low + (high - low) * torch.rand(n))).clamp(min=1)
         centre = torch.floor(side * (margin + (1 - 2 * margin) * torch.rand(n)))
         inside.append((torch.arange(side) - centre[:, None]).abs() <= half[:, None] - 0.5)
-    mixed = (torch.rand(n) < probability) & (n > 1)  # one image alone has no other
+    mixed = (torch.rand(n) < probability) & (n > 1)  # a single image has no next one
     masks = inside[0][:, :, None] & inside[1][:, None, :] & mixed[:, None, None]
     factors = torch.rand(n)
     shares = (masks * factors[:, None, None])[:, None].to(x)

@@ -23,21 +23,21 @@ __all__ = [
     "preset",
 ]
 
-#: Grey value of a colour: ITU-R 601.
+#: Weights of red, green and blue in a grey value (luma, ITU-R 601).
 LUMA = 0.299, 0.587, 0.114
-#: Matrix from RGB to luma and two axes of colour; hue is the angle between these two.
+#: Matrix from RGB to luma and two axes of colour. The hue is the angle in the plane of these two axes.
 YIQ = (LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
-#: Passes that carry a strong edge along weak ones, a pixel each.
+#: Number of passes, each of which extends strong edges by one pixel along weak edges.
 N_HYSTERESIS = 16
 
 
 def changed(transform, x):
-    """Images transform(x) of the shape of x; the transform gets a copy, which it may change.
+    """Images transform(x), checked for their shape. The transform gets a copy of x, which it may change.
 
     Raises
     ------
     ValueError
-        If the transform gives no tensor of this shape.
+        If the transform does not return a tensor of the shape of x.
     """
     y = transform(x.clone())
     if not isinstance(y, torch.Tensor) or y.shape != x.shape:
@@ -50,10 +50,10 @@ def changed(transform, x):
 
 
 class _Geometric:
-    """Random affine map of places. A `Compose` carries out maps that follow each other as a single one.
+    """Random affine map of the places in an image. `Compose` joins consecutive maps into a single one.
 
-    A subclass writes `_matrix(n, size)`: maps (n, 3, 3) from places in the view to places in the image, both
-    in [-1, 1].
+    A subclass writes `_matrix(n, size)`, which returns matrices (n, 3, 3) that map places in the view to
+    places in the image. Coordinates of places run from -1 to 1.
     """
 
     def __call__(self, x):
@@ -70,7 +70,7 @@ def _uniform(n, low, high):
 
 
 def _affine(n, **entries):
-    """Unit matrices (n, 3, 3) with some entries set: `_affine(n, xx=scale)`."""
+    """Identity matrices (n, 3, 3) with some entries replaced: `_affine(n, xx=scale)`."""
     matrix = torch.eye(3).repeat(n, 1, 1)
     for name, values in entries.items():
         row, column = ("xy1".index(letter) for letter in name)
@@ -80,14 +80,14 @@ def _affine(n, **entries):
 
 @dataclass(frozen=True)
 class Crop(_Geometric):
-    """A random part of the image, enlarged to its size.
+    """A random part of the image, enlarged to the size of the image.
 
     Parameters
     ----------
     area : tuple (low, high), default=(0.08, 1.0)
-        Share of the image that is seen.
+        Range of the area of the part, as a share of the image's area.
     ratio : tuple (low, high), default=(3 / 4, 4 / 3)
-        Ratio of width to height of the part, each as a share of the image's.
+        Range of the ratio of width to height of the part, each as a share of the image's side.
     """
 
     area: tuple = (0.08, 1.0)
@@ -108,7 +108,7 @@ class Flip(_Geometric):
     Parameters
     ----------
     p : float, default=0.5
-        Share of the images that are changed.
+        Probability that an image is changed.
     """
 
     p: float = 0.5
@@ -124,7 +124,7 @@ class Rotation(_Geometric):
     Parameters
     ----------
     degrees : float, default=10.0
-        Largest angle, to either side.
+        Largest angle, in either direction.
     """
 
     degrees: float = 10.0
@@ -133,18 +133,18 @@ class Rotation(_Geometric):
         height, width = size
         angle = torch.deg2rad(_uniform(n, -self.degrees, self.degrees))
         cos, sin = angle.cos(), angle.sin()
-        # Not a plain rotation: places run from -1 to 1 along either side, however long.
+        # Not a plain rotation: coordinates run from -1 to 1 along each side, whatever its length.
         return _affine(n, xx=cos, xy=-sin * height / width, yx=sin * width / height, yy=cos)
 
 
 @dataclass(frozen=True)
 class Affine(_Geometric):
-    """Shift and change of size.
+    """Random shift and change of size.
 
     Parameters
     ----------
     translation : float, default=0.05
-        Largest shift along a side, as a share of it.
+        Largest shift along a side, as a share of that side.
     scale : tuple (low, high), default=(0.95, 1.05)
         Range of the factor of both sides. A factor above 1 enlarges.
     """
@@ -153,16 +153,16 @@ class Affine(_Geometric):
     scale: tuple = (0.95, 1.05)
 
     def _matrix(self, n, size):
-        # Places run over two units along a side.
+        # Coordinates span two units along a side.
         x, y = (2 * self.translation * _uniform(n, -1, 1) for _ in range(2))
         scale = 1 / _uniform(n, *self.scale)
         return _affine(n, xx=scale, yy=scale, x1=x, y1=y)
 
 
 class _Appearance:
-    """Change of values of a share `p` of the images. For the others it is not computed.
+    """Change of pixel values, which each image undergoes with probability `p`.
 
-    A subclass writes `_change(x)`, which gives changed images.
+    A subclass writes `_change(x)`, which returns changed images. `x` holds only the images to be changed.
     """
 
     def __call__(self, x):
@@ -176,7 +176,7 @@ class _Appearance:
 
 
 def _each(values, x):
-    """Numbers of the images, (n, 1, 1, 1), to compute with images."""
+    """One number for each image, as a tensor (n, 1, 1, 1) that broadcasts against images."""
     return values.to(x).view(-1, 1, 1, 1)
 
 
@@ -192,17 +192,18 @@ def _grey(x, name):
 
 @dataclass(frozen=True)
 class ColorJitter(_Appearance):
-    """Brightness, contrast, saturation and hue, in this order; the last two leave grey images as they are.
+    """Random change of brightness, contrast, saturation and hue, in this order.
+
+    Saturation and hue of grey images do not change.
 
     Parameters
     ----------
     brightness, contrast, saturation : float
-        Largest change of each quantity. With a change c, the factor of the quantity is drawn from 1 - c to 1
-        + c.
+        Largest change c of each quantity, whose factor is drawn between 1 - c and 1 + c.
     hue : float, default=0.1
         Largest turn of the hue, as a share of the circle.
     p : float, default=0.8
-        Share of the images that are changed.
+        Probability that an image is changed.
     """
 
     brightness: float = 0.4
@@ -236,7 +237,7 @@ class ColorDrop(_Appearance):
     Parameters
     ----------
     p : float, default=0.2
-        Share of the images that are changed.
+        Probability that an image is changed.
     """
 
     p: float = 0.2
@@ -252,9 +253,9 @@ class Solarize(_Appearance):
     Parameters
     ----------
     threshold : float, default=0.5
-        Least value that is inverted.
+        Least value v that is inverted, to 1 - v.
     p : float, default=0.2
-        Share of the images that are changed.
+        Probability that an image is changed.
     """
 
     threshold: float = 0.5
@@ -266,14 +267,14 @@ class Solarize(_Appearance):
 
 @dataclass(frozen=True)
 class GaussianBlur(_Appearance):
-    """Gaussian blur, of a width drawn for each image.
+    """Gaussian blur, whose width is drawn for each image.
 
     Parameters
     ----------
     sigma : tuple (low, high), default=(0.1, 2.0)
-        Standard deviation in pixels.
+        Range of the standard deviation, in pixels.
     p : float, default=1.0
-        Share of the images that are changed.
+        Probability that an image is changed.
     """
 
     sigma: tuple = (0.1, 2.0)
@@ -284,12 +285,12 @@ class GaussianBlur(_Appearance):
 
 
 def _blur(x, sigma, radius):
-    """Images (n, c, h, w), each convolved with a Gaussian of its own; borders are replicated."""
+    """Images (n, c, h, w), each convolved with a Gaussian of its own `sigma`; borders are replicated."""
     n, channels, height, width = x.shape
     offsets = torch.arange(-radius, radius + 1)
-    sigma = sigma[:, None].clamp(min=1e-3)  # a sigma of 0 gives the image, not nan
+    sigma = sigma[:, None].clamp(min=1e-3)  # with a sigma of 0 the result is the image, not nan
     kernel = torch.softmax(-offsets.square() / (2 * sigma.square()), dim=1).to(x)
-    # Products with a matrix for each side are faster than a convolution of each image by itself.
+    # A matrix product along each side is faster than a convolution of each image by itself.
     for side, axis in ((height, "nab,ncbw->ncaw"), (width, "nab,nchb->ncha")):
         reached = (torch.arange(side)[:, None] + offsets).clamp(0, side - 1).to(x.device)
         matrix = x.new_zeros(n, side, side)
@@ -300,18 +301,18 @@ def _blur(x, sigma, radius):
 
 @dataclass(frozen=True)
 class Canny(_Appearance):
-    """Edges of the image in all channels, 1 on a background of 0 (Canny 1986).
+    """Edges of the image (Canny 1986): 1 on an edge and 0 elsewhere, the same in all channels.
 
     Parameters
     ----------
     sigma : float, default=1.0
         Standard deviation, in pixels, of the Gaussian blur that comes first.
     low, high : float
-        Limits of an edge's strength, the magnitude of the Sobel gradient for values in [0, 1]. Pixels of an
-        edge are kept if they are above `high`, or if at most 16 steps along pixels above `low` lead from them
-        to one above `high`.
+        Limits of the strength of an edge, the magnitude of the Sobel gradient for values in [0, 1]. A pixel
+        of an edge is kept if its strength is above `high`, or if at most 16 steps along edge pixels above
+        `low` lead from it to a pixel above `high`.
     p : float, default=0.2
-        Share of the images that are changed.
+        Probability that an image is changed.
     """
 
     sigma: float = 1.0
@@ -334,7 +335,7 @@ class Canny(_Appearance):
 
     @staticmethod
     def _across(strength, gradient):
-        """Strength (n, 1, h, w) of the stronger of the two neighbours across the edge, between pixels."""
+        """Strength (n, 1, h, w) of the stronger of a pixel's two neighbours across the edge, interpolated."""
         _, _, height, width = strength.shape
         direction = gradient / gradient.square().sum(1, keepdim=True).sqrt().clamp(min=1e-12)
         unit = torch.eye(2, 3).to(strength)[None].expand(len(strength), -1, -1)
@@ -359,7 +360,7 @@ class Compose:
     def __call__(self, x):
         for geometric, group in groupby(self.transforms, lambda one: isinstance(one, _Geometric)):
             if geometric:
-                # One interpolation for all of the group: each would blur a little more.
+                # One interpolation for the whole group, because each interpolation blurs a little.
                 x = _warp(x, reduce(torch.matmul, [one._matrix(len(x), x.shape[2:]) for one in group]))
             else:
                 for transform in group:
@@ -395,10 +396,10 @@ def preset(name):
     Parameters
     ----------
     name : {"byol", "structure", "color", "oct", "cfp"}
-        "byol" is the preset of Grill et al. 2020, whose crops may be as small as a twelfth of the image.
-        "structure" changes colours only, "color" all but colours. "oct" (tomography of the retina) and "cfp"
-        (photographs of it) are for the two kinds of images of the SSL-AnoVAE paper, whose table of transforms
-        is not public.
+        "byol" is the preset of Grill et al. 2020; its crops may be as small as a twelfth of the image.
+        "structure" changes colours and grey values only, "color" place, size and sharpness only. "oct" is for
+        tomography of the retina and "cfp" for colour photographs of it, the two kinds of images in the
+        SSL-AnoVAE paper. The table of transforms of that paper is not public; these two are chosen here.
 
     Returns
     -------
