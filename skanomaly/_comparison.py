@@ -1,12 +1,12 @@
-"""Detectors compared on data sets: cells that are kept, the tables made of them, and one command line.
+"""Comparison of detectors on data sets: stored results (cells), tables of them, and the command line.
 
-A cell is one detector, fitted to one data set and judged on it. Its key is the data, the detector's class and
-parameters and the seed; beside it stands a digest of the code that made it. A cell of other code is run again
-by the ordinary command, and marked in the tables until then. After a change that was shown to leave scores
-bit-equal, --adopt marks the results as those of the present code.
+A cell is the result of one detector that was fitted to one data set and judged on it. A cell is identified by
+the data, the detector's class and parameters, and the seed. A cell also stores a digest of the code that
+computed it. If this code has changed, the tables mark the cell, and the next run computes it again. After a
+change that was shown to leave scores bit-equal, --adopt stores the digest of the present code instead.
 
-Tables made on two cores have one seed, three sets and 150 s a cell, the defaults of the command line; a
-missing cell is shown as "-". Figures that a claim depends on have three seeds.
+The defaults of the command line are for tables made on two cores: one seed, three data sets and at most 150 s
+a cell. A missing cell is shown as "-". Figures that a claim depends on have three seeds.
 """
 
 import argparse
@@ -37,14 +37,14 @@ from .segmentation import residual_mask
 
 FOLDER = Path(os.environ.get("SKANOMALY_DATA", Path(__file__).parents[2] / "shared" / "data"))
 SETS = "cxr_pneumonia_64", "cxr_nih_64", "brain_mri_64"
-#: First words of the names of sets whose images may be published.
+#: Beginnings of the names of data sets whose images may be published.
 MAY_SHIP = "cxr_pneumonia", "cxr_nih", "oct_tiny", "mnist"
-#: Rooms whose code decides what a detector learns and how it scores.
+#: Modules and folders whose code decides what a detector learns and how it scores.
 ROOMS = {"detectors", "networks", "training", "transforms", "synthesis", "patches"}
 ROOMS |= {"_losses", "_search", "_windows"}
 KEY = "data", "file", "classes", "parameters", "seed"
 FALSE_ALARM_RATE = 0.05
-N_PIXEL_RESAMPLES = 50  # of a million pixels each
+N_PIXEL_RESAMPLES = 50  # few, because each has about a million pixels
 AT_THRESHOLD = "accuracy", "sensitivity", "specificity", "f1"
 STALE = "†"
 
@@ -78,17 +78,17 @@ def load(name, folder=FOLDER):
 
 
 def names():
-    """Detectors that are compared unless others are named: all but those that hold another one."""
+    """Names of the detectors that are compared by default: all that do not hold another detector."""
     return [name for name, cls in all_detectors() if "detector" not in inspect.signature(cls).parameters]
 
 
 def make(variant, **parameters):
-    """A detector for "FAnoGAN" or "FAnoGAN:encoder_training=izi,lr=1e-3"."""
+    """Detector of a variant such as "FAnoGAN" or "FAnoGAN:encoder_training=izi,lr=1e-3"."""
     name, _, settings = variant.partition(":")
     known = dict(all_detectors())
     if name not in known:
         raise SystemExit(f"there is no detector {name!r}; there are {', '.join(known)}")
-    for setting in filter(None, re.split(r",(?![^()]*\))", settings)):  # not within parentheses
+    for setting in filter(None, re.split(r",(?![^()]*\))", settings)):  # no split within parentheses
         parameter, _, value = setting.partition("=")
         try:
             parameters[parameter] = ast.literal_eval(value)
@@ -98,7 +98,7 @@ def make(variant, **parameters):
 
 
 def with_epochs(detector, n_epochs):
-    """Detector with `n_epochs` epochs a stage, and ten times as many search steps; None changes nothing."""
+    """Set `n_epochs` epochs a stage and ten times as many search steps, unless None; return the detector."""
     if n_epochs:
         for name in detector.get_params():
             if name == "max_epochs" or name.endswith("_epochs"):
@@ -116,12 +116,12 @@ def _is_docstring(node):
 
 
 def _form(node):
-    """A syntax tree without docstrings and annotations, alike in all versions of Python."""
+    """Syntax tree as plain values, without docstrings and annotations, equal in all versions of Python."""
     if isinstance(node, list):
         return [_form(item) for item in node if not _is_docstring(item)]
     if not isinstance(node, ast.AST):
         return node
-    # Newer versions have more fields; those without a value are left out.
+    # Newer versions of Python have more fields. Fields without a value are left out.
     fields = {name: value for name, value in ast.iter_fields(node) if value not in (None, [])}
     return type(node).__name__, {
         name: _form(value) for name, value in fields.items() if name not in ("annotation", "returns")
@@ -137,7 +137,7 @@ def _module(name):
         base = importlib.util.resolve_name("." * node.level + (node.module or ""), module.__package__)
         for alias in node.names if base.split(".")[0] == __package__ else ():
             value = getattr(importlib.import_module(base), alias.name, None)  # None for "*"
-            # A package imports all it has: what counts is where the name is defined.
+            # A package re-exports names of its modules: what counts is the module that defines the name.
             defined = inspect.isclass(value) or inspect.isfunction(value)
             origins.add(value.__module__ if defined else getattr(value, "__name__", base))
     return repr(_form(tree)), {origin for origin in origins if ROOMS & {*origin.split(".")[1:2]}}
@@ -145,9 +145,9 @@ def _module(name):
 
 @cache
 def code_digest(*classes):
-    """Digest of the package's code that scores of detectors of these names depend on.
+    """Digest of the code that decides the scores of the detectors with these class names.
 
-    Comments, docstrings and annotations do not count, nor does what all detectors share.
+    Comments, docstrings and annotations do not count, nor does code outside of `ROOMS`.
     """
     texts, todo = {}, {cls.__module__ for name, cls in all_detectors() if name in classes}
     while todo:
@@ -161,7 +161,7 @@ def code_digest(*classes):
 
 
 def identity(data, file, detector):
-    """Fields that tell a cell from others, and the digest of its code."""
+    """Fields that identify a cell, and the digest of its code."""
     held = (type(part).__name__ for part in detector.get_params().values() if hasattr(part, "get_params"))
     classes = sorted({type(detector).__name__, *held})
     parameters = {
@@ -179,7 +179,7 @@ def _key(cell):
 
 @contextmanager
 def time_limit(seconds):
-    """Context that raises TimeoutError after so many seconds, by the system's alarm signal; 0 is no limit."""
+    """Context that raises TimeoutError after `seconds`, by the system's alarm signal; 0 means no limit."""
 
     def stop(signum, frame):
         raise TimeoutError(f"more than {seconds:g} s")
@@ -194,13 +194,13 @@ def time_limit(seconds):
 
 
 class Cells:
-    """Results kept in a file, one cell a line."""
+    """Cells stored in a file, one cell a line."""
 
     def __init__(self, path):
         self.path = Path(path)
 
     def read(self):
-        """Cells of all lines. A line that a killed run left unfinished is passed over."""
+        """Cells of all lines. A line that a killed run left unfinished is skipped."""
         cells = []
         for line in self.path.read_text().splitlines() if self.path.exists() else []:
             try:
@@ -210,11 +210,11 @@ class Cells:
         return cells
 
     def results(self):
-        """Last result of each cell, in order. A result is "stale" if the code of its detector has changed."""
+        """Last result of each cell, sorted; "stale" tells whether the code of the detector has changed."""
         cells = [cell for cell in self.read() if "error" not in cell]
         for cell in cells:
             cell["stale"] = cell["code"] != code_digest(*cell["classes"])
-        # The last one stays: a result of the present code, if there is any.
+        # The last result of a cell stays: one of the present code, if there is any.
         latest = {_key(cell): cell for cell in sorted(cells, key=lambda cell: not cell["stale"])}.values()
         return sorted(latest, key=lambda cell: (cell["data"], cell["detector"], cell["seed"]))
 
@@ -223,7 +223,7 @@ class Cells:
         return [cell for cell in {_key(cell): cell for cell in self.read()}.values() if "error" in cell]
 
     def adopt(self, classes):
-        """Mark the results of these classes, or of all, as results of the present code."""
+        """Mark the results of these classes (all, if none is given) as results of the present code."""
         cells = [*self.results(), *self.failed()]
         for cell in cells:
             cell.pop("stale", None)
@@ -232,12 +232,12 @@ class Cells:
         self.path.write_text("".join(json.dumps(cell) + "\n" for cell in cells))
 
     def run(self, name, label, detector, evaluate, load, folder, limit):
-        """Append the result of evaluate(detector, load(name, folder)), unless it is there; then it is False.
+        """Append the result of evaluate(detector, load(name, folder)) and return True.
 
-        A cell that ended in an error is tried again; one that ran out of time, only if the limit is higher
-        now.
+        If the file has the result already, return False. A cell that ended in an error is tried again; a cell
+        that ran out of time, only if the limit is higher now.
         """
-        file = folder / f"{name.partition(', ')[0]}.npz"  # the rest says what is made of it
+        file = folder / f"{name.partition(', ')[0]}.npz"  # after the comma: what is made of the file
         digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.exists() else None
         cell = identity(name, digest, detector)
         for old in self.read():
@@ -248,13 +248,13 @@ class Cells:
         try:
             with time_limit(limit):
                 cell |= evaluate(detector, load(name, folder))
-        except Exception as error:  # one cell must not take the others with it
+        except Exception as error:  # an error in one cell must not end the run
             traceback.print_exc()
             cell["error"] = f"{type(error).__name__}: {error}"
             if isinstance(error, TimeoutError):
                 cell["limit"] = limit
         with self.path.open("a+b") as file:
-            # On a line of its own, also after an unfinished one.
+            # A new line, also after an unfinished line.
             file.seek(max(0, file.tell() - 1))
             newline = b"" if file.read(1) in (b"", b"\n") else b"\n"
             file.write(newline + json.dumps(cell).encode() + b"\n")
@@ -268,12 +268,12 @@ def compare(options, cells, report, *, load=load):
     Parameters
     ----------
     options : Namespace
-        From `parse`; cells are kept in ``cells.jsonl`` of its folder, the tables in ``table.md``.
+        Result of `parse`. Cells are stored in ``cells.jsonl`` of its folder, the tables in ``table.md``.
     cells : iterable of (data, label, detector) or (data, label, detector, evaluate)
     report : callable
-        Text with the tables of a list of cells.
+        Function of a list of cells that returns a text with tables.
     load : callable
-        load(data, folder) is what `evaluate` gets after the detector.
+        Function load(data, folder). Its result is the second argument of `evaluate`.
 
     Returns
     -------
@@ -309,8 +309,10 @@ def select(cells, **wanted):
 
 
 def mean(cells, *path):
-    """Mean of cells[...][path[0]][path[1]]..., with the standard deviation if there is more than one seed;
-    of a value with an interval, the means of its ends too. "-" for no cells.
+    """Mean, as text, of the values cell[path[0]][path[1]]... of cells; "-" if there are no cells.
+
+    With more than one cell, the standard deviation follows. If values have intervals, the means of the two
+    ends follow.
     """
     if not cells:
         return "-"
@@ -330,15 +332,16 @@ def table(head, rows):
 
 
 def with_interval(metric, test, score, **options):
-    """A metric of scores and its 95 % interval; whole patients are drawn."""
+    """Value of a metric, and the ends of its 95 % bootstrap interval, which draws whole patients."""
     options |= {"groups": test.groups, "random_state": 0}
     interval = metrics.bootstrap_interval(metric, test.target, score, **options)
     return metric(test.target, score, anomaly_label=-1), *interval
 
 
 def evaluate(detector, splits):
-    """Results of a detector trained on `train`, calibrated on the normal images of `val` and judged on
-    `test`. Each image is judged as seldom as possible, because some detectors take a second for one.
+    """Results of a detector trained on "train", calibrated on normal images of "val" and judged on "test".
+
+    Each image is judged as seldom as possible, because some detectors take a second for an image.
     """
     train, val, test = splits["train"], splits["val"], splits["test"]
     start = time.perf_counter()
@@ -357,7 +360,7 @@ def evaluate(detector, splits):
     result["val_auroc"] = metrics.auroc(val.target, val_score) if anomalous else np.nan
 
     def decided(key, y, score, **options):
-        # `predict` calls a score equal to offset_ normal.
+        # `predict` takes an image whose score equals offset_ for normal.
         options["threshold"] = np.nextafter(-detector.offset_, np.inf)
         return metrics.classification_metrics(y, score, **options)[key]
 
@@ -379,7 +382,7 @@ def evaluate(detector, splits):
             "dice": lambda masks, maps: metrics.dice(masks, residual_mask(maps, detector.pixel_offset_)),
             "best_dice": lambda masks, maps: metrics.best_dice(masks, maps)[0],
         }
-        # What is drawn are rows; a "score" is the number of one.
+        # Rows are drawn: the numbers of rows are passed as scores.
         rows, few = np.arange(len(score)), {"n_resamples": N_PIXEL_RESAMPLES}
         for key, metric in functions.items():
             result[key] = with_interval(partial(of_rows, metric), test, rows, **few)
@@ -400,21 +403,21 @@ OPTIONS = {
     "threads": {"type": int, "default": 2, "help": "of torch"},
     "results": {"type": Path, "help": "folder that gets a folder for each command"},
 }
-#: Options of commands that run cells, and of those that make their tables in one go.
+#: Options of commands that run cells, and of commands that make their tables without cells.
 CELLS, TABLES = "data seeds epochs limit adopt threads results", "data seeds epochs threads results"
 
 
 def parse(doc, file, common, **own):
-    """Options of a command. Short runs and runs at full size have folders of their own.
+    """Options from the command line. Short runs and runs at full size have folders of their own.
 
     Parameters
     ----------
     doc, file : str
         Docstring and path of the script, which lies in a folder "benchmarks".
     common : str
-        Names of `OPTIONS`.
+        Names of entries of `OPTIONS`, separated by spaces.
     **own : dict
-        Other options, as for ``add_argument``, or what differs in one of `OPTIONS`.
+        Arguments of ``add_argument`` by option: for an option of its own, or in place of those in `OPTIONS`.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in dict.fromkeys([*own, *common.split()]):
@@ -432,6 +435,6 @@ def parse(doc, file, common, **own):
 
 
 def may_draw(name, folder):
-    """Whether pictures of a data set may be written to a folder; outside the repository all may."""
+    """Whether pictures of a data set may be written to a folder; outside the repository, all may."""
     repository = Path(__file__).resolve().parents[1]
     return name.startswith(MAY_SHIP) or not Path(folder).resolve().is_relative_to(repository)

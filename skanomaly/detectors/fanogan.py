@@ -19,7 +19,7 @@ from ..base import Judgement, TrainedDetector
 from ..networks.adversarial import ResidualCritic, ResidualEncoder, ResidualGenerator
 from ..training import Training, Wasserstein
 
-#: Largest number of training images over which m_x, the mean of the critic, is taken, as in the paper.
+#: Largest number of training images in m_x, the mean of the critic; the paper takes as many test images.
 N_CRITIC_MEAN = 32_000
 
 
