@@ -14,7 +14,7 @@ from ..training import Training, discriminator_loss
 
 
 class PairEncoder(ConvDiscriminator):
-    """Images to codes. A `stochastic` encoder draws codes in train mode; in eval mode it takes mean codes."""
+    """Images to codes. A `stochastic` encoder draws codes in train mode and returns means in eval mode."""
 
     def __init__(self, image_shape, latent_size, *, stochastic, width, n_levels):
         super().__init__(image_shape, width=width, n_levels=n_levels)

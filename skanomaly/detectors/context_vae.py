@@ -87,7 +87,7 @@ class ContextVAE(TrainedDetector):
     :Family: reconstruction
     :Trained on: normal images
     :Score: negative ELBO: mean squared error plus weighted divergence of the code
-    :Map: absolute error of each pixel times the absolute derivative of the ELBO with respect to it
+    :Map: absolute error of each pixel times the absolute derivative of the ELBO with respect to the pixel
     :Departures: a square is drawn for each image and the reconstruction is compared with the whole image,
         whereas the public code of Baur et al. (2021) draws one square for a batch and compares with the
         erased image; images are judged by the mean of their code distribution; network and learning rate are

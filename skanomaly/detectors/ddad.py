@@ -192,10 +192,10 @@ class DDAD(TrainedDetector):
     refine : bool, default=True
         Whether ASR-Net is trained.
     score_component : {"dual", "intra", "inter", "rec"}, default=None
-        Discrepancy that the map shows; the score is its mean. "dual": both discrepancies, refined (R_dual).
-        "intra": the discrepancy within the NDM (R_intra, or A_intra with ``refine=False``). "inter": the
-        discrepancy between the ensembles (A_inter). "rec": the squared error of the NDM (A_rec). None: the
-        first available of R_dual, A_inter, R_intra and A_intra.
+        Discrepancy that the map shows; the score is the mean of the map. "dual": both discrepancies, refined
+        (R_dual). "intra": the discrepancy within the NDM (R_intra, or A_intra with ``refine=False``).
+        "inter": the discrepancy between the ensembles (A_inter). "rec": the squared error of the NDM (A_rec).
+        None: the first available of R_dual, A_inter, R_intra and A_intra.
     ddof : int, default=1
         Number subtracted from `n_members` in the divisor of standard deviations: 1 in the public code, 0 in
         the paper.

@@ -30,9 +30,9 @@ class VAE(TrainedDetector):
     loss : {"l2", "l1"}, default="l2"
         Error of a pixel, in training and in the score: squared or absolute.
     score_component : {"residual", "elbo_gradient", "kl_gradient", "combination"}, default="residual"
-        Quantity that the map shows; the score is its mean. "residual" is the error. "elbo_gradient" is the
-        absolute derivative of the ELBO with respect to each pixel, "kl_gradient" that of the divergence
-        alone. "combination" is the product of "residual" and "kl_gradient".
+        Quantity that the map shows; the score is the mean of the map. "residual" is the error.
+        "elbo_gradient" is the absolute derivative of the ELBO with respect to each pixel, and "kl_gradient"
+        that of the divergence alone. "combination" is the product of "residual" and "kl_gradient".
     {size}
     {parameters}
 
