@@ -117,3 +117,111 @@ class ALI(TrainedDetector):
         code).
     discrimination_weight : float, default=0.1
         Weight w of the second term, in [0, 1]. The weight of the first term is 1 - w.
+    {parameters}
+
+    Attributes
+    ----------
+    {attributes}
+
+    See Also
+    --------
+    FAnoGAN : Detector whose encoder is trained after the GAN, to reconstruct images.
+
+    Notes
+    -----
+    :Family: adversarial
+    :Trained on: normal images
+    :Score: (1 - w) times the sum of absolute differences between image and reconstruction, plus w times the
+        discriminator's term
+    :Map: absolute difference of each pixel
+    :Departures: the networks are those of DCGAN; images are judged with the last weights, whereas the public
+        code for BiGAN [3]_ averages weights over training; images are judged by the encoder's mean codes
+    :Variants:
+        * ALI: ``ALI()``
+        * BiGAN: ``ALI(stochastic=False)``
+        * BiGAN, scored by cross-entropy: ``ALI(stochastic=False, discrimination="cross_entropy")``
+
+    No loss compares an image with its reconstruction. The reconstruction is therefore similar to the image,
+    but not a copy of it.
+
+    The components of `score_components` are "residual_sum" (the first term), and "feature_matching" and
+    "cross_entropy" (the two choices of the second term).
+
+    References
+    ----------
+    .. [1] Dumoulin, V., Belghazi, I., Poole, B., Mastropietro, O., Lamb, A., Arjovsky, M., Courville, A.
+       (2017). "Adversarially learned inference". ICLR. `arXiv:1606.00704 <https://arxiv.org/abs/1606.00704>`_
+    .. [2] Donahue, J., Krähenbühl, P., Darrell, T. (2017). "Adversarial feature learning". ICLR.
+       `arXiv:1605.09782 <https://arxiv.org/abs/1605.09782>`_
+    .. [3] Zenati, H., Foo, C. S., Lecouat, B., Manek, G., Chandrasekhar, V. R. (2018). "Efficient GAN-based
+       anomaly detection". `arXiv:1802.06222 <https://arxiv.org/abs/1802.06222>`_
+
+    Examples
+    --------
+    >>> from skanomaly import ALI
+    >>> from skanomaly.datasets import load_chest_xray
+    >>> X = load_chest_xray().images[:64]
+    >>> detector = ALI(width=2, max_epochs=1, random_state=0).fit(X)
+    >>> detector.score_samples(X[:2]).shape, detector.anomaly_map(X[:2]).shape
+    ((2,), (2, 64, 64))
+    """
+
+    _image_range = (-1.0, 1.0)
+
+    _parameter_constraints = {
+        "stochastic": ["boolean"],
+        "discrimination": [StrOptions({"feature_matching", "cross_entropy"})],
+        "discrimination_weight": [Interval(Real, 0, 1, closed="both")],
+    }
+
+    def __init__(
+        self,
+        *,
+        latent_size=64,
+        width=16,
+        n_levels=None,
+        stochastic=True,
+        discrimination="feature_matching",
+        discrimination_weight=0.1,
+        max_epochs=None,
+        batch_size=32,
+        lr=2e-4,
+        validation_fraction=0.0,
+        checkpoint_dir=None,
+        callbacks=None,
+        device="auto",
+        contamination=0.1,
+        pixel_contamination=0.01,
+        intensity_range="auto",
+        channel_axis="auto",
+        image_shape=None,
+        verbose=0,
+        random_state=None,
+    ):
+        self.stochastic = stochastic
+        self.discrimination = discrimination
+        self.discrimination_weight = discrimination_weight
+        self._assign_shared(locals())
+
+    def _build(self, image_shape):
+        return ALINetwork(image_shape, stochastic=self.stochastic, **self._network_size())
+
+    def _train(self, run, network, images):
+        run("pairs", PairAdversarial, network, images)
+
+    def _reconstruct(self, network, x):
+        return network(x)
+
+    def _judge(self, network, x):
+        discriminator, z = network.discriminator, network.encoder(x)
+        y = network.generator(z)
+        features = discriminator.features(y, z)
+        # Sums, as in the public code for BiGAN: means would change the balance between the two terms.
+        components = {
+            "residual_sum": (x - y).abs().sum((1, 2, 3)),
+            "feature_matching": (discriminator.features(x, z) - features).abs().sum(1),
+            "cross_entropy": softplus(-discriminator.value(features)[:, 0]),
+        }
+        weight = self.discrimination_weight
+        score = (1 - weight) * components["residual_sum"] + weight * components[self.discrimination]
+        return Judgement(score, absolute_error(y, x), components)
