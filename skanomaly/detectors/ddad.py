@@ -1,14 +1,18 @@
 """DDAD: anomalies are found where two ensembles disagree; one also learns from unlabelled images."""
 
+import warnings
 from functools import cache, partial
 from numbers import Integral
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from scipy.stats import spearmanr
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import nn
 from torch.nn import functional as F
 
+from .. import _inference
 from .._losses import likelihood_error, over_channels, squared_error
 from .._random import seeded
 from ..base import Judgement, TrainedDetector
@@ -24,6 +28,8 @@ REFINEMENT_LR = 1e-4
 
 #: Discrepancy maps that each refinement network takes as input.
 INPUTS = {"intra": ("intra",), "dual": ("inter", "intra")}
+#: Discrepancy that each refinement network should be better than.
+RAW = {"intra": "intra", "dual": "inter"}
 
 
 class Backbone(NamedTuple):
@@ -122,9 +128,13 @@ class DDADNetwork(nn.Module):
             maps["inter"] = over_channels((self._predict(self.udm, x)[0].mean(0) - mean).abs() / deviation)
         return maps
 
-    def refine(self, name, maps):
+    def logits(self, name, maps):
         """Logits (n, 2, h, w) that the refinement network `name` computes from discrepancy maps."""
         return self.refinements[name](torch.stack([maps[of] for of in INPUTS[name]], dim=1))
+
+    def refine(self, name, maps):
+        """Refined discrepancy (n, h, w): the probability of each pixel to be anomalous."""
+        return self.logits(name, maps).softmax(1)[:, 1]
 
 
 def focal_loss(logits, masks, *, gamma=2.0):
@@ -155,7 +165,7 @@ class Refinement(Training):
         with torch.no_grad():
             maps = network.discrepancies(images)
         # The sum trains each network as if alone: they share no weights, and Adam scales each by itself.
-        return sum(focal_loss(network.refine(name, maps), masks) for name in network.refinements)
+        return sum(focal_loss(network.logits(name, maps), masks) for name in network.refinements)
 
     def step(self, network, x):
         self.move("optimizer", refinement_loss=self.loss(network, x))
@@ -189,13 +199,14 @@ class DDAD(TrainedDetector):
     n_members : int, default=3
         Number of members in each ensemble, K in the paper: at least 2, and more than `ddof`. One member is
         enough with ``score_component="rec"`` and ``refine=False``.
-    refine : bool, default=True
-        Whether ASR-Net is trained.
+    refine : bool, default=False
+        Whether ASR-Net is trained; the paper does. It is left out by default, see Notes.
     score_component : {"dual", "intra", "inter", "rec"}, default=None
         Discrepancy that the map shows; the score is the mean of the map. "dual": both discrepancies, refined
         (R_dual). "intra": the discrepancy within the NDM (R_intra, or A_intra with ``refine=False``).
         "inter": the discrepancy between the ensembles (A_inter). "rec": the squared error of the NDM (A_rec).
-        None: the first available of R_dual, A_inter, R_intra and A_intra.
+        None: the first available of R_dual, A_inter, R_intra and A_intra, without a refined one that points
+        the wrong way.
     ddof : int, default=1
         Number subtracted from `n_members` in the divisor of standard deviations: 1 in the public code, 0 in
         the paper.
@@ -213,6 +224,9 @@ class DDAD(TrainedDetector):
     ----------
     n_unlabelled_ : int
         Number of unlabelled images in training.
+    refinement_direction_ : dict of str to float
+        Rank correlation of R_dual ("dual") with A_inter, and of R_intra ("intra") with A_intra, over the
+        training images. A negative one means that ASR-Net points the wrong way. Empty with ``refine=False``.
     {attributes}
 
     See Also
@@ -223,16 +237,16 @@ class DDAD(TrainedDetector):
     -----
     :Family: ensemble
     :Trained on: normal images (y = 1), and unlabelled ones (y = 0) if there are any
-    :Score: mean over pixels of the refined discrepancy, a probability
-    :Map: refined discrepancy of each pixel
+    :Score: mean over pixels of the discrepancy; with ``refine=True``, of the refined one, a probability
+    :Map: discrepancy of each pixel, or refined discrepancy
     :Departures: to train ASR-Net, another image of the same batch is mixed into an image within a rectangle,
-        whereas the public code uses squares; labels are not smoothed (by 1e-5 in the public code); the public
-        code trains members for 250 epochs and ASR-Net for 100
+        whereas the public code uses squares; labels are not smoothed (by 1e-5 in the public code); ASR-Net is
+        left out by default; the public code trains each member for 15,000 steps and ASR-Net for 48,100
     :Variants:
         * DDAD with AE: ``DDAD(backbone="ae")``
         * DDAD with MemAE: ``DDAD(backbone="memae")``
         * DDAD with AE-U: ``DDAD(backbone="aeu")``
-        * DDAD without refinement: ``DDAD(refine=False)``
+        * DDAD with refinement: ``DDAD(refine=True)``
 
     DDAD distinguishes normal images (y = 1) from unlabelled images (y = 0), whereas other detectors treat
     both as normal. Thresholds come from the normal images. If y is None or holds no 0, all training images
@@ -242,10 +256,12 @@ class DDAD(TrainedDetector):
     is "refinement". These are the names in ``history_`` and in `callbacks`. `lr` and `batch_size` apply to
     the members. The stage "refinement" has a learning rate of 1e-4 and batches of 8, as in the public code.
 
-    With unlabelled images, R_dual is the score by default, as in the paper. If ASR-Net learns from a few
-    hundred normal images, R_dual may be higher for normal images than for anomalous ones: the study
-    benchmarks/studies/ddad.py has an AUROC of .31 for R_dual and of .88 for A_inter on one data set. Compare
-    R_dual with ``score_component="inter"`` on validation images, or leave ASR-Net out by ``refine=False``.
+    The paper's score is R_dual, by ``refine=True``. Pieces of other images that are mixed in hardly change the
+    discrepancies, so ASR-Net has little to learn from, and R_dual may be higher for normal images than for
+    anomalous ones: the study benchmarks/studies/ddad.py has an AUROC of .31 for R_dual and of .88 for A_inter
+    on one data set. Therefore `fit` compares the order that the refined score gives the training images with
+    the order by the discrepancy itself. If the two are opposed, `fit` warns, and the default score is not
+    refined; ``score_component="dual"`` is R_dual all the same.
 
     The components of `score_components` are the discrepancies "rec", "intra" and "inter" (A_rec, A_intra and
     A_inter in the paper), and the refined discrepancies "refined_intra" and "refined_dual" (R_intra and
@@ -264,10 +280,10 @@ class DDAD(TrainedDetector):
     >>> from skanomaly.datasets import load_chest_xray
     >>> X = load_chest_xray().images[:64]
     >>> y = np.repeat([1, 0], 32)
-    >>> small = {"hidden_size": 64, "max_epochs": 1, "refinement_epochs": 1, "refinement_width": 8}
+    >>> small = {"hidden_size": 64, "max_epochs": 1}
     >>> detector = DDAD(n_members=2, random_state=0, **small).fit(X, y)
     >>> sorted(detector.score_components(X[:2]))
-    ['inter', 'intra', 'rec', 'refined_dual', 'refined_intra']
+    ['inter', 'intra', 'rec']
     """
 
     _image_range = (-1.0, 1.0)
@@ -288,7 +304,7 @@ class DDAD(TrainedDetector):
         *,
         backbone="aeu",
         n_members=3,
-        refine=True,
+        refine=False,
         score_component=None,
         ddof=1,
         latent_size=16,
@@ -358,7 +374,11 @@ class DDAD(TrainedDetector):
             raise ValueError(f"score_component={asked!r} needs unlabelled images (y = 0), and y has none")
         if asked == "dual" and not self.refine:
             raise ValueError("score_component='dual' is a refined score; set refine=True")
-        return f"refined_{asked}" if self.refine and asked in INPUTS else asked
+        if not self.refine or asked not in INPUTS:
+            return asked
+        # Files of older versions have no direction, and keep their score.
+        wrong = getattr(self, "refinement_direction_", {}).get(asked, 0) < 0
+        return RAW[asked] if wrong and self.score_component is None else f"refined_{asked}"
 
     def _backbone(self):
         if not callable(self.backbone):
@@ -426,6 +446,30 @@ class DDAD(TrainedDetector):
             options |= {"batch_size": REFINEMENT_BATCH, "optimizer__weight_decay": 1e-4}
             run("refinement", Refinement, network, normals, **options)
 
+    def _measure(self, network, images):
+        """Compare the order of the images by refined scores with their order by what was refined."""
+        self.refinement_direction_ = {}
+
+        def scores(x):
+            maps = network.discrepancies(x)
+            pairs = {name: (network.refine(name, maps), maps[RAW[name]]) for name in network.refinements}
+            return {name: torch.stack(pair, 1).mean((2, 3)) for name, pair in pairs.items()}
+
+        parts = [part for _, part in _inference.run(scores, network, images, self.device_)] if self.refine else ()
+        for name in network.refinements if self.refine else ():
+            refined, raw = np.concatenate([part[name] for part in parts]).T
+            constant = np.ptp(refined) == 0 or np.ptp(raw) == 0  # no order, so none that is wrong
+            self.refinement_direction_[name] = 0.0 if constant else float(spearmanr(refined, raw).statistic)
+        asked = self.score_component or ("dual" if self.n_unlabelled_ else "intra")
+        direction = self.refinement_direction_.get(asked, 0.0)
+        if direction < 0:
+            warnings.warn(
+                f"ASR-Net points the wrong way: R_{asked} puts the training images in an order opposed to that "
+                f"of A_{RAW[asked]} (rank correlation {direction:.2f}); it is the score only if score_component "
+                "asks for it. Give refinement_epochs more epochs, or set refine=False",
+                stacklevel=7,
+            )
+
     def _reconstruct(self, network, x):
         return network(x)
 
@@ -435,7 +479,7 @@ class DDAD(TrainedDetector):
         # Cached, because a component and the map may both need it.
         @cache
         def refined(name):
-            return network.refine(name, maps).softmax(1)[:, 1]
+            return network.refine(name, maps)
 
         components = {name: map.mean((1, 2)) for name, map in maps.items()}
         for name in network.refinements if self.refine else ():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from foreign import check_learns
 from numpy.testing import assert_allclose
+from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 from skorch.callbacks import EarlyStopping
 from steps import assert_descends, run_step, watch_stages
@@ -16,11 +17,22 @@ from torch.nn import functional as F
 from skanomaly import DDAD
 from skanomaly._losses import likelihood_error, squared_error
 from skanomaly._random import seeded
-from skanomaly.detectors.ddad import BACKBONES, DDADNetwork, Refinement, RefinementNetwork, focal_loss
+from skanomaly.detectors.ddad import (
+    BACKBONES,
+    RAW,
+    DDADNetwork,
+    Refinement,
+    RefinementNetwork,
+    focal_loss,
+)
+from skanomaly.persistence import load, save
 from skanomaly.testing import make_images, tiny
 from skanomaly.transforms.defects import foreign_patches
 
 Y = np.repeat([1, 0, -1], (6, 4, 2))
+refining = partial(tiny, DDAD, refine=True)
+# One epoch of one step leaves the direction to chance; a test of its own is about it.
+pytestmark = pytest.mark.filterwarnings("ignore:ASR-Net points the wrong way")
 
 
 class Shifted(nn.Module):
@@ -112,7 +124,7 @@ def test_who_sees_which_images(monkeypatch):
 
     watch_stages(monkeypatch, DDAD, look)
     X = make_images((12, 16, 16))
-    detector = tiny(DDAD).fit(X, Y)
+    detector = refining().fit(X, Y)
     normal, known = list(range(6)), list(range(10))
     assert seen == {
         "ndm_0": normal,
@@ -125,7 +137,7 @@ def test_who_sees_which_images(monkeypatch):
     plain = tiny(DDAD, score_component="rec", refine=False).fit(X, Y)
     scores = plain.score_samples(X[:6])
     assert_allclose(plain.offset_, np.percentile(scores, 10), rtol=1e-6, err_msg="of the normal images")
-    alone = tiny(DDAD).fit(X[:6])
+    alone = refining().fit(X[:6])
     assert alone.n_unlabelled_ == 0
     assert alone.network_.udm is None
     assert set(alone.score_components(X)) == {"rec", "intra", "refined_intra"}
@@ -143,7 +155,7 @@ def test_as_much_of_either_is_held_out(monkeypatch):
 
     watch_stages(monkeypatch, DDAD, look)
     y = np.repeat([1, 0, -1], (9, 6, 3))
-    detector = tiny(DDAD, validation_fraction=1 / 3, callbacks=[EarlyStopping()])
+    detector = refining(validation_fraction=1 / 3, callbacks=[EarlyStopping()])
     detector.fit(make_images((18, 16, 16)), y)
     for stage in ("ndm_0", "ndm_1", "refinement"):
         train, held_out = seen[stage]
@@ -156,7 +168,7 @@ def test_as_much_of_either_is_held_out(monkeypatch):
 
 
 def test_the_refinement_is_validated_with_the_same_patches():
-    detector = tiny(DDAD, max_epochs=1).fit(make_images((12, 16, 16)), Y)
+    detector = refining().fit(make_images((12, 16, 16)), Y)
     training = Refinement(detector.network_, stage="s")
     x = torch.rand(4, 1, 16, 16)
     assert training.validate(detector.network_, x) == training.validate(detector.network_, x)
@@ -190,7 +202,7 @@ def test_refinement_moves_itself_alone():
         assert not torch.equal(before[weight], after[weight])
 
 
-def refining():
+def both_refinements():
     """Members of shifts in proportion to the image, with both refinements."""
     with seeded(0):
         net = network([0.1, 0.3, 0.5, 0.9], refinement_width=4)
@@ -213,11 +225,11 @@ def refinement_loss_by_hand(net, x):
 def test_a_step_of_the_refinement_by_hand():
     with seeded(1):
         x = torch.rand(8, 1, 16, 16)
-    losses, moved = run_step(Refinement, refining(), x)
+    losses, moved = run_step(Refinement, both_refinements(), x)
     assert moved == {"refinements"}
     with seeded(0), torch.no_grad():
-        assert_allclose(losses["refinement_loss"], refinement_loss_by_hand(refining().train(), x), rtol=1e-4)
-    assert_descends(Refinement, refining(), x, refinement_loss_by_hand, {"refinements"})
+        assert_allclose(losses["refinement_loss"], refinement_loss_by_hand(both_refinements().train(), x), rtol=1e-4)
+    assert_descends(Refinement, both_refinements(), x, refinement_loss_by_hand, {"refinements"})
 
 
 def test_members_stay_as_they_are_while_refinements_learn(monkeypatch):
@@ -228,7 +240,8 @@ def test_members_stay_as_they_are_while_refinements_learn(monkeypatch):
             before.update({name: value.clone() for name, value in network.state_dict().items()})
 
     watch_stages(monkeypatch, DDAD, look)
-    after = tiny(DDAD).fit(make_images((12, 16, 16)), Y).network_.state_dict()
+    after = refining().fit(make_images((12, 16, 16)), Y).network_.state_dict()
+    assert before
     for name, value in before.items():
         assert torch.equal(value, after[name]) != name.startswith("refinements"), name
 
@@ -236,11 +249,11 @@ def test_members_stay_as_they_are_while_refinements_learn(monkeypatch):
 def test_the_settings_of_the_public_code(monkeypatch):
     runs = {}
 
-    def look(stage, training, network, images, **options):
+    def look(stage, training, network, images, *, epochs="max_epochs", **options):
         runs[stage] = training, options
 
     watch_stages(monkeypatch, DDAD, look)
-    detector = tiny(DDAD, refinement_epochs=3).fit(make_images((12, 16, 16)), Y)
+    detector = refining(refinement_epochs=3).fit(make_images((12, 16, 16)), Y)
     assert len(detector.history_["refinement"]) == 3
     assert DDAD().lr == 5e-4
     for stage, (training, options) in runs.items():
@@ -304,7 +317,8 @@ def test_sizes_are_heard():
 
 def test_components():
     X = make_images((12, 16, 16))
-    detector = tiny(DDAD).fit(X, Y)
+    detector = refining().fit(X, Y)
+    detector.refinement_direction_ = {"dual": 1.0}
     components = detector.score_components(X)
     net, x = detector.network_, torch.from_numpy(X[:, None] / 255).float() * 2 - 1
     with torch.no_grad():
@@ -324,6 +338,7 @@ def test_components():
     assert "refined_dual" not in raw.score_components(X)
     for refine, name in {True: "refined_intra", False: "intra"}.items():
         alone = tiny(DDAD, refine=refine).fit(X)
+        alone.refinement_direction_ = {"intra": 1.0}
         assert_allclose(-alone.score_samples(X), alone.score_components(X)[name], rtol=1e-6)
     with pytest.raises(ValueError, match="there is no 'refined_dual' in what was fitted.*fit again"):
         raw.set_params(refine=True, score_component="dual").score_samples(X)
@@ -376,9 +391,40 @@ def test_a_look_at_a_member_does_not_change_it():
     assert network[0].num_batches_tracked == 0
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("y", [Y, None])
+def test_a_refinement_that_points_the_wrong_way_is_not_used(tmp_path, monkeypatch, y):
+    X, asked = make_images((12, 16, 16)), "intra" if y is None else "dual"
+    learned = X if y is None else X[Y >= 0]
+    plain, raw = tiny(DDAD).fit(X, y), RAW[asked]
+    for sign, score in ((1, f"refined_{asked}"), (-1, raw)):
+        # Refined maps in the order of the raw ones, and in the opposite one.
+        refined = partial(lambda sign, self, name, maps: sign * maps[RAW[name]] ** 2, sign)
+        monkeypatch.setattr(DDADNetwork, "refine", lambda *args, of=refined: of(*args))
+        if sign < 0:
+            with pytest.warns(UserWarning, match=f"points the wrong way: R_{asked} puts") as warned:
+                detector = refining().fit(X, y)
+            assert [warning.filename for warning in warned] == [__file__]
+        else:
+            detector = refining().fit(X, y)
+        components = detector.score_components(learned)
+        order = rankdata(components[raw])
+        expected = np.corrcoef(order, rankdata(components[f"refined_{asked}"]))[0, 1]
+        assert detector.refinement_direction_[asked] == pytest.approx(expected, abs=1e-6)
+        assert np.sign(expected) == sign
+        assert_allclose(-detector.score_samples(X), detector.score_components(X)[score], rtol=1e-6)
+        save(detector, tmp_path / "a")
+        assert np.array_equal(load(tmp_path / "a").score_samples(X), detector.score_samples(X))
+        detector.set_params(score_component=asked)
+        assert_allclose(-detector.score_samples(X), detector.score_components(X)[f"refined_{asked}"], rtol=1e-6)
+    assert plain.refinement_direction_ == {}
+    monkeypatch.setattr(DDADNetwork, "refine", lambda self, name, maps: torch.zeros_like(maps[RAW[name]]))
+    assert refining().fit(X, y).refinement_direction_[asked] == 0, "there is no order"
+
+
 def test_only_what_is_asked_for_is_refined(monkeypatch):
     X, seen = make_images((12, 16, 16)), []
-    detector = tiny(DDAD).fit(X, Y)
+    detector = refining().fit(X, Y)
 
     def forward(self, maps):
         seen.append(maps.shape[1])
@@ -455,7 +501,7 @@ def test_missing_labels_are_not_normal(y):
         ({}, np.repeat([2, 0], 6), r"y has 0 normal \(1\) and 6 unlabelled"),
         ({"n_members": 1}, None, "n_members must be at least 2 for members to disagree, got 1"),
         ({"n_members": 1, "refine": False, "score_component": "inter"}, Y, "n_members must be at least 2"),
-        ({"n_members": 1, "score_component": "rec"}, None, "n_members must be at least 2"),
+        ({"n_members": 1, "refine": True, "score_component": "rec"}, None, "n_members must be at least 2"),
         ({"n_members": 2, "ddof": 2}, None, "n_members must be at least 3"),
         ({"score_component": "dual"}, None, r"score_component='dual' needs unlabelled images \(y = 0\)"),
         ({"score_component": "inter"}, np.ones(12), "score_component='inter' needs unlabelled images"),
@@ -486,7 +532,8 @@ def test_one_member_is_enough_for_the_residual():
 def test_learns_what_a_chest_looks_like():
     """The residual of the ensemble, and the refined map; the mean of the latter tells little of patches."""
     small = {"hidden_size": 128, "width": 8, "n_members": 2, "refinement_width": 32, "batch_size": 8}
-    detector = DDAD(backbone="ae", score_component="rec", max_epochs=10, lr=1e-3, random_state=1, **small)
+    small |= {"max_epochs": 10, "refinement_epochs": 20}
+    detector = DDAD(backbone="ae", refine=True, score_component="rec", lr=1e-3, random_state=1, **small)
     trained, untrained, foreign, masks = check_learns(detector)
     refined, before = (
         roc_auc_score(
