@@ -9,6 +9,7 @@ from sklearn.base import clone
 from sklearn.utils import Bunch
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
+from ._finite import unlimited
 from ._format import InputFormat, check_kind, check_X, kind, note_features, usable_rows
 from ._random import draw_seed
 from ._windows import ImageStack, cover, profile, starts
@@ -209,7 +210,7 @@ class PatchDetector(CompositeDetector):
         for _, windows in self._grids(images):
             ends = np.flatnonzero(np.diff(windows.table[:, 0])) + 1
             yield {
-                name: [self._pool(part) for part in np.split(values, ends)]
+                name: [self._pool(part) for part in np.split(unlimited(values), ends)]
                 for name, values in self.detector_.score_components(windows).items()
             }
 
@@ -255,8 +256,8 @@ class PatchDetector(CompositeDetector):
                     if current is not None:
                         yield finished()
                     current, total, scores = image, np.zeros(sizes[image]), []
-                scores.append(-score[k])
-                part = -score[k] if maps is None else maps[k]
+                scores.append(unlimited(-score[k]))
+                part = scores[-1] if maps is None else unlimited(maps[k])
                 total[top : top + weight.shape[0], left : left + weight.shape[1]] += weight * part
         yield finished()
 

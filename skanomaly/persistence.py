@@ -43,7 +43,8 @@ def save(detector: BaseDetector, path: str | PathLike, *, leave_out: Sequence[st
     TypeError
         If a parameter cannot be saved, or the estimator is not a detector.
     ValueError
-        If parameters were changed after `fit`, so that they no longer describe the network.
+        If parameters were changed after `fit`, so that they no longer describe the network, or if an
+        attribute is one that `load` would refuse, such as a threshold of nan.
 
     See Also
     --------

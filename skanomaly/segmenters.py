@@ -9,6 +9,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from . import segmentation
 from ._atomic import atomic_fit
+from ._finite import check_learned
 from ._holder import HoldsDetector
 from ._rows import normal_rows
 from ._unwrap import anomaly_map
@@ -110,7 +111,9 @@ class ResidualSegmenter(HoldsDetector, BaseEstimator):
         """
         self._fit_detector(X, y)
         # Not the detector's own pixel_offset_: a search over `quantile` must not train again.
-        self.threshold_ = float(np.quantile(self._maps(normal_rows(X, y)), self.quantile))
+        threshold = np.quantile(self._maps(normal_rows(X, y)), self.quantile)
+        check_learned(threshold_=threshold)
+        self.threshold_ = float(threshold)
         return self
 
     def _maps(self, X):

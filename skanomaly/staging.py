@@ -19,6 +19,7 @@ from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 
 from ._atomic import all_or_nothing, atomic_fit
+from ._finite import check_learned
 from ._holder import HoldsDetector
 from ._rows import take_rows
 from ._unwrap import anomaly_map, call_inside, unwrap
@@ -139,6 +140,7 @@ class _Stages:
                     "or give the rows that were clustered"
                 )
             severities = np.bincount(clusters, anomaly_score, minlength=n_clusters) / counts
+        check_learned(severity_=severities, distances=D)
         self.stage_order_ = np.argsort(severities, kind="stable")
         self.severity_ = severities[self.stage_order_]
         # A Pipeline hands on distances only, not centroids. The squared distance of two centroids is the mean

@@ -85,10 +85,13 @@ def test_judgements_that_were_measured_set_the_thresholds():
 def test_of_many_pixels_a_sample_sets_the_threshold(monkeypatch):
     whole, kept = NearestImages().fit(X), []
     monkeypatch.setattr("skanomaly.base._detector.N_PIXELS", 1200)
-    keep = NearestImages._set_pixel_threshold
-    monkeypatch.setattr(
-        NearestImages, "_set_pixel_threshold", lambda self, p, rate: (kept.append(p.size), keep(self, p, rate))
-    )
+    keep = NearestImages._set_thresholds
+
+    def watch(self, offset, pixels, rate):
+        kept.append(pixels.size)
+        keep(self, offset, pixels, rate)
+
+    monkeypatch.setattr(NearestImages, "_set_thresholds", watch)
     sampled = NearestImages().fit(X)
     assert kept == [1200]
     assert sampled.pixel_offset_ != whole.pixel_offset_
@@ -104,7 +107,7 @@ class Infinite(NearestImages):
 
 def test_scores_that_are_not_finite_end_a_fit():
     detector = Infinite()
-    with pytest.raises(FloatingPointError, match="scores of the training images are not finite$"):
+    with pytest.raises(FloatingPointError, match="image 0 of X is not finite"):
         detector.fit(X)
     assert not hasattr(detector, "network_")
 

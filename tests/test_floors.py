@@ -12,6 +12,7 @@ ROOT = Path(skanomaly.__file__).parent
 FLOORS = [
     {
         "_atomic",
+        "_finite",
         "_parameters",
         "_rows",
         "_version",

@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from .. import _inference, segmentation
 from .._atomic import all_or_nothing, checked_fit
+from .._finite import NotFiniteError, check_learned, limited
 from .._format import InputFormat
 from .._parameters import SHARED, constraints_of, fill_docstring
 from .._random import draw_seed, seeded
@@ -183,7 +184,8 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
             If X holds NaN or infinity, its shape is ambiguous or impossible, fewer than two images are
             usable, or a parameter is out of range. A fit that fails leaves the detector as it was.
         FloatingPointError
-            If scores or, in training, a loss stop being finite; the message names the stage and the epoch.
+            If a loss, a score or a learned statistic is not finite; the message names the stage and the
+            epoch, or the image.
 
         Notes
         -----
@@ -201,12 +203,10 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         self._format, images = self._format_class.learn(X, y, self, self._image_range)
         self._prepare(images)
         judged = self._learn(images)
-        scores, pixels = self._sample(self._normals(images), judged)
-        if not np.isfinite(scores).all():
-            raise FloatingPointError(f"scores of the training images are not finite{self._last_step()}")
+        scores, pixels = self._sample(self._normals(images), judged, self._last_step())
         # Not the worst score: scikit-learn expects this share of the training images to be flagged.
-        self.offset_ = float(np.percentile(-scores, 100 * self.contamination))
-        self._set_pixel_threshold(pixels, self.pixel_contamination)
+        offset = np.percentile(-scores, 100 * self.contamination)
+        self._set_thresholds(offset, pixels, self.pixel_contamination)
 
     def _check_process(self):
         """Refuse, before X is read, what this process cannot do."""
@@ -217,8 +217,15 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         with seeded(draw_seed(self.random_state), self.device_):
             network = self._new_network()
             judged = self._measure(network, images)
-        self.network_ = network.eval()
+        self.network_ = self._settle(network)
         return judged
+
+    def _settle(self, network):
+        """Network as it is kept, after a check of the statistics that were measured."""
+        for name, buffer in network.named_buffers():
+            if buffer.is_floating_point() and buffer.numel():
+                check_learned(**{name: float(buffer.abs().max())})
+        return network.eval()
 
     def _last_step(self):
         """Description of the last stage of a fit, for an error message."""
@@ -250,6 +257,12 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         Returns
         -------
         self
+
+        Raises
+        ------
+        ValueError
+            If a score or a pixel of a map is not finite, as with a fill value in an image; the message names
+            the image. A calibration that fails leaves the thresholds as they were.
         """
         images = self._open(X_normal)
         rates = {"false_alarm_rate": false_alarm_rate, "pixel_false_alarm_rate": pixel_false_alarm_rate}
@@ -265,11 +278,11 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
                 stacklevel=2,
             )
         # weibull: a new score falls below it with probability false_alarm_rate, whatever the distribution.
-        self.offset_ = float(np.quantile(-scores, false_alarm_rate, method="weibull"))
-        self._set_pixel_threshold(pixels, pixel_false_alarm_rate)
+        offset = np.quantile(-scores, false_alarm_rate, method="weibull")
+        self._set_thresholds(offset, pixels, pixel_false_alarm_rate)
         return self
 
-    def _sample(self, images, judged=None):
+    def _sample(self, images, judged=None, last_step=""):
         """Anomaly scores (n,) of images, and a sample of the pixels of their maps, or None without maps."""
         if judged is None:
             judged = (part for _, part in self._judgements(images, lambda judgement: judgement[:2]))
@@ -278,9 +291,11 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         rng = np.random.default_rng(0)
         scores, pixels = [], []
         for score, maps in judged:
-            scores.append(score.astype(np.float64))
+            score = score.astype(np.float64)
+            scores.append(score)
             if maps is not None:
                 maps = maps.reshape(len(maps), -1)
+                score[~np.isfinite(maps).all(1)] = np.inf
                 if maps.shape[1] > per_image:
                     maps = maps[:, rng.choice(maps.shape[1], per_image, replace=False)]
                 pixels.append(maps.ravel())
@@ -290,12 +305,24 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
                 f"{type(self).__name__}._measure returned {len(scores)} judgements for {len(images)} normal "
                 "images; return those of all of them, or None"
             )
+        if not np.isfinite(scores).all():
+            first = int(np.flatnonzero(~np.isfinite(scores))[0])
+            row = first if images.rows is None else int(images.rows[first])
+            raise NotFiniteError(
+                f"the score, or the map, of image {row} of X is not finite in float32: look for a fill value "
+                f"or another extreme among its pixels, and mend it or leave the image out{last_step}"
+            )
         return scores, np.concatenate(pixels) if pixels else None
 
-    def _set_pixel_threshold(self, pixels, rate):
-        quantiles = (math.nan,) * 3 if pixels is None else np.quantile(pixels, [1 - rate, 0.01, 0.999])
-        self.pixel_offset_, low, high = map(float, quantiles)
-        self.map_range_ = low, high
+    def _set_thresholds(self, offset, pixels, rate):
+        learned = {"offset_": offset}
+        if pixels is not None:
+            quantiles = np.quantile(pixels, [1 - rate, 0.01, 0.999])
+            learned |= {"pixel_offset_": quantiles[0], "map_range_": quantiles[1:]}
+        check_learned(**learned)
+        self.offset_ = float(offset)
+        self.pixel_offset_ = float(learned.get("pixel_offset_", math.nan))
+        self.map_range_ = tuple(map(float, learned.get("map_range_", (math.nan, math.nan))))
 
     # Judging.
 
@@ -310,9 +337,10 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         Returns
         -------
         scores : (n,) float64 ndarray
-            Anomaly scores of the method, negated: higher is more normal.
+            Anomaly scores of the method, negated: higher is more normal. An image whose score leaves float32
+            has the lowest finite float32.
         """
-        parts = self._judgements(self._open(X), lambda judgement: judgement.score)
+        parts = self._limited_judgements(self._open(X), lambda judgement: judgement.score)
         return -np.concatenate([score.astype(np.float64) for _, score in parts])
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -359,7 +387,8 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
             Values by name; higher is more anomalous.
         """
         parts = list(self._components(self._open(X)))
-        return {name: np.concatenate([part[name] for part in parts]).astype(np.float64) for name in parts[0]}
+        whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return {name: limited(values.astype(np.float64)) for name, values in whole.items()}
 
     def _components(self, images):
         """Dicts of components (b,), one for each batch."""
@@ -443,7 +472,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         maps : (b, H, W) float32 ndarray or None
             Maps of `anomaly_map`; None for a method without a map.
         """
-        for rows, (score, maps) in self._judgements(self._open(X), lambda judgement: judgement[:2]):
+        for rows, (score, maps) in self._limited_judgements(self._open(X), lambda judgement: judgement[:2]):
             yield rows, -score.astype(np.float64), maps
 
     def _reconstructs(self):
@@ -478,12 +507,16 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         """Yield (slice, part) batch by batch, as numpy arrays; `pick` takes the part from a Judgement."""
         return self._run(lambda x: pick(self._judge(self.network_, x)), images)
 
+    def _limited_judgements(self, images, pick):
+        """`_judgements` as users see them: whatever leaves float32 is the worst finite number."""
+        return ((rows, limited(part)) for rows, part in self._judgements(images, pick))
+
     def _run(self, function, images):
         return _inference.run(function, self.network_, images, self.device_)
 
     def _maps(self, images):
         """Yield (slice, maps) batch by batch."""
-        for rows, maps in self._judgements(images, lambda judgement: judgement.map):
+        for rows, maps in self._limited_judgements(images, lambda judgement: judgement.map):
             if maps is None:
                 raise TypeError(
                     f"{type(self).__name__} judges whole images and has no anomaly map or mask; "

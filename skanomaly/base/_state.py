@@ -18,13 +18,14 @@ from .._random import seeded
 from ._composite import CompositeDetector
 from ._trained import TrainedDetector
 
-#: Attributes that a file must give, and the rule for each. A file may be forged: wrong values must fail here,
-#: not later in a score.
+#: Attributes of a fitted detector, and the rule for each, for `save` and for `load`. A file may be forged:
+#: wrong values must fail here, not later in a score.
 FITTED = {
-    "offset_": lambda v: isinstance(v, float) and math.isfinite(v),
-    "pixel_offset_": lambda v: isinstance(v, float),
-    "map_range_": lambda v: _are(v, float, 2),
-    "intensity_range_": lambda v: _are(v, float, 2) and v[0] <= v[1],
+    "offset_": lambda v: _is_finite(v),
+    # nan: a method without a map.
+    "pixel_offset_": lambda v: _is_finite(v) or _is_nan(v),
+    "map_range_": lambda v: _are(v, float, 2) and (all(map(_is_finite, v)) or all(map(_is_nan, v))),
+    "intensity_range_": lambda v: _are(v, float, 2) and all(map(_is_finite, v)) and v[0] <= v[1],
     "image_shape_": lambda v: _are(v, int, 3) and min(v) > 0,
     "n_features_in_": lambda v: isinstance(v, int) and v > 0,
     "_layout": lambda v: isinstance(v, Layout) and v.channel_axis in (None, 1, 2, 3) and type(v.rows) is bool,
@@ -36,6 +37,14 @@ TRAINED = {
 }
 
 
+def _is_finite(value):
+    return isinstance(value, float) and math.isfinite(value)
+
+
+def _is_nan(value):
+    return isinstance(value, float) and math.isnan(value)
+
+
 def _are(value, kind, length):
     return isinstance(value, tuple) and len(value) == length and all(isinstance(part, kind) for part in value)
 
@@ -44,13 +53,22 @@ def _is_history(value):
     return isinstance(value, History) and all(isinstance(row, dict) for row in value)
 
 
+def _check_attributes(detector, attributes):
+    """Raise an error if attributes cannot be those of a fit."""
+    rules = FITTED | TRAINED if isinstance(detector, TrainedDetector) else FITTED
+    for name, fits in rules.items():
+        if name not in attributes or not fits(attributes[name]):
+            raise ValueError(f"{name} cannot be {attributes.get(name, 'absent')!r}")
+
+
 def state_of(detector):
     """Attributes of a fitted detector, and the tensors of its network, or None if it has no network.
 
     Raises
     ------
     ValueError
-        If parameters were changed after `fit`, so that they no longer describe the network.
+        If parameters were changed after `fit`, so that they no longer describe the network, or if attributes
+        cannot be those of a fit, such as a threshold of nan.
     """
     # vars, not hasattr: PatchDetector shows the network of the detector it holds, which is saved with that.
     tensors = dict(detector.network_.state_dict()) if "network_" in vars(detector) else None
@@ -69,6 +87,7 @@ def state_of(detector):
     for name, value in vars(detector).items():
         if _is_fitted_name(name) and name not in ("network_", "device_"):
             attributes[name] = value
+    _check_attributes(detector, attributes)
     return attributes, tensors
 
 
@@ -90,10 +109,7 @@ def restore(detector, attributes, tensors):
     # In older files of PatchDetector only the detector inside has a range.
     if "detector_" in attributes:
         attributes.setdefault("intensity_range_", attributes["detector_"].intensity_range_)
-    rules = FITTED | TRAINED if isinstance(detector, TrainedDetector) else FITTED
-    for name, fits in rules.items():
-        if name not in attributes or not fits(attributes[name]):
-            raise ValueError(f"{name} cannot be {attributes.get(name, 'absent')!r}")
+    _check_attributes(detector, attributes)
     layout, image_shape = attributes.pop("_layout"), attributes.pop("image_shape_")
     # Older files of PatchDetector, which has no tensors, have the layout of the first image instead.
     if layout.image_shape != image_shape and tensors is not None:

@@ -81,7 +81,7 @@ class TrainedDetector(BaseDetector):
             train = images.split(self.validation_fraction)
             self.history_ = self._run_stages(network, train, checkpoint)
             judged = self._measure(network, train)
-        self.network_ = network.eval()
+        self.network_ = self._settle(network)
         self.n_iter_ = sum(len(history) for history in self.history_.values())
         if isinstance(self.callbacks, dict) and (unknown := set(self.callbacks) - set(self.history_)):
             warnings.warn(
@@ -119,7 +119,7 @@ class TrainedDetector(BaseDetector):
 
     def _last_step(self):
         stage, history = list(self.history_.items())[-1]
-        return f" after stage {stage!r}, epoch {len(history)}: training diverged; lower its lr"
+        return f"; or training diverged in stage {stage!r}, up to epoch {len(history)}: lower its lr"
 
     def _describe_fit(self, images):
         """Descriptions of all that decides the result of a fit. Equal descriptions mean equal fits."""

@@ -1,0 +1,174 @@
+"""Values that were wrong once: each test names the report of a fault that it stands for."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.frozen import FrozenEstimator
+from toys import LinearAutoEncoder, MaplessAutoEncoder, NearestImages
+
+from skanomaly import AutoEncoder, PatchDetector, persistence
+from skanomaly.segmenters import ResidualSegmenter
+from skanomaly.staging import CentroidStager
+from skanomaly.testing import make_images
+
+#: netCDF's default fill value.
+FILL = 9.96921e36
+
+X = np.random.default_rng(0).random((60, 16, 16)).astype("f4") * 4095
+
+
+def small(**parameters):
+    options = {"hidden_size": 8, "width": 2, "max_epochs": 1, "random_state": 0, "device": "cpu"}
+    return AutoEncoder(**options | parameters)
+
+
+# Thresholds that stop being numbers.
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return small(intensity_range=(0, 4095)).fit(X[:30])
+
+
+@pytest.mark.parametrize("n", [12, 30])
+def test_a_fill_value_among_the_images_to_calibrate_on_is_refused_by_name(fitted, n):
+    """Fault 1: offset_ became nan (all flagged) or -inf (none flagged)."""
+    detector, Y = copy.deepcopy(fitted), X[30 : 30 + n].copy()
+    Y[7, 0, 0] = FILL
+    before = detector.offset_, detector.pixel_offset_, detector.map_range_
+    with pytest.raises(ValueError, match="image 7 of X is not finite"):
+        detector.calibrate(Y)
+    assert (detector.offset_, detector.pixel_offset_, detector.map_range_) == before
+
+
+def test_an_image_beyond_float32_is_the_worst(fitted):
+    """Fault 1: its score was -inf, which metrics refuse."""
+    Y = X[:3].copy()
+    Y[1, 2, 3] = FILL
+    scores, worst = fitted.score_samples(Y), -float(np.finfo(np.float32).max)
+    assert scores[1] == worst
+    assert scores[[0, 2]].tolist() == fitted.score_samples(X[[0, 2]]).tolist()
+    assert fitted.predict(Y)[1] == -1
+    assert np.isfinite(fitted.anomaly_map(Y)).all()
+    assert fitted.segment(Y, fill_holes=False)[1, 2, 3]
+    assert [part[1][1] for part in fitted.iter_batches(Y)] == [worst]
+    assert np.isfinite(fitted.score_components(Y)["residual"]).all()
+
+
+@pytest.mark.parametrize("pooling", ["max", "mean", "top"])
+def test_a_fill_value_ends_the_fit_of_a_patch_detector(pooling):
+    """Fault 2: offset_ and pixel_offset_ became nan."""
+    Y = make_images((10, 32, 32), "float32") * 4095
+    Y[4, 0, 0] = FILL
+    inner = small(intensity_range=(0, 4095))
+    detector = PatchDetector(inner, patch_size=8, n_patches=1, random_state=1, pooling=pooling)
+    with pytest.raises(ValueError, match="image 4 of X"):
+        detector.fit(Y)
+    assert not hasattr(detector, "offset_")
+    detector.fit(Y[:4])
+    with pytest.raises(ValueError, match="image 1 of X"):
+        detector.calibrate(Y[3:])
+    worst = -float(np.finfo(np.float32).max)
+    assert (detector.score_samples(Y) == worst).tolist() == (np.arange(10) == 4).tolist()
+    assert np.isfinite(detector.anomaly_map(Y)).all()
+    assert detector.score_components(Y)["residual"][4] == -worst
+
+
+def test_the_row_named_is_that_of_X():
+    """Fault 1: known anomalies do not count, but keep their place."""
+    Y = X[:12].copy()
+    Y[9, 0, 0] = FILL
+    with pytest.raises(FloatingPointError, match="image 9 of X"):
+        NearestImages(intensity_range=(0, 4095)).fit(Y, np.r_[-np.ones(5), np.ones(7)])
+
+
+def test_a_threshold_of_maps_is_a_number(fitted):
+    """Fault 1, of ResidualSegmenter."""
+    Y = X[:4].copy()
+    Y[:, :8] = FILL
+    segmenter = ResidualSegmenter(FrozenEstimator(fitted))
+    with pytest.raises(ValueError, match="threshold_ would not be a finite number"):
+        segmenter.fit(Y)
+    assert not hasattr(segmenter, "threshold_")
+
+
+@pytest.mark.filterwarnings("ignore")  # of KMeans, on the way to the error
+def test_stages_are_of_finite_residuals():
+    """Fault 1, of stagers: the distances overflow."""
+    residuals = np.random.default_rng(0).random((8, 5), np.float32)
+    residuals[3, 2] = 3e38
+    with pytest.raises(ValueError, match="severity_|distances"):
+        CentroidStager(random_state=0).fit(residuals)
+
+
+class Measured(LinearAutoEncoder):
+    """Its network has a statistic that is not finite."""
+
+    def _build(self, image_shape):
+        network = super()._build(image_shape)
+        network.register_buffer("spread", torch.ones(2))
+        return network
+
+    def _measure(self, network, images):
+        network.spread[1] = torch.inf
+
+
+def test_a_statistic_that_is_not_finite_ends_the_fit():
+    """Fault 1: of what is measured."""
+    with pytest.raises(FloatingPointError, match="spread would not be a finite number"):
+        Measured(random_state=0).fit(X)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("offset_", np.nan),
+        ("offset_", -np.inf),
+        ("pixel_offset_", np.inf),
+        ("map_range_", (0.0, np.inf)),
+        ("map_range_", (np.nan, 1.0)),
+    ],
+)
+def test_save_refuses_what_load_would_refuse(fitted, tmp_path, name, value):
+    """Fault 1: the file could not be read again."""
+    detector = copy.deepcopy(fitted)
+    setattr(detector, name, value)
+    with pytest.raises(ValueError, match=f"{name} cannot be"):
+        persistence.save(detector, tmp_path / "file")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_detector_without_maps_is_saved(tmp_path):
+    """Fault 1: pixel_offset_ of nan stays legal where there is no map."""
+    detector = MaplessAutoEncoder(random_state=0).fit(X)
+    persistence.save(detector, tmp_path / "file")
+    loaded = persistence.load(tmp_path / "file", types=[MaplessAutoEncoder])
+    assert np.isnan([loaded.pixel_offset_, *loaded.map_range_]).all()
+
+
+@given(
+    power=st.floats(-30, 38.5),
+    sign=st.sampled_from([-1, 1]),
+    row=st.integers(0, 11),
+    unit=st.floats(-3, 30),
+)
+def test_thresholds_are_finite_whatever_the_images_hold(power, sign, row, unit):
+    """Fault 1: a fit or a calibration gives finite thresholds, or fails and changes nothing."""
+    Y = X[:12].copy()
+    Y[row, 3, 5] = sign * 10**power
+    detector = NearestImages(intensity_range=(-(10**unit), 10**unit))
+    for judge in (detector.fit, detector.calibrate):
+        before = dict(vars(detector))
+        try:
+            judge(Y, **{} if judge == detector.fit else {"false_alarm_rate": 0.2})
+        except ValueError:
+            assert vars(detector) == before
+        else:
+            assert np.isfinite([detector.offset_, detector.pixel_offset_, *detector.map_range_]).all()
+            assert np.isfinite(detector.score_samples(X[:3])).all()
+        if not hasattr(detector, "offset_"):
+            return
