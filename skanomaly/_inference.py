@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from sklearn.utils import gen_batches
 
+from ._random import default_modes
+
 #: Number of images in every batch. float32 results depend on the size of a batch. The size is fixed, and is
 #: not the user's `batch_size`, so that a score depends neither on the other images nor on their order. (The
 #: last bit of a score still can, if a dense layer has fewer than 16 outputs and a number of inputs that is
@@ -31,8 +33,8 @@ def run(function, network, images, device):
     """
     network.eval()
     for rows in gen_batches(len(images), BATCH):
-        # no_grad inside the loop: around a yield it would stay on in the caller.
-        with torch.no_grad():
+        # Modes inside the loop: around a yield they would stay on in the caller.
+        with default_modes(), torch.no_grad():
             x = images[rows]
             n = len(x)
             if n < BATCH:

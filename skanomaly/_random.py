@@ -1,4 +1,4 @@
-"""Random numbers from one seed, with the caller's own generators left as they were."""
+"""Random numbers from one seed, and torch's default modes, with the caller's own left as they were."""
 
 import threading
 from contextlib import contextmanager
@@ -10,6 +10,11 @@ from sklearn.utils import check_random_state
 #: Lock of torch's CPU generator. A process has only one, so fits in threads wait for one another.
 _ONE_AT_A_TIME = threading.RLock()
 
+#: Lock of `_entered` and `_callers_dtype`: the default dtype, too, is one for all threads.
+_COUNTING = threading.Lock()
+_entered = 0
+_callers_dtype = torch.float32
+
 
 def draw_seed(random_state):
     """Seed for `seeded`, an int."""
@@ -20,12 +25,37 @@ def draw_seed(random_state):
 
 
 @contextmanager
+def default_modes():
+    """Context in which torch makes float32 tensors and computes gradients, whatever the caller has set.
+
+    Grad mode, inference mode and default dtype of the caller are restored at its end. A generator must not
+    yield inside it.
+    """
+    global _entered, _callers_dtype
+    with _COUNTING:
+        # The first to enter changes the dtype, and the last to leave restores it, or threads would undo it.
+        if not _entered:
+            _callers_dtype = torch.get_default_dtype()
+            torch.set_default_dtype(torch.float32)
+        _entered += 1
+    try:
+        # Both: grad mode has no effect in inference mode.
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        with _COUNTING:
+            _entered -= 1
+            if not _entered and _callers_dtype is not torch.float32:
+                torch.set_default_dtype(_callers_dtype)
+
+
+@contextmanager
 def seeded(seed, device="cpu"):
-    """Context with seeded torch generators; those of the caller are restored at its end."""
+    """Context with seeded torch generators, in `default_modes`; the caller's are restored at its end."""
     device, cuda = torch.device(device), []
     if device.type == "cuda":
         cuda = [torch.cuda.current_device() if device.index is None else device.index]
-    with _ONE_AT_A_TIME, torch.random.fork_rng(devices=cuda):
+    with _ONE_AT_A_TIME, torch.random.fork_rng(devices=cuda), default_modes():
         # Not torch.manual_seed: it seeds every accelerator of the process, also those not restored.
         torch.default_generator.manual_seed(seed)
         for index in cuda:

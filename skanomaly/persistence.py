@@ -18,6 +18,7 @@ from sklearn.base import BaseEstimator
 from . import _storage
 from ._discovery import all_detectors
 from ._format import Layout
+from ._random import default_modes
 from .base import PROCESS_PARAMETERS, BaseDetector, is_fitted, restore, state_of
 
 __all__ = ["load", "save"]
@@ -70,7 +71,8 @@ def save(detector: BaseDetector, path: str | PathLike, *, leave_out: Sequence[st
         raise ValueError(
             f"leave_out names parameters that {type(detector).__name__} has not: {sorted(unknown)}"
         )
-    _storage.write(path, "detector", _describe(detector, "", leave_out), encode=_encode)
+    with default_modes():
+        _storage.write(path, "detector", _describe(detector, "", leave_out), encode=_encode)
 
 
 def load(path: str | PathLike, *, types: Sequence[type] = (), **parameters: Any) -> BaseDetector:
@@ -109,9 +111,9 @@ def load(path: str | PathLike, *, types: Sequence[type] = (), **parameters: Any)
     known = {f"skanomaly.{name}": detector for name, detector in all_detectors()}
     known |= {detector.__name__: detector for detector in types}
     try:
-        content = _storage.read(path, "detector", decode=_decode)
         loader = _Loader(known, parameters)
-        detector = loader.detector(content)
+        with default_modes():
+            detector = loader.detector(_storage.read(path, "detector", decode=_decode))
     except (_GivenError, ValueError):
         raise
     except (*_storage.MALFORMED, RuntimeError) as error:

@@ -1,19 +1,23 @@
 """Values that were wrong once: each test names the report of a fault that it stands for."""
 
 import copy
+from contextlib import contextmanager
+from threading import Thread
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from toys import LinearAutoEncoder, MaplessAutoEncoder, NearestImages
 
 from skanomaly import AutoEncoder, PatchDetector, persistence
 from skanomaly.segmenters import ResidualSegmenter
 from skanomaly.staging import CentroidStager
-from skanomaly.testing import make_images
+from skanomaly.testing import all_detectors, make_images, tiny
 
 #: netCDF's default fill value.
 FILL = 9.96921e36
@@ -172,3 +176,107 @@ def test_thresholds_are_finite_whatever_the_images_hold(power, sign, row, unit):
             assert np.isfinite(detector.score_samples(X[:3])).all()
         if not hasattr(detector, "offset_"):
             return
+
+
+# Outputs.
+
+
+def test_out_must_hold_the_result(fitted, tmp_path):
+    """Fault 7: maps up to 1.41 were cut to 0 and 1 in a memmap of numpy's default dtype, uint8."""
+    disk = np.memmap(tmp_path / "maps", mode="w+", shape=(9, 16, 16))
+    patches = PatchDetector(small(), patch_size=8, random_state=0).fit(X[:4])
+    for fill in (fitted.anomaly_map, patches.anomaly_map, fitted.reconstruct):
+        with pytest.raises(TypeError, match="out must .* float32, got dtype uint8"):
+            fill(X[:9], out=disk)
+    assert not disk.any(), "written to"
+    for wrong, error in (([], TypeError), (torch.empty(9, 16, 16), TypeError), (disk[:8], ValueError)):
+        with pytest.raises(error, match="^out must"):
+            fitted.anomaly_map(X[:9], out=wrong)
+    still = np.empty((9, 16, 16), "f4")
+    still.flags.writeable = False
+    with pytest.raises(ValueError, match="out must be writable"):
+        fitted.segment(X[:9], out=still)
+
+
+@given(dtype=st.sampled_from([*"?bBhHiIlLqQefdgFDSUOMm"]))
+def test_out_is_right_or_refused(fitted, dtype):
+    """Fault 7: maps that are written are those that are returned."""
+    out = np.zeros((3, 16, 16), dtype)
+    maps = fitted.anomaly_map(X[:3])
+    try:
+        fitted.anomaly_map(X[:3], out=out)
+    except TypeError:
+        assert (out == np.zeros((3, 16, 16), dtype)).all()
+    else:
+        assert_allclose(out.astype(complex), maps, rtol=2e-3, atol=1e-4)
+
+
+# The modes of torch.
+
+
+@contextmanager
+def double_precision():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+        assert torch.get_default_dtype() is torch.float64, "not restored"
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+MODES = double_precision, torch.no_grad, torch.inference_mode
+
+
+@pytest.mark.parametrize("cls", [cls for _, cls in all_detectors()])
+def test_the_modes_of_torch_change_nothing(cls, tmp_path):
+    """Faults 8 and 9: fit, score, save and load failed, or said what was not so."""
+    images = make_images()
+    detector = tiny(cls)
+    fitted, file = clone(detector).fit(images), tmp_path / "file"
+    scores, components = fitted.score_samples(images), fitted.score_components(images)
+    for mode in MODES:
+        with mode():
+            again = clone(detector).fit(images)
+            assert_array_equal(again.score_samples(images), scores)
+            for name, values in fitted.score_components(images).items():
+                assert_array_equal(values, components[name])
+            assert_array_equal(again.anomaly_map(images), fitted.anomaly_map(images))
+            persistence.save(again, file)
+            loaded = persistence.load(file)
+            assert_array_equal(loaded.score_samples(images), scores)
+        assert_array_equal(loaded.score_samples(images), scores)
+        assert_array_equal(again.score_samples(images), scores)
+        assert all(parameter.grad is None for parameter in again.network_.parameters())
+
+
+def test_batches_leave_the_modes_of_torch_alone(fitted):
+    """Fault 8: between batches, and after an error, the caller has its own modes."""
+    with double_precision(), torch.no_grad():
+        batches = fitted.iter_batches(np.concatenate([X, X]))
+        next(batches)
+        assert torch.get_default_dtype() is torch.float64
+        assert not torch.is_grad_enabled()
+        batches.close()
+        with pytest.raises(ValueError, match="NaN"):
+            fitted.score_samples(X * np.float32("nan"))
+        with pytest.raises(ValueError, match="NaN"):
+            small().fit(X * np.float32("nan"))
+        assert torch.get_default_dtype() is torch.float64
+        assert not torch.is_grad_enabled()
+
+
+def test_threads_leave_the_default_type_alone(fitted):
+    """Fault 8: the default type is one for all threads."""
+    expected, found = fitted.score_samples(X), []
+    with double_precision():
+        threads = [Thread(target=lambda: found.append(fitted.score_samples(X))) for _ in range(8)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+    assert len(found) == 8
+    assert all((scores == expected).all() for scores in found)
+
+
+def test_gradients_are_freed():
+    """Fault 16: those of the last step took as much memory as the weights."""
+    detector = LinearAutoEncoder(random_state=0).fit(X)
+    assert all(parameter.grad is None for parameter in detector.network_.parameters())

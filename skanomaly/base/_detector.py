@@ -19,7 +19,7 @@ from .._atomic import all_or_nothing, checked_fit
 from .._finite import NotFiniteError, check_learned, limited
 from .._format import InputFormat
 from .._parameters import SHARED, constraints_of, fill_docstring
-from .._random import draw_seed, seeded
+from .._random import default_modes, draw_seed, seeded
 from ..training._progress import CallbackSupport
 
 #: Most pixels of normal maps that are kept to set `pixel_offset_`; all of them might not fit the memory.
@@ -192,7 +192,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         With `checkpoint_dir`, a `fit` that was killed is continued by the same call, with the same parameters
         and data. It ends with the same bits as one that was not killed.
         """
-        with self._fit_task(X, y):
+        with self._fit_task(X, y), default_modes():
             self._fit(X, y)
         return self
 
@@ -221,10 +221,10 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         return judged
 
     def _settle(self, network):
-        """Network as it is kept, after a check of the statistics that were measured."""
-        for name, buffer in network.named_buffers():
-            if buffer.is_floating_point() and buffer.numel():
-                check_learned(**{name: float(buffer.abs().max())})
+        """Network as it is kept, after a check of its weights and of the statistics that were measured."""
+        for name, tensor in network.state_dict().items():
+            if tensor.is_floating_point() and tensor.numel():
+                check_learned(**{name: float(tensor.abs().max())})
         return network.eval()
 
     def _last_step(self):
@@ -305,12 +305,14 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
                 f"{type(self).__name__}._measure returned {len(scores)} judgements for {len(images)} normal "
                 "images; return those of all of them, or None"
             )
-        if not np.isfinite(scores).all():
-            first = int(np.flatnonzero(~np.isfinite(scores))[0])
-            row = first if images.rows is None else int(images.rows[first])
+        wrong = np.flatnonzero(~np.isfinite(scores))
+        if last_step and len(wrong) == len(scores):
+            raise NotFiniteError(f"scores of the training images are not finite{last_step}")
+        if len(wrong):
+            row = int(wrong[0] if images.rows is None else images.rows[wrong[0]])
             raise NotFiniteError(
                 f"the score, or the map, of image {row} of X is not finite in float32: look for a fill value "
-                f"or another extreme among its pixels, and mend it or leave the image out{last_step}"
+                "or another extreme among its pixels, and mend it or leave the image out"
             )
         return scores, np.concatenate(pixels) if pixels else None
 

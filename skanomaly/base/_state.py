@@ -128,7 +128,7 @@ def restore(detector, attributes, tensors):
     detector.device_ = _inference.resolve_device(detector.device)
     with seeded(0):
         network = detector._new_network()
-    network.load_state_dict(tensors)
+        network.load_state_dict(tensors)
     detector.network_ = network.eval()
 
 

@@ -119,7 +119,7 @@ class TrainedDetector(BaseDetector):
 
     def _last_step(self):
         stage, history = list(self.history_.items())[-1]
-        return f"; or training diverged in stage {stage!r}, up to epoch {len(history)}: lower its lr"
+        return f" after stage {stage!r}, epoch {len(history)}: training diverged; lower its lr"
 
     def _describe_fit(self, images):
         """Descriptions of all that decides the result of a fit. Equal descriptions mean equal fits."""

@@ -214,8 +214,8 @@ class UNetLayerExtractor(LayerExtractor):
         labels -= self._first
         self._range, self._size = (float(scans.min()), float(scans.max())), scans.shape[1:]
         device = resolve_device(self.device)
-        target = None if X_target is None else self._tensor(X_target, "X_target")
         with seeded(draw_seed(self.random_state), device):
+            target = None if X_target is None else self._tensor(X_target, "X_target")
             network, n_classes = nn.Module(), int(labels.max()) + 1
             network.unet = UNet((1, *self._size), n_classes, width=self.width)
             network.discriminator = PatchDiscriminator((n_classes, *self._size), width=self.width)
