@@ -101,6 +101,8 @@ class Training(NeuralNet):
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(True)
+        # The last gradients take as much memory as the weights.
+        self.module_.zero_grad(set_to_none=True)
         self._save(complete=True)
         for name in self.losses:
             if all(math.isnan(value) for value in self.history[:, name]):
