@@ -320,6 +320,7 @@ def check_outputs(detector):
         assert fitted.anomaly_map(X, out=out) is out
         assert_array_equal(out, fitted.anomaly_map(X))
         del out
+    _assert_raises(TypeError, ["out", "uint8"], fitted.anomaly_map, X, out=np.empty_like(X))
     out = np.empty((70, 16, 16), bool)
     assert fitted.segment(X, out=out, min_size=3) is out
     assert_array_equal(out, fitted.segment(X, min_size=3))

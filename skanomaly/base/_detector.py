@@ -566,11 +566,25 @@ def _collect(parts, shape, dtype, out):
         return [part[0] for _, part in parts]
     if out is None:
         out = np.empty(shape, dtype)
-    elif tuple(out.shape) != tuple(shape):
-        raise ValueError(f"out must have shape {tuple(shape)}, got {tuple(out.shape)}")
+    else:
+        _check_out(out, tuple(shape), np.dtype(dtype))
     for rows, part in parts:
         out[rows] = part
     return out
+
+
+def _check_out(out, shape, dtype):
+    """Raise an error if `out` cannot hold results of this shape and dtype."""
+    if not hasattr(out, "shape") or not hasattr(out, "dtype"):
+        raise TypeError(f"out must be an array to write to, got {type(out).__name__}")
+    if tuple(out.shape) != shape:
+        raise ValueError(f"out must have shape {shape}, got {tuple(out.shape)}")
+    # As numpy's own out=: uint8, the default of a memmap, would cut maps to whole numbers.
+    held = None if isinstance(out.dtype, torch.dtype) else np.dtype(out.dtype)
+    if held is None or held.kind not in "biufcO" or not np.can_cast(dtype, held, "same_kind"):
+        raise TypeError(f"out must be a numpy-like array that holds {dtype}, got dtype {out.dtype}")
+    if not getattr(getattr(out, "flags", None), "writeable", True):
+        raise ValueError("out must be writable, got a read-only array")
 
 
 def open_images(detector, X):
