@@ -122,8 +122,8 @@ def test_what_is_painted_comes_from_the_memory():
         assert (vectors.shape, retrieved.shape) == ((3, 4, 32), (3, 4, 32))
         assert_close(retrieved, net.memory(vectors))
         assert_close(vectors[1, 2], net.squeeze(features)[4 + 2].flatten())
-        h = torch.relu(net.norms[0](net.attend(vectors, retrieved) + retrieved))
-        h = torch.relu(net.norms[1](net.feed_forward(h) + h)).reshape(12, 8, 2, 2)
+        h = torch.relu(net.norms[0](net.attend(vectors, retrieved)) + retrieved)
+        h = torch.relu(net.norms[1](net.feed_forward(h)) + h).reshape(12, 8, 2, 2)
         codes = net.codes.repeat(3, 1)[:, :, None, None].expand(12, 3, 2, 2)
         assert_close(painted, net.widen(torch.cat([h, codes], dim=1)))
 

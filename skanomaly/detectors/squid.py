@@ -254,6 +254,9 @@ class SQUID(TrainedDetector):
     torch.Size([9, 20, 128])
     """
 
+    # Files of the first version hold a block that added before its norms.
+    _file_version = 2
+
     _parameter_constraints = {
         "n_windows": [Interval(Integral, 1, None, closed="left")],
         "n_slots": [Interval(Integral, 1, None, closed="left")],

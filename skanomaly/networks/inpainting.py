@@ -191,8 +191,9 @@ class InPainting(nn.Module):
         """Painted features (n * L, C, h, w), given and retrieved features as vectors (n, L, size)."""
         vectors = self.squeeze(features).flatten(1).unflatten(0, (-1, self.n_locations))
         retrieved = self.memory(vectors)
-        h = F.relu(self.norms[0](self.attend(vectors, retrieved) + retrieved))
-        h = F.relu(self.norms[1](self.feed_forward(h) + h))
+        # Norms before the sums, as in the public code: what was retrieved passes through unchanged.
+        h = F.relu(self.norms[0](self.attend(vectors, retrieved)) + retrieved)
+        h = F.relu(self.norms[1](self.feed_forward(h)) + h)
         h = h.flatten(0, 1).unflatten(1, self.shape)
         codes = self.codes.repeat(len(vectors), 1)[:, :, None, None].expand(-1, -1, *self.shape[1:])
         return self.widen(torch.cat([h, codes], dim=1)), vectors, retrieved
