@@ -4,10 +4,13 @@ from functools import partial
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from skanomaly._random import seeded
 from skanomaly.networks.inpainting import (
+    BatchOrImageNorm,
     ImageDiscriminator,
     InPainting,
     InPaintingNetwork,
@@ -188,6 +191,20 @@ def test_images_of_one_window_keep_their_size():
     net = network((1, 1, 9), make_memory=lambda size: MemoryQueue(2, 6, size, shrink=plain)).eval()
     assert net.grid == (1, 2)
     assert net(torch.rand(2, 1, 1, 9)).shape == (2, 1, 1, 9)
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(2, 6), st.integers(1, 6))
+def test_in_eval_mode_each_image_has_its_own_statistics(n, channels, height, width):
+    with seeded(0), torch.no_grad():
+        norm, x = BatchOrImageNorm(channels), torch.randn(n, channels, height, width)
+        norm.weight.normal_(), norm.bias.normal_()
+        spread = x.var((2, 3), correction=0, keepdim=True) + norm.eps
+        y = (x - x.mean((2, 3), keepdim=True)) / spread.sqrt()
+        y = y * norm.weight[:, None, None] + norm.bias[:, None, None]
+        assert_close(norm.eval()(x), y, atol=1e-4, rtol=1e-4)
+        assert_close(norm.train()(x[:1]), y[:1], atol=1e-4, rtol=1e-4)
+        if n > 1:
+            assert not torch.allclose(norm(x), y, atol=1e-2), "of the batch, in training"
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 16), (3, 40, 24), (1, 1, 9)])

@@ -204,8 +204,24 @@ class InPainting(nn.Module):
         return self.attention(vectors, keys, keys, attn_mask=self.mask, need_weights=False)[0]
 
 
+class BatchOrImageNorm(nn.BatchNorm2d):
+    """Normalisation by the statistics of the batch in training, and by those of each image in eval mode."""
+
+    def __init__(self, n_channels):
+        super().__init__(n_channels, track_running_stats=False)
+
+    def forward(self, x):
+        if self.training:
+            return super().forward(x)
+        return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+
+
 class ImageDiscriminator(nn.Module):
-    """Discriminator by 5 x 5 convolutions: images to logits (n,), high for real images."""
+    """Discriminator by 5 x 5 convolutions: images to logits (n,), high for real images.
+
+    Running statistics would be a blend of real and painted images, which are normalised apart in training,
+    and would fit neither. The public code judges in training mode, one image at a time.
+    """
 
     def __init__(self, image_shape, *, width):
         super().__init__()
@@ -214,7 +230,7 @@ class ImageDiscriminator(nn.Module):
         blocks = []
         for level, (a, b, stride) in enumerate(zip(widths, widths[1:], strides)):
             blocks += [nn.Conv2d(a, b, 5, stride, padding=2)]
-            blocks += [nn.BatchNorm2d(b)] * (level > 0) + [nn.LeakyReLU(0.2)]
+            blocks += [BatchOrImageNorm(b)] * (level > 0) + [nn.LeakyReLU(0.2)]
         self.features = nn.Sequential(*blocks, nn.Flatten())
         self.value = nn.Linear(widths[-1] * math.prod(last_size(image_shape, strides)), 1)
 

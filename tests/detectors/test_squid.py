@@ -198,6 +198,21 @@ def test_the_score_is_standardised_on_the_training_images():
         )
 
 
+def test_the_discriminator_judges_each_image_by_its_own_statistics():
+    """Its logits are those of train mode for a single image, in the score and in its mean and deviation."""
+    X = make_images((12, 16, 16))
+    detector = tiny(SQUID, max_epochs=4, lr=0.02, score_component="discriminator").fit(X)
+    net, score = detector.network_.eval(), -detector.score_samples(X)
+    with torch.no_grad():
+        y = net(torch.from_numpy(X[:, None] / 255).float())
+        net.discriminator.train()
+        logits = torch.cat([net.discriminator(image[None]) for image in y]).double()
+    assert_allclose(net.mean, logits.mean(), rtol=1e-4)
+    assert_allclose(net.deviation, logits.std(correction=0), rtol=1e-3)
+    assert_allclose(score, (logits.mean() - logits) / logits.std(correction=0), atol=1e-2)
+    assert not [name for name, _ in net.discriminator.named_buffers()], "no statistics of training"
+
+
 def test_one_memory_for_all_places():
     own, shared = (SpaceAwareMemory(4, 6, 8, space_aware=aware, shrink=plain) for aware in (True, False))
     features = torch.randn(3, 4, 8)
