@@ -14,6 +14,7 @@ from skanomaly.networks.inpainting import (
     ImageDiscriminator,
     InPainting,
     InPaintingNetwork,
+    PartMemory,
     WindowEncoder,
     to_images,
     to_windows,
@@ -38,13 +39,12 @@ def inpainting(grid, *, padded=False, shape=(32, 2, 2)):
 def network(image_shape=(1, 16, 16), n_windows=2, **options):
     options = {
         "make_encoder": None,
-        "make_memory": lambda size: MemoryQueue(n_windows**2, 6, size, shrink=plain),
+        "make_memory": partial(MemoryQueue, n_windows**2, 6, shrink=plain),
         "padded": False,
         "rho": 0.95,
         "width": 2,
         "n_levels": None,
         "n_memories": 0,
-        "n_slots": 6,
         "skips": (),
         "stitch_level": 1,
     } | options
@@ -150,6 +150,53 @@ def test_the_masked_shortcut():
         assert torch.equal(net.eval().paint(levels)[0][-1], painted), "all is painted where it judges"
 
 
+def parts_by_hand(block, x):
+    """Each part by itself; sides that cannot be cut into equal parts repeat their last row or column."""
+    rows, columns = block.grid
+    height, width = (-(-side // n) for side, n in zip(x.shape[2:], block.grid))
+    down = torch.arange(rows * height).clamp(max=x.shape[2] - 1)
+    across = torch.arange(columns * width).clamp(max=x.shape[3] - 1)
+    given, found = x[:, :, down][..., across], torch.empty(len(x), x.shape[1], len(down), len(across))
+    for i in range(len(x)):
+        for row in range(rows):
+            for column in range(columns):
+                at = i, slice(None), slice(row * height, (row + 1) * height)
+                at = *at, slice(column * width, (column + 1) * width)
+                items = block.memory.items[row * columns + column]
+                weights = (items @ given[at].flatten()).softmax(0)
+                found[at] = (weights @ items).reshape(found[at].shape)
+    return found[..., : x.shape[2], : x.shape[3]]
+
+
+SMALL = st.integers(1, 3)
+
+
+@given(SMALL, SMALL, st.integers(1, 7), st.integers(1, 7), st.tuples(SMALL, SMALL))
+def test_parts_are_replaced_by_items_of_their_places(n, channels, height, width, grid):
+    with seeded(0), torch.no_grad():
+        make_memory = partial(MemoryQueue, grid[0] * grid[1], 5, shrink=plain, learned=True)
+        block = PartMemory((channels, height, width), grid, make_memory=make_memory, rho=0.5).eval()
+        x = torch.randn(n, channels, height, width)
+        expected = parts_by_hand(block, x)
+        assert_close(block(x), expected, atol=1e-5, rtol=1e-4)
+        y = block.train()(x)
+        kept = (y == x).all(1, keepdim=True)
+        assert_close(y, torch.where(kept, x, expected), atol=1e-5, rtol=1e-4)
+
+
+def test_nothing_but_items_passes_a_memory_of_parts():
+    """Also where a skip ends in it: k items a part, and none of the numbers of the features."""
+    net = network(skips=("concatenation",), n_memories=1, stitch_level=1).eval()
+    (block, *_), x = net.student.memories, torch.rand(2, 1, 16, 16)
+    with torch.no_grad():
+        before = net.decode(net.student, net.encode(x))[1][0]
+        block.memory.items.zero_()
+        assert before.any()
+        assert not net.decode(net.student, net.encode(x))[1][0].any()
+        taught = net.decode(net.teacher, net.encode(x))[1][0]
+        assert taught.any(), "the teacher has no memories"
+
+
 @pytest.mark.parametrize("skips", [(), ("concatenation",), ("sum", "none", "concatenation")])
 @pytest.mark.parametrize("stitch_level", [0, 1, 9])
 def test_any_layout_of_the_decoder(skips, stitch_level):
@@ -179,6 +226,10 @@ def test_the_published_sizes():
         assert net.inpainting.memory.items.shape[2] == size
         assert net.inpainting.attention.num_heads == 8
         assert net.discriminator.features[0].out_channels == 16
+    with torch.device("meta"):
+        net = network((1, 128, 128), width=32, skips=["concatenation"] * 2, n_memories=2, stitch_level=2)
+    sizes = [block.memory.items.shape[2] for block in net.student.memories[:2]]
+    assert sizes == [256 * 4 * 4, 128 * 8 * 8], "a quarter of a window's map each"
 
 
 def test_an_encoder_of_ones_own():
@@ -188,7 +239,7 @@ def test_an_encoder_of_ones_own():
 
 
 def test_images_of_one_window_keep_their_size():
-    net = network((1, 1, 9), make_memory=lambda size: MemoryQueue(2, 6, size, shrink=plain)).eval()
+    net = network((1, 1, 9), make_memory=partial(MemoryQueue, 2, 6, shrink=plain)).eval()
     assert net.grid == (1, 2)
     assert net(torch.rand(2, 1, 1, 9)).shape == (2, 1, 1, 9)
 

@@ -380,7 +380,6 @@ class SQUID(TrainedDetector):
             skips=self.skips,
             stitch_level=self.stitch_level,
             n_memories=self.n_memories,
-            n_slots=self.n_slots,
             **self._network_size(),
         )
 

@@ -8,7 +8,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from .blocks import choose_strides, conv_layers, crop_to, last_size, level_widths, pad_to, padded_size
-from .memory import MemoryMatrix
 
 #: Heads of the attention, at most: their number must divide the length of a vector.
 N_HEADS = 8
@@ -27,6 +26,13 @@ def to_images(windows, grid):
     rows, columns = grid
     x = windows.unflatten(0, (-1, rows, columns)).permute(0, 3, 1, 4, 2, 5)
     return x.flatten(4, 5).flatten(2, 3)
+
+
+def masked_shortcut(features, painted, rho):
+    """Painted features (n, c, h, w), but at a random share 1 - rho of the places the given ones instead."""
+    # Memories start as noise; what is left unpainted lets the decoder learn all the same.
+    kept = torch.rand_like(features[:, :1]) >= rho
+    return torch.where(kept, features, painted)
 
 
 class ConvUnit(nn.Module):
@@ -69,6 +75,36 @@ class WindowEncoder(nn.Module):
         return levels
 
 
+class PartMemory(nn.Module):
+    """Features (n, c, h, w), cut into parts, each of which is replaced by what a memory holds for its place.
+
+    Parameters
+    ----------
+    feature_shape : tuple (c, h, w)
+    grid : tuple (rows, columns)
+        Number of parts along each side, of which there are L in all.
+    make_memory : callable (size) -> nn.Module
+        Maker of the memory, which takes and gives vectors (n, L, size).
+    rho : float
+        Share of the places that are replaced in training. In eval mode all are.
+    """
+
+    def __init__(self, feature_shape, grid, *, make_memory, rho):
+        super().__init__()
+        channels, *sides = feature_shape
+        part = tuple(math.ceil(side / n) for side, n in zip(sides, grid))
+        self.grid, self.rho, self.shape = grid, rho, (channels, *part)
+        self.size = tuple(side * n for side, n in zip(part, grid))
+        self.memory = make_memory(math.prod(self.shape))
+
+    def forward(self, x):
+        parts = to_windows(pad_to(x, self.size), self.grid)
+        retrieved = self.memory(parts.flatten(1).unflatten(0, (len(x), -1)))
+        y = to_images(retrieved.flatten(0, 1).unflatten(1, self.shape), self.grid)
+        y = crop_to(y, x.shape[2:])
+        return masked_shortcut(x, y, self.rho) if self.training else y
+
+
 class WindowDecoder(nn.Module):
     """Features of all levels to images in [0, 1], and to the decoder's own features of each level.
 
@@ -76,8 +112,8 @@ class WindowDecoder(nn.Module):
     ----------
     n_channels : int
         Channels of the images.
-    widths : list of int
-        Channels of the encoder's levels.
+    shapes : list of (c, h, w)
+        Shapes of the encoder's levels for a window.
     grid : tuple (rows, columns)
         Number of windows along each side of an image.
     skips : sequence of {"concatenation", "sum", "none"}
@@ -86,22 +122,31 @@ class WindowDecoder(nn.Module):
     stitch_level : int
         Number of levels that work on windows. The others work on whole images.
     n_memories : int
-        Number of levels that end in a learned memory, from the smallest on.
-    n_slots : int
-        Number of items in each memory.
+        Number of levels that end in a `PartMemory`, from the smallest on. A level's map, of a window or of
+        the whole image, is cut into as many parts as an image into windows.
+    make_memory, rho
+        Parameters of each `PartMemory`.
     """
 
-    def __init__(self, n_channels, widths, grid, *, skips, stitch_level, n_memories=0, n_slots=0):
+    def __init__(
+        self, n_channels, shapes, grid, *, skips, stitch_level, n_memories=0, make_memory=None, rho=1.0
+    ):
         super().__init__()
-        n_levels = len(widths) - 1
+        widths, n_levels = [shape[0] for shape in shapes], len(shapes) - 1
         self.grid, self.stitch_level = grid, min(stitch_level, n_levels)
         self.skips = [*skips, *["none"] * n_levels][:n_levels]
         self.units, self.memories = nn.ModuleList(), nn.ModuleList()
         for level, (a, b) in enumerate(zip(widths[:0:-1], widths[-2::-1])):
             n_in = {"concatenation": a + b, "sum": a, "none": a}[self.skips[level]]
             self.units.append(ConvUnit(n_in, b))
-            memory = MemoryMatrix(n_slots, b, threshold=0.0) if level < n_memories else nn.Identity()
-            self.memories.append(memory)
+            size = shapes[-2 - level][1:]
+            if level >= self.stitch_level:
+                size = tuple(side * n for side, n in zip(size, grid))
+            self.memories.append(
+                PartMemory((b, *size), grid, make_memory=make_memory, rho=rho)
+                if level < n_memories
+                else nn.Identity()
+            )
         self.shortcuts = nn.ModuleList(
             nn.Conv2d(b, a, 1) if skip == "sum" else nn.Identity()
             for skip, a, b in zip(self.skips, widths[:0:-1], widths[-2::-1])
@@ -121,9 +166,7 @@ class WindowDecoder(nn.Module):
                 h = torch.cat([h, skip], dim=1)
             elif self.skips[level] == "sum":
                 h = h + self.shortcuts[level](skip)
-            h = unit(h)
-            if isinstance(self.memories[level], MemoryMatrix):
-                h, _ = self.memories[level](h)
+            h = self.memories[level](unit(h))
             found.append(h)
         if self.stitch_level == len(self.units):
             h = to_images(h, self.grid)
@@ -272,16 +315,18 @@ class InPaintingNetwork(nn.Module):
     make_encoder : callable (shape) -> nn.Module, or None
         Maker of the encoder for windows (C, h, w). The encoder gives a list of features, each half the
         size of the one before. None is `WindowEncoder`.
-    make_memory, padded
-        Parameters of `InPainting`.
+    make_memory : callable (size, learned=False) -> nn.Module
+        Maker of memories, for `InPainting` and, with learned items, for the student.
+    padded : bool
+        Parameter of `InPainting`.
     rho : float
         Share of the places of a feature that are painted anew in training. In eval mode all places are.
     width : int
         Channels of the first level.
     n_levels : int or None
         Number of halvings of a window, as in `choose_strides`.
-    n_memories, n_slots
-        Parameters of the student, a `WindowDecoder`; the teacher has no memories.
+    n_memories : int
+        Parameter of the student, a `WindowDecoder`; the teacher has no memories.
     **options
         Parameters of both decoders.
     """
@@ -298,7 +343,6 @@ class InPaintingNetwork(nn.Module):
         width,
         n_levels,
         n_memories,
-        n_slots,
         **options,
     ):
         super().__init__()
@@ -319,10 +363,10 @@ class InPaintingNetwork(nn.Module):
             make_encoder = partial(WindowEncoder, width=width, strides=strides)
         self.encoder = make_encoder(window)
         shapes = _shapes_of_levels(self.encoder, window)
-        widths = [shape[0] for shape in shapes]
         self.inpainting = InPainting(shapes[-1], self.grid, make_memory=make_memory, padded=padded)
-        decoder = partial(WindowDecoder, n_channels, widths, self.grid, **options)
-        self.student = decoder(n_memories=n_memories, n_slots=n_slots)
+        decoder = partial(WindowDecoder, n_channels, shapes, self.grid, **options)
+        learned = partial(make_memory, learned=True)
+        self.student = decoder(n_memories=n_memories, make_memory=learned, rho=rho)
         self.teacher = decoder()
         self.discriminator = ImageDiscriminator(image_shape, width=max(1, width // 2))
 
@@ -335,9 +379,7 @@ class InPaintingNetwork(nn.Module):
         features = levels[-1]
         painted, vectors, retrieved = self.inpainting(features)
         if self.training:
-            # Masked shortcut: the memory starts as noise; places left unpainted let the student learn then.
-            kept = torch.rand_like(features[:, :1]) >= self.rho
-            painted = torch.where(kept, features, painted)
+            painted = masked_shortcut(features, painted, self.rho)
         return [*levels[:-1], painted], vectors, retrieved
 
     def decode(self, decoder, levels):

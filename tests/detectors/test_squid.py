@@ -213,6 +213,28 @@ def test_the_discriminator_judges_each_image_by_its_own_statistics():
     assert not [name for name, _ in net.discriminator.named_buffers()], "no statistics of training"
 
 
+def test_the_published_decoder_trains():
+    """That of chest X-rays of 128 x 128: two skips, each followed by a memory. Its width is 32, here 2."""
+    X = make_images((8, 128, 128))
+    detector = tiny(
+        SQUID,
+        skips=("concatenation", "concatenation"),
+        n_memories=2,
+        similarity="dot",
+        neighbours="padded",
+        n_slots=20,
+        n_critic=2,
+        batch_size=4,
+        max_epochs=10,
+    ).fit(X)
+    losses = detector.history_["inpainting"][:, "student_loss"]
+    assert losses[-1] < 0.9 * losses[0]
+    memories = [memory.memory.items for memory in detector.network_.student.memories[:2]]
+    assert [tuple(items.shape) for items in memories] == [(4, 20, 256), (4, 20, 512)]
+    assert all(items.requires_grad for items in memories)
+    assert np.isfinite(detector.score_samples(X)).all()
+
+
 def test_one_memory_for_all_places():
     own, shared = (SpaceAwareMemory(4, 6, 8, space_aware=aware, shrink=plain) for aware in (True, False))
     features = torch.randn(3, 4, 8)
