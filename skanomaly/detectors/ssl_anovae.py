@@ -1,6 +1,7 @@
 """SSL-AnoVAE: a variational autoencoder with a second encoder that learns from views of the images."""
 
 import copy
+from contextlib import contextmanager
 from functools import partial
 from numbers import Real
 
@@ -80,9 +81,21 @@ class SSLAnoVAENetwork(nn.Module):
         return self.decode([mean for mean, _ in self.posteriors(x)])
 
 
+@contextmanager
+def running_statistics_kept(part):
+    """Batch normalisation as in training, by the batch, but without a trace in the running statistics."""
+    norms = [module for module in part.modules() if getattr(module, "track_running_stats", False)]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
 def byol_loss(network, first, second):
     """2 - 2 cos(prediction from one view, target's projection of the other), summed over the two orders."""
-    # The views, too, enter the running statistics of E_S's BatchNorm, with which images are judged later.
     predicted = [network.predictor(network.projector(network.ssl_encoder(v))) for v in (first, second)]
     # Stop-gradient, as in BYOL: a target that learned could agree with the other branch on a constant.
     with torch.no_grad():
@@ -125,7 +138,7 @@ class SelfSupervised(Training):
 
 
 class EndToEnd(Training):
-    """All parts learn at once: from views (unless they are None), reconstruction, prior and discriminator.
+    """All parts learn at once: from views, reconstruction, prior and discriminator.
 
     Parameters
     ----------
@@ -134,7 +147,8 @@ class EndToEnd(Training):
         None keeps the features of E_S as they are, because E_S has been trained before.
     momentum : float
     weights : dict of str to float
-        "ssl", "reconstruction", "prior" and "adversarial": lambda_1 to lambda_4.
+        "ssl", "reconstruction", "prior" and "adversarial": lambda_1 to lambda_4. With 0 for "ssl" no views
+        are made.
     prior_weights : tuple of float
         lambda_I and lambda_S.
     """
@@ -152,12 +166,16 @@ class EndToEnd(Training):
     def __init__(self, network, *, views, momentum, weights, prior_weights, **options):
         self.views, self.momentum = views, momentum
         self.weights, self.prior_weights = weights, prior_weights
+        # Without its weight the loss of the views is left out, so that E_S sees nothing but images.
+        self.learns_from_views = bool(views and weights["ssl"])
         # Parts not named are frozen, in eval mode: E_S too, if it has been trained before.
         online = ["image_encoder", "image_code", "decoder"]
         online += ["ssl_code"] if hasattr(network, "ssl_code") else []
-        online += ["ssl_encoder", "projector", "predictor"] if views else []
+        online += ["ssl_encoder"] if views else []
+        online += ["projector", "predictor"] if self.learns_from_views else []
         self.moves = {"optimizer": online, "optimizer_discriminator": ["discriminator"]}
-        self.losses = self.losses if views else tuple(name for name in self.losses if name != "ssl_loss")
+        if not self.learns_from_views:
+            self.losses = tuple(name for name in self.losses if name != "ssl_loss")
         super().__init__(network, **options)
 
     def step(self, network, x):
@@ -172,12 +190,14 @@ class EndToEnd(Training):
             # Judged once more: the discriminator has just moved.
             "adversarial": generator_loss(discriminator(y)),
         }
-        if self.views:
+        if self.learns_from_views:
             network.target.train()
-            terms["ssl"] = byol_loss(network, *(changed(view, x) for view in self.views))
+            # Images alone are judged: crops and colours of views would shift the statistics away from theirs.
+            with running_statistics_kept(network.ssl_encoder):
+                terms["ssl"] = byol_loss(network, *(changed(view, x) for view in self.views))
         self.record(**{f"{name}_loss": term for name, term in terms.items()})
         self.move("optimizer", train_loss=sum(self.weights[name] * term for name, term in terms.items()))
-        if self.views:
+        if self.learns_from_views:
             follow(network, self.momentum)
 
 
@@ -219,7 +239,8 @@ class SSLAnoVAE(TrainedDetector):
     momentum : float, default=0.99
         Share of its weights that the target keeps at each step, tau in the paper.
     ssl_weight : float, default=0.1
-        Weight of the difference between the features of two views in the loss, lambda_1 in the paper.
+        Weight of the difference between the features of two views in the loss, lambda_1 in the paper. With 0
+        no views are made, and the second encoder learns from the reconstruction alone.
     reconstruction_weight : float, default=10.0
         Weight of the mean absolute error, lambda_2 in the paper.
     prior_weight : float, default=0.01
@@ -265,9 +286,9 @@ class SSLAnoVAE(TrainedDetector):
 
     In the loss the absolute error is averaged over pixels, the divergence over the numbers of a code. The
     target follows the weights of the second encoder and has its own statistics of batch normalisation. The
-    statistics of the second encoder are learned from images and views, but applied to images alone. Each loss
-    is a column of ``history_``. `score_components` gives "residual" and the divergences of the two codes,
-    "image_divergence" and "ssl_divergence".
+    second encoder has those of images alone, or of views if it is trained first. Each loss is a column of
+    ``history_``. `score_components` gives "residual" and the divergences of the two codes, "image_divergence"
+    and "ssl_divergence".
 
     References
     ----------

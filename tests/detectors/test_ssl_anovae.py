@@ -136,16 +136,30 @@ def test_the_loss_of_the_views(predictor):
     assert_allclose(byol_loss(net, first, second).detach(), expected, rtol=1e-4)
 
 
-def test_without_its_weight_the_projector_learns_nothing():
+def test_statistics_are_those_of_images():
+    """The second encoder judges images, and views of them leave no trace in what it judges them with."""
+    net, expected = network(), network().train()
+    expected.ssl_encoder(images())
+    step(end_to_end, net)
+    for (name, found), value in zip(net.ssl_encoder.named_buffers(), expected.ssl_encoder.buffers()):
+        assert_allclose(found, value, atol=1e-6, err_msg=name)
     net = network()
-    x = images()
-    training = end_to_end(net, views=preset("oct"), momentum=1.0, stage="test", max_epochs=1, batch_size=8)
-    training.weights = WEIGHTS | {"ssl": 0.0}
-    training.initialize()
-    training.totals_, training.batch_size_ = {}, 8
-    training.step(net, x)
-    assert all((value.grad == 0).all() for value in net.projector.parameters())
-    assert any((value.grad != 0).any() for value in net.ssl_encoder.parameters()), "of the reconstruction"
+    step(SelfSupervised, net)
+    tracked = [value for name, value in net.ssl_encoder.named_buffers() if "num_batches" in name]
+    assert tracked == [2] * len(tracked), "of both views, where it learns from them alone"
+
+
+def test_without_their_weight_there_are_no_views():
+    _, moved = step(partial(end_to_end, weights=WEIGHTS | {"ssl": 0.0}), network())
+    assert moved == {"image_encoder", "image_code", "ssl_encoder", "ssl_code", "decoder", "discriminator"}
+
+    def fail(x):
+        raise AssertionError("a view was made")
+
+    X = make_images()
+    fitted = [tiny(SSLAnoVAE, ssl_weight=0.0, transforms=each).fit(X) for each in (fail, "oct")]
+    assert np.array_equal(*(detector.score_samples(X) for detector in fitted))
+    assert "ssl_loss" not in fitted[0].history_["end_to_end"][0]
 
 
 def test_the_divergence_is_that_of_torch():
