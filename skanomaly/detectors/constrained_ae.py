@@ -74,7 +74,9 @@ class ConstrainedAE(TrainedDetector):
     :Map: squared error of each pixel
     :Departures: none known
 
-    The network is that of AutoEncoder.
+    The network is that of AutoEncoder. The running statistics of the encoder's batch normalisation are those
+    of images and reconstructions, about half each, as in the public code, although images alone are judged
+    with them.
 
     References
     ----------

@@ -96,6 +96,9 @@ class ContextVAE(TrainedDetector):
     The components of `score_components` are "elbo" (the score), "residual" (the mean squared error), "kl"
     (the divergence, without its weight) and "product" (the mean of the map).
 
+    The running statistics of batch normalisation are those of whole and erased images, about half each,
+    although whole images alone are judged with them.
+
     References
     ----------
     .. [1] Zimmerer, D., Kohl, S. A. A., Petersen, J., Isensee, F., Maier-Hein, K. H. (2018).

@@ -138,7 +138,9 @@ class UNetLayerExtractor(LayerExtractor):
     The network is the structure extractor of P-Net [1]_, which SSL-AnoVAE takes too. The public code hands
     the likeliest label of each pixel to the discriminator. No gradient comes back through this choice, so
     that its U-Net does not adapt to the target scans at all; here the discriminator gets the probabilities of
-    all labels. Adam has its usual momentum (0.1 and 0.9 in the public code).
+    all labels. Adam has its usual momentum (0.1 and 0.9 in the public code). With `X_target` the running
+    statistics of batch normalisation are those of labelled and target scans, about half each; scans of
+    either device are read with this blend.
 
     References
     ----------
