@@ -159,11 +159,15 @@ class SQUID(TrainedDetector):
         also zeros in place of windows beyond the border, as in the public code.
     skips : tuple of {"concatenation", "sum", "none"}, default=()
         Skip connections from the encoder to the levels of the decoders, from the smallest level on. Levels
-        without an entry have none. Skip connections bypass the memory.
+        without an entry have none. What a skip brings in has passed no memory, unless the level ends in one
+        (`n_memories`). The public code has ``("concatenation", "concatenation")`` with two memories.
     stitch_level : int, default=2
         First level of the decoders, counted from the smallest, that works on whole images instead of windows.
     n_memories : int, default=0
-        Number of levels of the student, from the smallest on, that end in a learned memory.
+        Number of levels of the student, from the smallest on, that end in a memory of learned items. A
+        level's map, of a window or from `stitch_level` on of the whole image, is cut into as many parts as an
+        image into windows, and each part is replaced by a combination of `k` of the `n_slots` items of its
+        place. In training a share 1 - `rho` of the pixels of the map stays as it is.
     encoder : callable, default=None
         Function from the shape (C, h, w) of a window to a torch module. The module returns a list of
         features: the first has the size of the window, each other half the size of the one before. None: an
@@ -215,11 +219,12 @@ class SQUID(TrainedDetector):
     :Map: absolute error of each pixel
     :Departures: unlike in the public code, k features are kept instead of k - 1; similarity is a cosine
         instead of a dot product; windows at the border attend to existing neighbours alone instead of zeros
-        as well; the discriminator's batch normalisation has statistics of training instead of each image;
-        the last epoch is kept instead of the best on labelled images; decoders have no skips by default,
-        where the public code's two smallest levels have them, each followed by a learned memory of windows
-        (`n_memories` makes memories of single places); the learning rate is larger
+        as well; the last epoch is kept instead of the best on labelled images; by default decoders have
+        neither the skips nor the memories of the public code's two smallest levels; the learning rate is
+        larger, the width 16 instead of 32
     :Variants:
+        * SQUID with the public code's decoder:
+          ``SQUID(skips=("concatenation", "concatenation"), n_memories=2)``
         * SQUID by its residual: ``SQUID(score_component="residual")``
         * SQUID by its features: ``SQUID(score_component="feature")``
         * SQUID with a memory matrix: ``SQUID(memory="matrix")``
