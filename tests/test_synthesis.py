@@ -25,9 +25,9 @@ def test_boxes_by_hand():
         assert torch.equal(inside.sum(1), last - first + 1), "in one piece"
         whole = (first > 0) & (last < side - 1)
         width = (last - first + 1)[whole]
-        assert width.min() >= 2 * round(0.05 * side) - 1
-        assert width.max() <= 2 * round(0.2 * side) - 1
-        centre = (first + last)[whole] / 2
+        assert width.min() >= 2 * round(0.05 * side)
+        assert width.max() <= 2 * round(0.2 * side)
+        centre = (first + last + 1)[whole] / 2
         assert centre.min() >= 0.1 * side - 1
         assert centre.max() <= 0.9 * side
     assert 0 <= factors.min() < 0.05 < 0.95 < factors.max() <= 1
@@ -40,8 +40,8 @@ def test_centres_keep_away_from_the_border(margin):
         _, masks, _ = foreign_patches(torch.rand(500, 1, 100, 100), half_width=(0.02, 0.02), margin=margin)
     for inside in (masks.any(1), masks.any(2)):
         first, last = inside.int().argmax(1), 99 - inside.flip(1).int().argmax(1)
-        centre = ((first + last) / 2)[(first > 0) & (last < 99)]
-        assert centre.min() == max(2, 100 * margin)
+        centre = ((first + last + 1) / 2)[(first > 0) & (last < 99)]
+        assert centre.min() == max(3, 100 * margin)
         assert centre.max() >= 100 * (1 - margin) - 3
         assert centre.max() <= 100 * (1 - margin)
 

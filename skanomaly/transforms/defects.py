@@ -91,7 +91,8 @@ def foreign_patches(x, *, half_width=(0.05, 0.2), margin=0.1, probability=1.0):
     for side in sides:
         half = torch.round(side * (low + (high - low) * torch.rand(n))).clamp(min=1)
         centre = torch.floor(side * (margin + (1 - 2 * margin) * torch.rand(n)))
-        inside.append((torch.arange(side) - centre[:, None]).abs() <= half[:, None] - 0.5)
+        # Half-open, from centre - half to centre + half, as in the public code.
+        inside.append((torch.arange(side) + 0.5 - centre[:, None]).abs() < half[:, None])
     mixed = (torch.rand(n) < probability) & (n > 1)  # a single image has no next one
     masks = inside[0][:, :, None] & inside[1][:, None, :] & mixed[:, None, None]
     factors = torch.rand(n)
