@@ -1,9 +1,9 @@
 """Numbers of the authors' code, and what compares them with ours.
 
 The files lie in `../shared/parity` beside the repository, or in SKANOMALY_PARITY; a README there says how
-they were made. `w/<module>/<name>` are weights, `in/<name>` inputs and draws, `out/<name>` what that code gives.
-The docstring of a test module goes on the page of results, so it names the authors' mistakes that ours leaves
-out.
+they were made. `w/<module>/<name>` are weights, `in/<name>` inputs and draws, `out/<name>` what that code
+gives. A module of tests is named test_parity_<method>.py. Its docstring goes on the page of results: it names
+the authors' mistakes that ours leaves out.
 """
 
 import json
@@ -112,3 +112,14 @@ def parity(request):
         page = path.read_text() if path.exists() else ""
         missing = [name for name in reference.differences if f"| `{name}` |" not in page]
         assert not missing, f"{path} does not name {', '.join(missing)}; {REMEDY}"
+
+
+@pytest.fixture
+def draws(monkeypatch):
+    """A function that makes torch.<name> return the given tensors, one a call, whatever it is asked for."""
+
+    def set_draws(name, *values):
+        left = iter(values)
+        monkeypatch.setattr(torch, name, lambda *args, **options: next(left))
+
+    return set_draws
