@@ -21,7 +21,7 @@ PUBLISHED = {
         "code_weight": 1.0,
         "adversarial_weight": 1.0,
     },
-    "MemAE": {"n_slots": 25, "shrinkage_threshold": 0.0025, "entropy_weight": 2e-4, "similarity": "cosine"},
+    "MemAE": {"n_slots": 25, "shrinkage_threshold": None, "entropy_weight": 2e-4, "similarity": "cosine"},
     "DDAD": {
         "lr": 5e-4,
         "batch_size": 64,

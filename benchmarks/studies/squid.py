@@ -38,7 +38,7 @@ N_RECOGNISED = 200  # grids whose digits the support vector machine learns
 SMALL, FULL = (400, 25, 8), (1600, 200, 32)
 RIVALS = {
     "AutoEncoder": "AutoEncoder",
-    "MemAE": "MemAE:similarity=dot",
+    "MemAE": "MemAE:similarity=dot,shrinkage_threshold=0.0025",
     "FAnoGAN": "FAnoGAN:max_epochs=10,encoder_epochs=10",
 }
 CHEST = "cxr_pneumonia_128"

@@ -32,7 +32,7 @@ VARIANTS = {
     "one code of both features": "SSLAnoVAE:fusion=features",
 }
 OTHERS = {name: name for name in ("AutoEncoder", "AdversarialAutoEncoder", "FAnoGAN", "ALI")}
-OTHERS |= {"MemAE": "MemAE:similarity=dot"}
+OTHERS |= {"MemAE": "MemAE:similarity=dot,shrinkage_threshold=0.0025"}
 N_SCANS = {"train": 200, "val": 60, "test": 200}
 
 

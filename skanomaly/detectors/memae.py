@@ -22,10 +22,10 @@ class MemAE(TrainedDetector):
     ----------
     n_slots : int, default=25
         Number of items in the memory, M in the paper.
-    shrinkage_threshold : float, default=0.0025
+    shrinkage_threshold : float, default=None
         Threshold on the weights of the items, lambda in the paper. Weights up to the threshold become 0, and
         the others are scaled to sum to 1. If no weight is left, the decoder receives 0. A threshold of 0
-        keeps all weights.
+        keeps all weights. None is 1 / n_slots, the mean of the weights: some become 0 for every image.
     similarity : {"cosine", "dot"}, default="cosine"
         Similarity of a code and an item: the cosine of the angle between them, as in the paper, or their dot
         product, as in the public code.
@@ -51,15 +51,19 @@ class MemAE(TrainedDetector):
     :Score: mean squared error of the pixels
     :Map: squared error of each pixel
     :Departures: the network is that of AutoEncoder and has few items, as in DDAD and MedIAnomaly; the paper's
-        network, for videos, has 2000 items. The paper's rule is a threshold between 1 / n_slots and 3 /
-        n_slots; the default is that of MedIAnomaly, which is too low to set a weight to 0 if 25 items are
-        compared by cosine
+        network, for videos, has 2000 items
     :Variants:
         * MemAE with a code at every place: ``MemAE(bottleneck="spatial")``
+        * MemAE as in the code of MedIAnomaly: ``MemAE(similarity="dot", shrinkage_threshold=0.0025)``
         * MemAE as in the code of DDAD: ``MemAE(similarity="dot", shrinkage_threshold=0.0)``
 
     With ``bottleneck="spatial"`` every place of the last level has a code, and the memory replaces each of
     these codes separately, as in the paper.
+
+    Threshold and similarity belong together. The paper compares by cosine and has a threshold between 1 and 3
+    times 1 / n_slots. The public codes compare by dot products, whose weights differ more, and have lower
+    thresholds: with 25 items compared by cosine no weight can fall below 0.0056, so that theirs would drop
+    nothing.
 
     References
     ----------
@@ -85,7 +89,7 @@ class MemAE(TrainedDetector):
     _parameter_constraints = {
         "n_slots": [Interval(Integral, 1, None, closed="left")],
         # Weights sum to 1: a threshold of 1 would leave none.
-        "shrinkage_threshold": [Interval(Real, 0, 1, closed="left")],
+        "shrinkage_threshold": [Interval(Real, 0, 1, closed="left"), None],
         "similarity": [StrOptions({"dot", "cosine"})],
     }
 
@@ -93,7 +97,7 @@ class MemAE(TrainedDetector):
         self,
         *,
         n_slots=25,
-        shrinkage_threshold=0.0025,
+        shrinkage_threshold=None,
         similarity="cosine",
         entropy_weight=2e-4,
         latent_size=16,
@@ -123,10 +127,11 @@ class MemAE(TrainedDetector):
         self._assign_shared(locals())
 
     def _build(self, image_shape):
+        threshold = 1 / self.n_slots if self.shrinkage_threshold is None else self.shrinkage_threshold
         return MemoryAutoEncoder(
             image_shape,
             n_slots=self.n_slots,
-            threshold=self.shrinkage_threshold,
+            threshold=threshold,
             cosine=self.similarity == "cosine",
             **self._network_size(),
         )

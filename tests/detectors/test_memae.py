@@ -2,9 +2,12 @@ import numpy as np
 import pytest
 import torch
 from foreign import check_learns
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 from skanomaly import MemAE
+from skanomaly._random import seeded
 from skanomaly.testing import make_images, tiny
 from skanomaly.training._memory import entropy
 
@@ -35,6 +38,23 @@ def test_the_loss_is_the_error_and_the_weighted_entropy():
     detector = tiny(MemAE, entropy_weight=3.0).fit(make_images())
     (epoch,) = detector.history_["reconstruction"]
     assert_allclose(epoch["train_loss"], epoch["reconstruction_loss"] + 3 * epoch["entropy"], rtol=1e-5)
+
+
+@given(
+    n_slots=st.integers(2, 60),
+    latent_size=st.integers(2, 16),
+    scale=st.floats(1e-3, 1e3),
+    similarity=st.sampled_from(["cosine", "dot"]),
+    seed=st.integers(0, 2**31),
+)
+def test_some_items_are_dropped_by_default(n_slots, latent_size, scale, similarity, seed):
+    """Whatever the codes and items are, if weights differ at all."""
+    detector = MemAE(n_slots=n_slots, latent_size=latent_size, similarity=similarity, hidden_size=2, width=1)
+    with seeded(seed):
+        memory = detector._build((1, 8, 8)).memory
+        _, weights = memory(scale * torch.randn(20, latent_size))
+    assert ((weights == 0).any(1) & (weights > 0).any(1)).all()
+    assert_allclose(weights.sum(1).detach(), 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize("bottleneck", ["dense", "spatial"])
