@@ -7,7 +7,7 @@ from sklearn.utils._param_validation import Interval
 
 from .._losses import squared_error
 from ..base import Judgement, TrainedDetector
-from ..networks.unet import UNet
+from ..networks.unet import DenoisingUNet
 from ..training import Reconstruction
 from ..transforms.corruptions import add_coarse_noise
 
@@ -27,7 +27,7 @@ class DenoisingAutoEncoder(TrainedDetector):
         Number of noise values along each side. They are enlarged to the size of the image and shifted at
         random; what leaves the image on one side enters on the other.
     width : int, default=16
-        Channels of the first level. The next levels have 2, 4, 8 and 8 times as many.
+        Channels of the first level. Each further level has twice as many. The public code's width is 64.
     {parameters}
 
     Attributes
@@ -44,11 +44,8 @@ class DenoisingAutoEncoder(TrainedDetector):
     :Trained on: normal images
     :Score: mean squared error of the pixels
     :Map: squared error of each pixel
-    :Departures: the U-Net is that of P-Net with batch normalisation, where the paper's has group
-        normalisation and standardised weights; noise is added to the whole image, also to black background
-
-    Batch normalisation learns its statistics from noisy images and applies them to clean ones. On brain
-    images this makes reconstructions slightly too dark.
+    :Departures: noise is added to the whole image, also to black background, which the authors' code leaves
+        out; MedIAnomaly's code subtracts 1 from every image along with the noise, a slip that is left out
 
     References
     ----------
@@ -64,6 +61,8 @@ class DenoisingAutoEncoder(TrainedDetector):
     >>> detector.score_samples(X[:2]).shape, detector.anomaly_map(X[:2]).shape
     ((2,), (2, 64, 64))
     """
+
+    _file_version = 2  # a U-Net of its own, with group normalisation
 
     # `noise_deviation` is the paper's on this scale; in [-1, 1] the same noise has twice the deviation.
     _parameter_constraints = {
@@ -97,7 +96,7 @@ class DenoisingAutoEncoder(TrainedDetector):
         self._assign_shared(locals())
 
     def _build(self, image_shape):
-        return UNet(image_shape, image_shape[0], width=self.width)
+        return DenoisingUNet(image_shape, width=self.width)
 
     def _train(self, run, network, images):
         noise = partial(add_coarse_noise, deviation=self.noise_deviation, size=self.noise_size)

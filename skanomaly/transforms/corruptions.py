@@ -27,7 +27,7 @@ def erase_squares(x, *, area, value):
 def add_coarse_noise(x, *, deviation, size):
     """Images (n, c, h, w) plus Gaussian noise: `size` x `size` values, enlarged and rolled at random."""
     noise = deviation * torch.randn(*x.shape[:2], size, size)
-    noise = F.interpolate(noise, x.shape[2:], mode="bilinear", align_corners=False)
-    # Rolled, because otherwise the coarse values would lie at the same places in every batch.
+    noise = F.interpolate(noise, x.shape[2:], mode="bilinear", align_corners=True)
+    # Rolled, or the few places of the coarse values would be the same in every batch.
     shifts = [int(torch.randint(side, ())) for side in x.shape[2:]]
     return x + noise.roll(shifts, (2, 3)).to(x)
