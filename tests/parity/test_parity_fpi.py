@@ -1,7 +1,7 @@
 """Images mixed with others within a box.
 
-Here the label of a pixel is the share of the other image, a number for each box, and the box itself. The authors'
-code labels only those pixels of a box that differ between both images; that is left to who needs it.
+The label of a pixel is the share of the other image. The authors' code labels only those pixels of a box that
+differ between both images; ours gives box and share, and the test joins them.
 """
 
 import pytest
