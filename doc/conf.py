@@ -11,6 +11,7 @@ import skanomaly
 from skanomaly import (
     base,
     datasets,
+    labels,
     layers,
     metrics,
     model_selection,
@@ -111,6 +112,7 @@ ROOMS = {
     "Bases": base,
     "Patches": patches,
     "Saving": persistence,
+    "Labels": labels,
     "Metrics": metrics,
     "Model selection": model_selection,
     "Segmentation": segmentation,

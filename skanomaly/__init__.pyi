@@ -1,5 +1,6 @@
 from . import base as base
 from . import datasets as datasets
+from . import labels as labels
 from . import layers as layers
 from . import metrics as metrics
 from . import model_selection as model_selection

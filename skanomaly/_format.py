@@ -1,4 +1,4 @@
-"""Format of the images of a fit: layout, kind and range of intensities. All checks of X and y are here."""
+"""Format of the images of a fit: layout, kind and range of intensities. All checks of X are here."""
 
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -6,11 +6,11 @@ from numbers import Integral, Real
 import numpy as np
 import torch
 from scipy import sparse
-from sklearn.utils import assert_all_finite, check_array, check_consistent_length, column_or_1d
-from sklearn.utils._missing import is_pandas_na, is_scalar_nan
+from sklearn.utils import assert_all_finite, check_array
 from sklearn.utils.validation import validate_data
 
 from ._images import Images, blocks
+from .labels import training_rows
 
 #: Lengths of an axis that may be that of the channels, if the user does not name it.
 CHANNELS = range(1, 5)
@@ -167,29 +167,6 @@ def is_lazy(X):
     return all(hasattr(X, name) for name in ("shape", "dtype", "__getitem__")) and len(X.shape) > 1
 
 
-def _is_missing(code):
-    return code is None or is_scalar_nan(code) or is_pandas_na(code)
-
-
-def usable_rows(n, y):
-    """Bool array (n,) of the rows to train on, and their y."""
-    used = np.ones(n, dtype=bool)
-    if y is None:
-        return used, None
-    y = column_or_1d(y)
-    check_consistent_length(used, y)
-    if y.dtype.kind == "f" and np.isnan(y).any() or y.dtype == object and any(map(_is_missing, y)):
-        raise ValueError("y holds missing values; images without a label are marked with 0")
-    # Dropped, not refused: a grid search refits on all its rows, known anomalies among them.
-    used = y != -1
-    if used.sum() < 2:
-        raise ValueError(
-            f"y leaves {used.sum()} of {len(used)} images to train on: -1 marks known anomalies, "
-            "which no detector trains on; at least 2 must be 1 (normal) or 0 (unlabelled)"
-        )
-    return used, y[used]
-
-
 def check_X(X, estimator, *, fitting):
     """X as a numpy array, or the lazy object itself; nothing is copied or converted to float.
 
@@ -264,7 +241,7 @@ class InputFormat:
         """Format of X, and Images of the rows of X that are no known anomalies."""
         X = check_X(X, detector, fitting=True)
         layout = Layout.of(X.shape, detector.channel_axis, detector.image_shape)
-        used, codes = usable_rows(X.shape[0], y)
+        used, codes = training_rows(y, X.shape[0])
         intensity_range = find_intensity_range(X, detector.intensity_range, used)
         learned = cls(layout, kind(X.dtype), intensity_range, image_range)
         return learned, learned._images(X, layout, None if used.all() else np.flatnonzero(used), codes)

@@ -1,20 +1,24 @@
 """Estimators that hold a detector as a parameter."""
 
 from sklearn.base import clone
-from sklearn.utils import column_or_1d
+from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_consistent_length
 
+from .base import tells_unlabelled
 from .detectors.autoencoder import AutoEncoder
+from .labels import check_labels, warn_without_anomalies
 
 
 class HoldsDetector:
     """Mixin that fits a clone of `detector`, which decides what X may be and leaves out known anomalies."""
 
     def _fit_detector(self, X, y):
+        detector = AutoEncoder() if self.detector is None else self.detector
         # A frozen detector does not check y.
         if y is not None:
-            check_consistent_length(X, column_or_1d(y))
-        detector = AutoEncoder() if self.detector is None else self.detector
+            check_consistent_length(X, check_labels(y))
+        if isinstance(detector, FrozenEstimator) and not tells_unlabelled(detector):
+            warn_without_anomalies(y, "all rows, labelled {labels}, count as normal")
         # No case for FrozenEstimator: it is its own clone, and its fit only checks that it is fitted.
         self.detector_ = clone(detector).fit(X, y)
 

@@ -1,7 +1,8 @@
 """Rows of X in any container: given rows, and all rows that are not known anomalies."""
 
 import numpy as np
-from sklearn.utils import column_or_1d
+
+from . import labels
 
 
 def take_rows(X, rows):
@@ -18,7 +19,7 @@ def take_rows(X, rows):
 
 def normal_rows(X, y):
     """X without known anomalies (y == -1)."""
-    if y is None or not (anomalous := column_or_1d(y) == -1).any():
+    if y is None or not (anomalous := labels.is_anomalous(y)).any():
         return X
     if anomalous.all():
         raise ValueError("y leaves no normal images: all are -1; give some with 1 (normal)")

@@ -20,6 +20,7 @@ from sklearn.metrics import (
 )
 from sklearn.utils import check_consistent_length, check_random_state, column_or_1d
 
+from .labels import truth_of
 from .segmentation import connected_regions
 
 __all__ = [
@@ -365,23 +366,10 @@ def pro(masks: ArrayLike, maps: ArrayLike, *, max_false_alarm_rate: float = 0.3)
 
 def labelled(y, anomaly_score, anomaly_label):
     """Truth (True = anomalous) and score of the labelled rows, and a mask of these rows."""
-    y, score = column_or_1d(y), column_or_1d(anomaly_score)
-    check_consistent_length(y, score)
     truth, rows = truth_of(y, anomaly_label)
+    score = column_or_1d(anomaly_score)
+    check_consistent_length(truth, score)
     return truth[rows], score[rows], rows
-
-
-def truth_of(y, anomaly_label):
-    """Bool arrays (n,): True for anomalous images, and True for images that have a label."""
-    y = column_or_1d(y)
-    truth = y == anomaly_label
-    if not np.any(truth):
-        raise ValueError(
-            f"anomaly_label={anomaly_label!r} never occurs in y, whose values are "
-            f"{np.unique(y).tolist()}; set anomaly_label to the label of anomalous images"
-        )
-    # With labels of one's own, 0 is often the normal class: only among the package's is it "unlabelled".
-    return truth, y != 0 if anomaly_label == -1 else np.ones(len(y), dtype=bool)
 
 
 def _both_classes(y, anomaly_score, anomaly_label):

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, StratifiedShuffleSplit
 
 from . import metrics
+from .labels import check_labels, truth_of
 
 __all__ = ["AnomalyScorer", "NormalOnlyGroupKFold", "NormalOnlyKFold", "NormalOnlyShuffleSplit"]
 
@@ -46,7 +47,7 @@ class _NormalOnlySplit:
         """
         if y is None:
             raise ValueError(f"{type(self).__name__} needs y: it keeps anomalies out of the training folds")
-        anomalous, known = metrics.truth_of(y, self.anomaly_label)
+        anomalous, known = truth_of(y, self.anomaly_label)
         # Only the number of rows matters, so X may be anything, None too.
         for train, test in super().split(np.empty(len(anomalous)), anomalous, groups):
             train, test = train[~anomalous[train]], test[known[test]]
@@ -147,10 +148,15 @@ class AnomalyScorer:
 
     Parameters
     ----------
-    metric : str or callable, default="auroc"
-        Metric: "auroc", "average_precision", or a function (y, anomaly_score, anomaly_label=) -> float.
+    metric : "auroc", "average_precision" or callable, default="auroc"
+        Metric, or a function (y, anomaly_score, anomaly_label=) -> float.
     anomaly_label : object, default=-1
         Label of anomalous images. If it is not -1, all other values are normal.
+
+    Raises
+    ------
+    ValueError
+        If `metric` is another string, or no function.
 
     Examples
     --------
@@ -165,15 +171,15 @@ class AnomalyScorer:
     """
 
     def __init__(self, metric: str | Callable[..., float] = "auroc", *, anomaly_label: Any = -1):
+        if not callable(metric) and metric not in ("auroc", "average_precision"):
+            raise ValueError(f"metric must be 'auroc', 'average_precision' or a function, got {metric!r}")
         self.metric = metric
         self.anomaly_label = anomaly_label
 
     def __call__(self, estimator: Any, X: Any, y: ArrayLike) -> float:
         """The metric of a fitted estimator on X and y."""
-        metric = getattr(metrics, self.metric, None) if isinstance(self.metric, str) else self.metric
-        if metric is None:
-            raise ValueError(f"metric must be callable or a name in skanomaly.metrics, got {self.metric!r}")
-        return metric(y, -estimator.score_samples(X), anomaly_label=self.anomaly_label)
+        metric = getattr(metrics, self.metric) if isinstance(self.metric, str) else self.metric
+        return metric(check_labels(y), -estimator.score_samples(X), anomaly_label=self.anomaly_label)
 
     def __repr__(self) -> str:
         return f"AnomalyScorer({self.metric!r}, anomaly_label={self.anomaly_label!r})"

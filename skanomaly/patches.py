@@ -10,11 +10,12 @@ from sklearn.utils import Bunch
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
 from ._finite import unlimited
-from ._format import InputFormat, check_kind, check_X, kind, note_features, usable_rows
+from ._format import InputFormat, check_kind, check_X, kind, note_features
 from ._random import draw_seed
 from ._windows import ImageStack, cover, profile, starts
 from .base import CompositeDetector, Judgement, tells_unlabelled
 from .detectors.autoencoder import AutoEncoder
+from .labels import training_rows
 
 __all__ = ["PatchDetector", "extract_patches"]
 
@@ -29,7 +30,7 @@ class StackFormat(InputFormat):
     @classmethod
     def learn(cls, X, y, detector, image_range):
         images = cls._stack(X, detector, fitting=True)
-        used, codes = usable_rows(len(images), y)
+        used, codes = training_rows(y, len(images))
         intensity_range = images.find_intensity_range(cls._given_range(detector), used)
         normal = images.subset(np.flatnonzero(used))
         normal.y = codes
@@ -199,12 +200,13 @@ class PatchDetector(CompositeDetector):
         if low < high:  # the range of whole images, since crops might miss an end of it
             detector.set_params(intensity_range=(low, high))
         windows = images.random_windows(self.patch_size_, self.n_patches, rng)
-        y = None if images.y is None else images.y[windows.table[:, 0]]
-        self.detector_ = detector.fit(windows, y)
+        # Other detectors have no use for y, and would warn of its labels once more.
+        told = self._tells_unlabelled and images.y is not None
+        self.detector_ = detector.fit(windows, images.y[windows.table[:, 0]] if told else None)
 
     @property
     def _tells_unlabelled(self):
-        return tells_unlabelled(self.detector_)
+        return self.detector is not None and tells_unlabelled(self.detector)
 
     def _components(self, images):
         for _, windows in self._grids(images):

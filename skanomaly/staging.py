@@ -24,9 +24,13 @@ from ._holder import HoldsDetector
 from ._rows import take_rows
 from ._unwrap import anomaly_map, call_inside, unwrap
 from .base import open_images
+from .labels import is_anomalous, warn_without_anomalies
 from .segmentation import pool_blocks
 
 __all__ = ["AnomalyStager", "CentroidScorer", "CentroidStager", "ResidualTransformer", "severity"]
+
+#: Consequence of labels without -1, for a warning.
+_NOT_MARKED = "all rows, labelled {labels}, were staged as if they were anomalous"
 
 
 class ResidualTransformer(HoldsDetector, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -218,11 +222,8 @@ class _Stages:
 
 def _anomalous_rows(n, y):
     """Bool array that is True for rows with y == -1, or for all rows if there are none."""
-    if y is not None:
-        anomalous = column_or_1d(y) == -1
-        check_consistent_length(np.empty(n), anomalous)
-        if anomalous.any():
-            return anomalous
+    if y is not None and (anomalous := is_anomalous(y, n)).any():
+        return anomalous
     return np.ones(n, dtype=bool)
 
 
@@ -302,9 +303,10 @@ class CentroidScorer(_Stages, BaseEstimator):
             )
         D = self._distances(D, reset=True)
         rows = _anomalous_rows(len(D), y)
+        warn_without_anomalies(y, _NOT_MARKED)
         if anomaly_score is not None:
             return self._order(D[rows], _check_scores(anomaly_score, D)[rows])
-        normal = column_or_1d(y) != -1
+        normal = ~is_anomalous(y)
         if not normal.any():
             raise ValueError(
                 "y holds no normal rows (other than -1) to compare clusters with; pass anomaly_score=..., in "
@@ -393,6 +395,7 @@ class CentroidStager(_Stages, BaseEstimator):
         """
         X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=self.n_stages)
         rows = _anomalous_rows(len(X), y)
+        warn_without_anomalies(y, _NOT_MARKED)
         if rows.sum() < self.n_stages:
             raise ValueError(
                 f"n_stages={self.n_stages} needs as many anomalous rows (y == -1) at least, got {rows.sum()}"
@@ -508,11 +511,11 @@ class AnomalyStager(HoldsDetector, _Stages, BaseEstimator):
         ValueError
             If fewer images are anomalous than there are stages.
         """
-        known = y is not None and np.any(column_or_1d(y) == -1)
+        known = y is not None and is_anomalous(y).any()
         if known:
-            self._anomalous(column_or_1d(y))  # before the detector is trained
+            self._anomalous(is_anomalous(y))  # before the detector is trained
         self._fit_detector(X, y)
-        rows = self._anomalous(column_or_1d(y) if known else self.detector_.predict(X))
+        rows = self._anomalous(is_anomalous(y if known else self.detector_.predict(X)))
         # Frozen, because the pipeline is fitted to anomalies.
         residual = ResidualTransformer(FrozenEstimator(self.detector_), pooling=self.pooling)
         stager = CentroidStager(self.clusterer, n_stages=self.n_stages, random_state=self.random_state)
@@ -521,9 +524,9 @@ class AnomalyStager(HoldsDetector, _Stages, BaseEstimator):
         self._gaps = stager._gaps
         return self
 
-    def _anomalous(self, labels):
-        """Numbers of the rows labelled -1. It is an error if there are fewer than stages."""
-        rows = np.flatnonzero(labels == -1)
+    def _anomalous(self, anomalous):
+        """Numbers of the anomalous rows. It is an error if there are fewer than stages."""
+        rows = np.flatnonzero(anomalous)
         if len(rows) < self.n_stages:
             raise ValueError(
                 f"n_stages={self.n_stages} needs as many anomalous images at least, got {len(rows)}; give "
@@ -564,7 +567,7 @@ class AnomalyStager(HoldsDetector, _Stages, BaseEstimator):
             Between 0 and 1, higher is better; nan if no image is anomalous.
         """
         check_is_fitted(self)
-        if y is None or not np.any(column_or_1d(y) == -1):
+        if y is None or not is_anomalous(y).any():
             y = self.detector_.predict(X)
             if not np.any(y == -1):
                 return math.nan

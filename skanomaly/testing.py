@@ -10,6 +10,7 @@ import inspect
 import pickle
 import tempfile
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ from skorch.callbacks import Callback
 
 from . import _unwrap, persistence
 from ._discovery import all_detectors as all_detectors
+from .base import tells_unlabelled
+from .labels import LabelWarning
 from .model_selection import NormalOnlyKFold
 
 #: Fields at the head of a detector's Notes; the table of methods is made of them.
@@ -352,7 +355,7 @@ def _assert_share_above(maps, threshold, share, tolerance):
 
 
 def check_labels(detector):
-    """Known anomalies (-1) are not trained on; other codes change nothing for a one-class method."""
+    """Known anomalies (-1) are not trained on; other labels change nothing for most methods, and warn."""
     X = make_images((24, 16, 16))
     y = np.ones(24, int)
     y[::4] = -1
@@ -362,8 +365,25 @@ def check_labels(detector):
     assert without.offset_ == expected.offset_
     plain = clone(detector).fit(X)
     for other in (np.ones(24), np.arange(24) % 3 + 1, np.array(["a", "b"] * 12)):
-        assert _states_equal(clone(detector).fit(X, other), plain)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", LabelWarning)
+            assert _states_equal(clone(detector).fit(X, other), plain)
+        silent = tells_unlabelled(detector) or np.array_equal(other, np.ones(24))
+        assert [warning.category for warning in caught] == ([] if silent else [LabelWarning])
     _assert_raises(ValueError, ["-1", "2"], clone(detector).fit, X, -np.ones(24))
+    _assert_raises(ValueError, ["missing", "row 0"], clone(detector).fit, X, np.where(y == 1, 1.0, np.nan))
+
+
+def check_calibration_labels(detector):
+    """`calibrate` uses the rows with label 1, and sets the thresholds that these rows alone would set."""
+    X, y = make_images((40, 16, 16), seed=1), np.resize([1, 1, 1, -1, 0], 40)
+    fitted, alone = (_fit(detector, make_images()) for _ in range(2))
+    alone.calibrate(X[y == 1], false_alarm_rate=0.1)
+    for images in (X, SliceOnly(X)):
+        fitted.calibrate(images, y, false_alarm_rate=0.1)
+        for name in ("offset_", "pixel_offset_", "map_range_"):
+            assert_array_equal(getattr(fitted, name), getattr(alone, name), err_msg=name)
+    _assert_raises(ValueError, ["1", "from_anomalies"], fitted.calibrate, X, np.zeros(40, int))
 
 
 def check_intensities(detector):

@@ -20,6 +20,7 @@ from test_floors import FLOORS
 import skanomaly
 from skanomaly import (
     datasets,
+    labels,
     layers,
     metrics,
     model_selection,
@@ -57,6 +58,7 @@ IGNORED |= {"PR08", "PR09", "PR07", "PR06", "RT02"}
 MODULES_WITH_PAGES = [
     skanomaly,
     datasets,
+    labels,
     layers,
     metrics,
     model_selection,

@@ -11,12 +11,14 @@ import skanomaly
 ROOT = Path(skanomaly.__file__).parent
 FLOORS = [
     {
+        "_arrays",
         "_atomic",
         "_finite",
         "_parameters",
         "_rows",
         "_version",
         "datasets",
+        "labels",
         "metrics",
         "retina.comparison",
         "segmentation",

@@ -32,6 +32,7 @@ def inner(**parameters):
     return tiny(AutoEncoder, **parameters)
 
 
+@pytest.mark.filterwarnings("ignore::skanomaly.labels.LabelWarning")
 @parametrize_with_checks(
     [ResidualSegmenter(inner()), ResidualSegmenter(inner(), level="block"), LayerwiseSegmenter(inner())]
 )
@@ -195,6 +196,7 @@ def test_any_extractor_and_frozen_ones(scans):
     assert isinstance(LayerwiseSegmenter(inner()).fit(scans.images).layer_extractor_, GraphLayerExtractor)
 
 
+@pytest.mark.filterwarnings("ignore:y has no -1:skanomaly.labels.LabelWarning")  # y are numbers of rows here
 def test_a_search_over_thresholds(scans):
     detector = inner().fit(scans.images)
 

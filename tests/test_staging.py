@@ -27,6 +27,7 @@ def inner(**parameters):
     return tiny(AutoEncoder, **parameters)
 
 
+@pytest.mark.filterwarnings("ignore::skanomaly.labels.LabelWarning")
 @parametrize_with_checks(
     [
         ResidualTransformer(inner()),

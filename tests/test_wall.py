@@ -22,6 +22,7 @@ def in_large_batches(detector):
     return detector.set_params(**{name: 64 for name in detector.get_params() if name.endswith("batch_size")})
 
 
+@pytest.mark.filterwarnings("ignore::skanomaly.labels.LabelWarning")
 @parametrize_with_checks([in_large_batches(detector) for detector in DETECTORS])
 def test_scikit_learn(estimator, check):
     check(estimator)

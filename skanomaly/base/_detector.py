@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from .. import _inference, segmentation
+from .. import _inference, labels, segmentation
 from .._atomic import all_or_nothing, checked_fit
 from .._finite import NotFiniteError, check_learned, limited
 from .._format import InputFormat
@@ -171,8 +171,8 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
             Images, or rows. numpy arrays, memmaps, CPU tensors, DataFrames of rows, or any object
             with ``shape``, ``dtype`` and ``X[a:b]``.
         y : array-like of shape (n,), default=None
-            Codes: 1 normal, 0 unlabelled, -1 known anomaly. Rows with -1 are left out; rows with any other
-            code count as normal.
+            Labels: 1 normal, 0 unlabelled, -1 known anomaly. Rows with -1 are left out; rows with any other
+            label count as normal. `skanomaly.labels.from_anomalies` makes such labels of your own.
 
         Returns
         -------
@@ -181,11 +181,19 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If X holds NaN or infinity, its shape is ambiguous or impossible, fewer than two images are
-            usable, or a parameter is out of range. A fit that fails leaves the detector as it was.
+            If X holds NaN or infinity, its shape is ambiguous or impossible, a label is missing, fewer than
+            two images are usable, or a parameter is out of range. A fit that fails leaves the detector as it
+            was.
         FloatingPointError
             If a loss, a score or a learned statistic is not finite; the message names the stage and the
             epoch, or the image.
+
+        Warns
+        -----
+        LabelWarning
+            If y holds anything but the number 1, and no -1: labels 0 and 1, booleans or strings may mark
+            anomalous images, which are learned as normal. A detector that learns something else from
+            unlabelled images than from normal ones does not warn.
 
         Notes
         -----
@@ -201,6 +209,8 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
     def _fit(self, X, y):
         self._check_process()
         self._format, images = self._format_class.learn(X, y, self, self._image_range)
+        if not self._tells_unlabelled:
+            labels.warn_without_anomalies(y, "all rows, labelled {labels}, are learned as normal")
         self._prepare(images)
         judged = self._learn(images)
         scores, pixels = self._sample(self._normals(images), judged, self._last_step())
@@ -237,7 +247,13 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         return images.subset(np.flatnonzero(images.y != 0)) if told else images
 
     def calibrate(
-        self, X_normal: ArrayLike, *, false_alarm_rate: float = 0.05, pixel_false_alarm_rate: float = 0.01
+        self,
+        X: ArrayLike | None = None,
+        y: ArrayLike | None = None,
+        *,
+        false_alarm_rate: float = 0.05,
+        pixel_false_alarm_rate: float = 0.01,
+        X_normal: ArrayLike | None = None,
     ) -> Self:
         """Reset both thresholds from normal images the detector was not trained on.
 
@@ -246,13 +262,18 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X_normal : array-like
-            Normal images that were not used in `fit`.
+        X : array-like
+            Images that were not used in `fit`. Without y all of them must be normal.
+        y : array-like of shape (n,), default=None
+            Labels of the images. Only those with 1 (normal) are used: -1 (anomalous) and 0 (unlabelled) are
+            left out.
         false_alarm_rate : float, default=0.05
             Expected share of new normal images that `predict` will flag. With few images the share itself
             varies: for 77 images and a rate of 0.05 it is between 0.01 and 0.13 in 99 % of draws.
         pixel_false_alarm_rate : float, default=0.01
             Share of the pixels of these images that lie above ``pixel_offset_``.
+        X_normal : array-like, default=None
+            Former name of X, deprecated.
 
         Returns
         -------
@@ -263,8 +284,28 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         ValueError
             If a score or a pixel of a map is not finite, as with a fill value in an image; the message names
             the image. A calibration that fails leaves the thresholds as they were.
+            If y marks no image with 1, a label is missing, or a rate is not between 0 and 1.
+
+        Warns
+        -----
+        LabelWarning
+            If y may mark anomalous images by another label than -1, as `fit` does.
         """
-        images = self._open(X_normal)
+        if (X is None) == (X_normal is None):
+            raise TypeError("calibrate needs images X, with labels y or without; X_normal is their old name")
+        if X is None:
+            warnings.warn(
+                "X_normal is deprecated: give the images as X, with their labels y if not all are normal",
+                FutureWarning,
+                stacklevel=2,
+            )
+            X = X_normal
+        images = self._open(X)
+        if y is not None:
+            images = images.subset(labels.normal_rows(y, len(images)))
+            if not self._tells_unlabelled:
+                done = "of the rows, labelled {labels}, only those with 1 were taken for normal"
+                labels.warn_without_anomalies(y, done)
         rates = {"false_alarm_rate": false_alarm_rate, "pixel_false_alarm_rate": pixel_false_alarm_rate}
         for name, rate in rates.items():
             if not 0 < rate < 1:
@@ -594,4 +635,4 @@ def open_images(detector, X):
 
 def tells_unlabelled(detector):
     """Whether a detector learns something else from unlabelled images (y = 0) than from normal ones."""
-    return detector._tells_unlabelled
+    return getattr(detector, "_tells_unlabelled", False)

@@ -124,7 +124,8 @@ class TrainedDetector(BaseDetector):
     def _describe_fit(self, images):
         """Descriptions of all that decides the result of a fit. Equal descriptions mean equal fits."""
         X, rows, y = images.X, images.rows, images.y
-        labels = [] if y is None else [y.astype(str), np.arange(len(y)) if rows is None else rows]
+        # Not y itself: all that counts is which rows there are, and which of them are unlabelled.
+        labels = [] if y is None else [y == 0, np.arange(len(y)) if rows is None else rows]
         # Batches of an array are drawn row by row, those of other sequences in runs of rows.
         X_kind = "array" if isinstance(X, np.ndarray) else "sequence"
         return {

@@ -488,7 +488,7 @@ def test_bad_backbones(backbone, error, message):
 
 @pytest.mark.parametrize("y", [np.r_[np.ones(6), np.full(6, np.nan)], [1] * 6 + [None] * 6])
 def test_missing_labels_are_not_normal(y):
-    with pytest.raises(ValueError, match="y holds missing values; images without a label are marked with 0"):
+    with pytest.raises(ValueError, match="6 of 12 are missing, the first in row 6; .* mark them with 0"):
         tiny(DDAD).fit(make_images((12, 16, 16)), y)
 
 
