@@ -1,11 +1,13 @@
 """Metrics of anomaly scores, of anomaly maps and of masks.
 
-Anomaly scores are higher for worse images. Labels are 1 (normal), -1 (anomalous) and 0 (unlabelled: left
-out). If `anomaly_label` is not -1, that label is anomalous and every other value is normal.
+Anomaly scores are higher for worse images; infinite ones are ranked with the others, nan is refused. Labels
+are 1 (normal), -1 (anomalous) and 0 (unlabelled: left out). If `anomaly_label` is not -1, that label is
+anomalous and every other value is normal. Masks are bool, or hold 0 and 1: soft masks are refused.
 """
 
 import warnings
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +22,7 @@ from sklearn.metrics import (
 )
 from sklearn.utils import check_consistent_length, check_random_state, column_or_1d
 
+from ._arrays import check_masks, check_scores
 from .labels import truth_of
 from .segmentation import connected_regions
 
@@ -109,8 +112,12 @@ def youden_threshold(y: ArrayLike, anomaly_score: ArrayLike, *, anomaly_label: o
         Least score of the images that are flagged.
     """
     truth, score, _ = _both_classes(y, anomaly_score, anomaly_label)
-    false_alarms, hits, thresholds = roc_curve(truth, score)
-    return float(thresholds[np.argmax(hits - false_alarms)])
+    ranks, values = _ranks(score)
+    false_alarms, hits, thresholds = roc_curve(truth, ranks)
+    gain = hits - false_alarms
+    if values is not None:
+        gain[0] = -1  # no threshold flags nothing where a score is infinite
+    return _threshold(thresholds[np.argmax(gain)], values)
 
 
 def best_f1_threshold(y: ArrayLike, anomaly_score: ArrayLike, *, anomaly_label: object = -1) -> float:
@@ -297,8 +304,8 @@ def dice(
     float
         Value in [0, 1]; nan if all masks are empty and `average` is "pooled".
     """
-    truth, flagged = _stacks(masks, predicted)
-    flagged = flagged.astype(bool)
+    _check_shapes(masks, predicted)
+    truth, flagged = check_masks(masks), check_masks(predicted, "predicted")
     axes = {"pooled": None, "per_image": (1, 2)}
     if average not in axes:
         raise ValueError(f"average must be 'pooled' or 'per_image', got {average!r}")
@@ -328,7 +335,8 @@ def best_dice(masks: ArrayLike, maps: ArrayLike) -> tuple[float, float]:
     threshold : float
         Least map value of the pixels that are flagged.
     """
-    return _best_f1(*_pixels(masks, maps))
+    truth, score = _pixels(masks, maps)
+    return _best_f1(truth.ravel(), score.ravel())
 
 
 def pro(masks: ArrayLike, maps: ArrayLike, *, max_false_alarm_rate: float = 0.3) -> float:
@@ -344,32 +352,66 @@ def pro(masks: ArrayLike, maps: ArrayLike, *, max_false_alarm_rate: float = 0.3)
     maps : (n, H, W) array-like
         Anomaly maps.
     max_false_alarm_rate : float, default=0.3
-        False alarm rate at which the area ends: a share of the normal pixels.
+        False alarm rate at which the area ends: a share of the normal pixels, above 0 and at most 1.
 
     Returns
     -------
     float
-        Value in [0, 1]: 1 for perfect maps, max_false_alarm_rate / 2 for random ones.
+        Value in [0, 1]: 1 for perfect maps, max_false_alarm_rate / 2 for random ones; nan, with a warning, if
+        all pixels are anomalous.
+
+    Raises
+    ------
+    ValueError
+        If the limit is out of range, no pixel is anomalous, masks hold other floats than 0 and 1, or maps
+        hold nan.
+
+    Notes
+    -----
+    The curve has a point for each value of the maps, and straight lines between them. The area under it is
+    exact, also where the curve rises at the limit.
     """
+    limit = max_false_alarm_rate
+    if not isinstance(limit, Real) or not 0 < limit <= 1:
+        raise ValueError(
+            "max_false_alarm_rate must be a share of the normal pixels, above 0 and at most 1, got "
+            f"{limit!r}; 0.3 is 30 %"
+        )
     truth, score = _pixels(masks, maps)
-    labels, _ = connected_regions(np.asarray(masks, dtype=bool))
+    if truth.all():
+        return _undefined("pro", stacklevel=3)
+    labels, _ = connected_regions(truth)
     # The overlap averaged over regions is a weighted hit rate, so roc_curve computes it: all regions weigh
     # the same, whatever their size.
-    sizes = np.bincount(labels.ravel())
-    weight = np.where(labels > 0, 1.0 / np.maximum(sizes, 1)[labels], 1.0).ravel()
-    false_alarms, overlap, _ = roc_curve(truth, score, sample_weight=weight)
-    end = np.interp(max_false_alarm_rate, false_alarms, overlap)
-    inside = false_alarms < max_false_alarm_rate
-    area = np.trapezoid(np.r_[overlap[inside], end], np.r_[false_alarms[inside], max_false_alarm_rate])
-    return float(area / max_false_alarm_rate)
+    weights = 1.0 / np.bincount(labels.ravel())
+    weights[0] = 1.0  # normal pixels
+    weight = weights[labels].ravel()
+    del labels
+    x, y, _ = roc_curve(truth.ravel(), _ranks(score.ravel())[0], sample_weight=weight)
+    # The curve may rise at the limit itself. What lies to the left of a rise counts, so the line is cut
+    # behind the last point that is not beyond the limit.
+    n = np.searchsorted(x, limit, side="right")
+    area = np.trapezoid(y[:n], x[:n])
+    if n < len(x):
+        slope = (y[n] - y[n - 1]) / (x[n] - x[n - 1])
+        rest = limit - x[n - 1]
+        area += rest * (y[n - 1] + slope * rest / 2)
+    return float(area / limit)
 
 
 def labelled(y, anomaly_score, anomaly_label):
     """Truth (True = anomalous) and score of the labelled rows, and a mask of these rows."""
     truth, rows = truth_of(y, anomaly_label)
-    score = column_or_1d(anomaly_score)
+    score = column_or_1d(check_scores(anomaly_score, "anomaly_score"))
     check_consistent_length(truth, score)
     return truth[rows], score[rows], rows
+
+
+def _undefined(name, stacklevel=4):
+    """The value nan, with a warning."""
+    message = f"{name} is not defined with one class only; returning nan"
+    warnings.warn(message, UndefinedMetricWarning, stacklevel=stacklevel)
+    return float("nan")
 
 
 def _both_classes(y, anomaly_score, anomaly_label):
@@ -381,38 +423,49 @@ def _both_classes(y, anomaly_score, anomaly_label):
 
 def _ranked(metric, truth, score):
     if truth.all() or not truth.any():
-        warnings.warn(
-            f"{metric.__name__} is not defined with one class only; returning nan",
-            UndefinedMetricWarning,
-            stacklevel=3,
-        )
-        return float("nan")
-    return float(metric(truth, score))
+        return _undefined(metric.__name__)
+    return float(metric(truth.ravel(), _ranks(score.ravel())[0]))
 
 
 def _best_f1(truth, score):
     """Largest F1, which is Dice for pixels, and its threshold."""
-    precision, recall, thresholds = precision_recall_curve(truth, score)
+    ranks, values = _ranks(score)
+    precision, recall, thresholds = precision_recall_curve(truth, ranks)
     total = np.maximum(precision + recall, np.finfo(float).tiny)
     # The last point of the curve, precision 1 and recall 0, has no threshold.
     f1 = (2 * precision * recall / total)[:-1]
     best = np.argmax(f1)
-    return float(f1[best]), float(thresholds[best])
+    return float(f1[best]), _threshold(thresholds[best], values)
+
+
+def _ranks(score):
+    """Scores as scikit-learn takes them, their ranks where some are infinite; and the values behind ranks."""
+    if np.isfinite(score).all():
+        return score, None
+    values, ranks = np.unique(score, return_inverse=True)
+    return ranks.reshape(score.shape), values
+
+
+def _threshold(threshold, values):
+    """Threshold of the scores, from one of their ranks if `values` are given."""
+    return float(threshold if values is None else values[int(threshold)])
 
 
 def _ratio(part, whole):
     return float(part / whole) if whole else float("nan")
 
 
-def _stacks(masks, maps):
-    masks, maps = np.asarray(masks), np.asarray(maps)
-    if masks.ndim != 3 or masks.shape != maps.shape:
-        raise ValueError(f"masks and maps must both have shape (n, H, W), got {masks.shape} and {maps.shape}")
-    return masks.astype(bool), maps
+def _check_shapes(masks, maps):
+    if np.ndim(masks) != 3 or np.shape(masks) != np.shape(maps):
+        raise ValueError(
+            f"masks and maps must both have shape (n, H, W), got {np.shape(masks)} and {np.shape(maps)}"
+        )
 
 
 def _pixels(masks, maps):
-    masks, maps = _stacks(masks, maps)
+    """Truth and score of all pixels, (n, H, W)."""
+    _check_shapes(masks, maps)
+    masks, maps = check_masks(masks), check_scores(maps, "maps")
     if not masks.any():
         raise ValueError("masks hold no anomalous pixel; give masks of anomalous images too")
-    return masks.ravel(), maps.ravel()
+    return masks, maps

@@ -9,6 +9,7 @@ from sklearn.base import clone
 from sklearn.utils import Bunch
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
+from ._arrays import check_masks
 from ._finite import unlimited
 from ._format import InputFormat, check_kind, check_X, kind, note_features
 from ._random import draw_seed
@@ -342,7 +343,8 @@ def extract_patches(
     crops = windows[:]
     found = np.zeros((len(crops), *size), bool)
     if masks is not None:
-        shapes = [tuple(np.shape(mask)) for mask in masks]
+        masks = [check_masks(mask) for mask in masks]
+        shapes = [mask.shape for mask in masks]
         if shapes != [tuple(side) for side in stack.sizes.tolist()]:
             raise ValueError("masks must have the height and width of their images, one for each")
         for k, (i, top, left) in enumerate(windows.table):

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ._arrays import check_masks
 from ._unwrap import unwrap
 from .base import open_images
 from .metrics import labelled
@@ -130,6 +131,8 @@ class AnomalyMapDisplay:
         display : AnomalyMapDisplay
             Drawn.
         """
+        masks = check_masks(self.masks)
+        true_masks = None if self.true_masks is None else check_masks(self.true_masks, "true_masks")
         plt = _pyplot()
         columns = {"image": self.images, "reconstruction": self.reconstructions}
         columns |= {"anomaly map": self.maps, "mask": self.images}
@@ -150,10 +153,10 @@ class AnomalyMapDisplay:
                 ax.set(xticks=[], yticks=[])
                 if row == 0:
                     ax.set_title(name, fontsize=9)
-            for masks, colour in ((self.true_masks, "deepskyblue"), (self.masks, "orangered")):
+            for outlined, colour in ((true_masks, "deepskyblue"), (masks, "orangered")):
                 # Contours need an edge (else matplotlib warns) and two pixels a side, which rows lack.
-                if masks is not None and 0 < masks[row].mean() < 1 and min(masks[row].shape) > 1:
-                    row_axes[-1].contour(masks[row], [0.5], colors=colour, linewidths=0.9)
+                if outlined is not None and 0 < outlined[row].mean() < 1 and min(outlined[row].shape) > 1:
+                    row_axes[-1].contour(outlined[row], [0.5], colors=colour, linewidths=0.9)
             if self.titles is not None:
                 row_axes[0].set_ylabel(self.titles[row], fontsize=8)
         self.figure_, self.axes_ = axes[0, 0].figure, axes
@@ -182,7 +185,7 @@ class ScoreHistogramDisplay:
     Parameters
     ----------
     anomaly_score : (n,) ndarray
-        Higher is worse.
+        Higher is worse. Infinite scores are drawn in the bars at the ends.
     anomalous : (n,) bool ndarray
         True for anomalous images.
     threshold : float, default=None
@@ -270,12 +273,14 @@ class ScoreHistogramDisplay:
         if ax is None:
             _, ax = _pyplot().subplots(figsize=(4, 3), layout="constrained")
         # Common edges and unit areas: the classes are compared by shape, however many images each has.
-        edges = np.histogram_bin_edges(self.anomaly_score, bins)
+        finite = np.isfinite(self.anomaly_score)
+        edges = np.histogram_bin_edges(self.anomaly_score[finite], bins)
+        score = np.clip(self.anomaly_score, edges[0], edges[-1])
         classes = {"normal": ~self.anomalous, "anomalous": self.anomalous}
         for (name, rows), colour in zip(classes.items(), ("tab:blue", "tab:red")):
             if rows.any():
                 label = f"{name} ({rows.sum()})"
-                ax.hist(self.anomaly_score[rows], edges, density=True, alpha=0.55, color=colour, label=label)
+                ax.hist(score[rows], edges, density=True, alpha=0.55, color=colour, label=label)
         if self.threshold is not None:
             ax.axvline(self.threshold, color="black", linestyle="--", linewidth=1, label="threshold")
         ax.set(xlabel="anomaly score", ylabel="density")

@@ -175,6 +175,17 @@ def test_labelled_crops():
         extract_patches(images, masks[:, 1:], patch_size=8)
 
 
+@pytest.mark.parametrize("container", [np.asanyarray, list])
+def test_soft_and_masked_masks_of_crops(container):
+    images, masks = make_images((2, 12, 12)), np.zeros((2, 12, 12))
+    assert (extract_patches(images, container(masks), patch_size=8).target == 1).all()
+    masks[1, 4, 4] = 0.2
+    with pytest.raises(ValueError, match="masks must hold booleans, or 0 and 1, got floats such as 0.2"):
+        extract_patches(images, container(masks), patch_size=8)
+    with pytest.raises(TypeError, match="masks must be a plain array, got a masked one"):
+        extract_patches(images, container(np.ma.array(masks > 0, mask=masks > 0)), patch_size=8)
+
+
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [

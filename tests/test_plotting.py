@@ -60,6 +60,31 @@ def test_arrays_alone():
     assert display.axes_.shape == (2, 3)
 
 
+def test_soft_and_masked_masks():
+    X = make_images((2, 8, 8))
+    kinds = {
+        "soft": (ValueError, X / 255, "masks must hold booleans"),
+        "masked": (TypeError, np.ma.array(X > 200), "masks must be a plain array"),
+    }
+    for error, bad, words in kinds.values():
+        with pytest.raises(error, match=f"^{words}"):
+            AnomalyMapDisplay(X, X / 255, bad, map_range=(0, 1)).plot()
+        with pytest.raises(error, match=f"^true_{words}"):
+            AnomalyMapDisplay(X, X / 255, X > 200, true_masks=bad, map_range=(0, 1)).plot()
+    AnomalyMapDisplay(X, X / 255, (X > 200).astype(float), true_masks=X > 99, map_range=(0, 1)).plot()
+
+
+def test_infinite_scores_are_drawn_at_the_ends():
+    y, score = [1, 1, -1, -1], np.array([0.0, -np.inf, 1.0, np.inf])
+    drawn = ScoreHistogramDisplay.from_predictions(y, score)
+    expected = ScoreHistogramDisplay.from_predictions(y, np.clip(score, 0, 1))
+    heights = [[bar.get_height() for bar in display.ax_.patches] for display in (drawn, expected)]
+    assert heights[0] == heights[1]
+    ScoreHistogramDisplay.from_predictions([1, -1], [np.inf, np.inf])
+    with pytest.raises(ValueError, match="anomaly_score must hold numbers, got nan in 1 of 4 places"):
+        ScoreHistogramDisplay.from_predictions(y, [0.0, np.nan, 1.0, 2.0])
+
+
 def test_histograms():
     detector, X = fitted(), make_images((30, 16, 16), seed=1)
     y = np.r_[np.ones(15), -np.ones(10), np.zeros(5)]

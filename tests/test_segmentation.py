@@ -76,3 +76,14 @@ def test_regions_of_one_image_and_of_none():
     assert {len(column) for column in regions(np.zeros((2, 4, 4)), np.zeros((2, 4, 4))).values()} == {0}
     with pytest.raises(ValueError, match=r"masks and maps .*got \(2, 4, 4\) and \(2, 4, 5\)"):
         regions(np.zeros((2, 4, 4)), np.zeros((2, 4, 5)))
+
+
+def test_soft_and_masked_masks_have_no_regions():
+    maps = np.full((1, 4, 4), 0.5)
+    for find in connected_regions, lambda masks: regions(masks, maps):
+        with pytest.raises(ValueError, match="masks must hold booleans, or 0 and 1, .* masks > 0.5"):
+            find(maps)
+        with pytest.raises(TypeError, match="masks must be a plain array"):
+            find(np.ma.array(maps > 0))
+    with pytest.raises(TypeError, match="maps must be a plain array"):
+        regions(maps > 0, np.ma.array(maps))
