@@ -1,4 +1,4 @@
-"""Parameters and attributes that detectors share: their words in docstrings, and their constraints."""
+"""Parameters and attributes that detectors share: their entries in docstrings, and their constraints."""
 
 import inspect
 import re
@@ -10,7 +10,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 #: Parameters that say how a fit runs, not what it learns. `save` leaves them out.
 PROCESS_PARAMETERS = {"callbacks", "checkpoint_dir", "device", "verbose"}
 
-#: Entries of class docstrings, in the order of signatures. A class gets those of its own parameters.
+#: Entries of class docstrings, in the order of signatures. A class gets the entries of the parameters it has.
 PARAMETERS = """
     max_epochs : int, default=None
         Number of passes over the training images. None makes {max_epochs steps} training steps, whatever the
@@ -18,39 +18,43 @@ PARAMETERS = """
     batch_size : int
         Number of images per training step, at least 2. Scoring does not use it.
     lr : float
-        Learning rate of the first training stage.
+        Learning rate of training, except in stages for which another one is stated.
     validation_fraction : float, default=0.0
-        Share of the training images, normal and unlabelled alike, that is held out. Reconstruction and
-        encoder stages measure ``valid_loss`` on the images held out; skorch's ``EarlyStopping`` needs this
-        loss.
+        Share of the training images that is held out, the same share of normal and of unlabelled ones. Stages
+        that train a reconstruction or an encoder compute ``valid_loss`` on the images held out; skorch's
+        ``EarlyStopping`` needs this loss.
     checkpoint_dir : str or Path, default=None
-        Folder in which `fit` keeps its state after each epoch. A killed `fit` that is called again with the
-        same parameters and data goes on, and ends with the same bits. A folder of another fit is refused.
+        Folder in which `fit` saves its state after each epoch; None saves nothing. If `fit` was killed, call
+        it again with the same parameters and data: it continues, and ends with the same bits. A folder with
+        the state of another fit is refused.
     callbacks : list or dict, default=None
-        skorch callbacks for every stage, or a dict from the name of a stage to a list of callbacks. Each
-        stage gets copies of its own.
+        skorch callbacks for every training stage, or a dict from the name of a stage to a list of callbacks.
+        Each stage gets copies of its own.
     device : str, default="auto"
         Name of a torch device. "auto" is "cuda" if torch finds a GPU, else "cpu".
     contamination : float, default=0.1
         Share of the training images that `predict` flags, in (0, 0.5]; it sets ``offset_``. New normal
-        images are usually flagged more often, see `calibrate`.
+        images are usually flagged more often; see `calibrate`.
     pixel_contamination : float, default=0.01
-        Share of the pixels of training images above ``pixel_offset_``, in (0, 0.5].
+        Share of the pixels in maps of the training images that `segment` flags, in (0, 0.5]; it sets
+        ``pixel_offset_``.
     intensity_range : "auto" or (low, high), default="auto"
-        Intensities that are scaled to the ends of the network's range. Intensities beyond are not clipped.
-        "auto" is (0, 255) for uint8, and the extremes of the training images for any other dtype.
+        Intensities in X that become the lower and the upper end of the network's range. Other intensities are
+        scaled alike and not clipped. "auto" is (0, 255) for uint8, and the minimum and maximum of the
+        training images for any other dtype.
     channel_axis : "auto", int or None, default="auto"
-        Axis of X that holds the channels, None for grey images. "auto" finds 1 to 4 channels on the second
-        or the last axis, and raises an error if both could be meant.
+        Axis of X that holds the channels. None is for grey images (n, H, W). "auto" takes an X with three
+        axes for grey images. If X has four axes, "auto" is the second or the last axis, whichever has length
+        1 to 4; it is an error if both have, or neither.
     image_shape : tuple, default=None
-        Shape (H, W) or (C, H, W) of the images when X is given as rows (n, d). None takes a row for an
-        image of 1 x d pixels.
+        Shape (H, W) or (C, H, W) of the images if X has rows (n, d). With None, a row is an image of 1 x d
+        pixels.
     verbose : int, default=0
         Verbosity: 1 prints a line per epoch.
     random_state : int, RandomState or None, default=None
-        Source of everything random in `fit`. With an int, `fit` gives the same bits each time at a fixed
-        number of torch threads. None takes a new seed from the system. The global generators of numpy and
-        torch are neither used nor changed.
+        Source of everything random in `fit`. With an int, `fit` gives the same bits each time if the number
+        of torch threads stays the same. None takes a new seed from the operating system. The global
+        generators of numpy and torch are neither used nor changed.
 """
 
 #: Parameters of the networks in `networks.autoencoder`.
@@ -58,33 +62,37 @@ SIZE_PARAMETERS = """
     latent_size : int, default=16
         Length of a code, or number of channels of a spatial code.
     hidden_size : int, default=2048
-        Units of the dense layers on either side of the code.
+        Number of units in the dense layers on either side of the code; unused with a spatial code.
     width : int, default=16
-        Channels of the network's first level. The next has 2 times as many, all others 4 times.
+        Number of channels of the network's first level. Each level halves the sides of the image. The second
+        level has 2 times as many channels as the first, all further levels have 4 times as many.
     n_levels : int, default=None
-        Number of times each side is halved. None halves sides to about 4 pixels (4 times at 64 x 64).
+        Number of levels. None halves each side to about 4 pixels, which takes 4 levels at 64 x 64.
     bottleneck : {"dense", "spatial"}, default="dense"
-        Kind of code. "dense": a single code for the image. "spatial": a code at every place of the last
+        Kind of code. "dense": a single code for the image. "spatial": a code for each place of the last
         level, by 1 x 1 convolutions.
 """
 
 #: Entries of class docstrings on fitted attributes.
 ATTRIBUTES = """
     network_ : nn.Module
-        Network with all parts of the method. Statistics that were learned are its buffers.
+        Network with all parts of the method. Statistics that were learned are buffers of it.
     history_ : dict of str to skorch.history.History
-        Losses of each training stage, epoch by epoch.
+        Losses of each epoch, for each training stage by its name.
     n_iter_ : int
-        Number of epochs of all stages together.
+        Number of epochs, added up over all training stages.
     offset_ : float
-        Threshold of `score_samples`. Below it, `predict` gives -1.
+        Threshold of scores. `predict` returns -1 where `score_samples` is below it.
     pixel_offset_ : float
-        Threshold of `anomaly_map`. Pixels above it are flagged. It is nan for a method without a map.
+        Threshold of maps. `segment` flags pixels whose map is above it. It is nan if there are no maps.
     map_range_ : tuple (low, high)
-        Quantiles 1 % and 99.9 % of the map pixels of normal images, the colour scale for maps.
+        Colour scale for maps: the quantiles 1 % and 99.9 % of the pixels in maps of normal images.
     image_shape_ : tuple (C, H, W)
+        Shape of an image, channels first.
     intensity_range_ : tuple (low, high)
+        Intensities in X that become the ends of the network's range.
     device_ : str
+        Name of the torch device in use.
     n_features_in_ : int
         Length of the second axis of X.
     feature_names_in_ : ndarray of str
@@ -135,7 +143,7 @@ ENDINGS = {"_weight": [Interval(Real, 0, None, closed="left")], "_epochs": [*_wh
 
 
 def constraints_of(names, own):
-    """Constraints of a class with these parameters: the shared ones among them, and its own."""
+    """Constraints of a class with the parameters `names`: by endings, of shared parameters, and its `own`."""
     by_ending = {name: rule for name in names for ending, rule in ENDINGS.items() if name.endswith(ending)}
     return by_ending | {name: SHARED[name] for name in names if name in SHARED} | own
 
@@ -149,11 +157,11 @@ def fill_docstring(doc, names, *, trained, steps):
     ----------
     doc : str or None
     names : sequence of str
-        Parameters of the class. Those that `doc` does not describe itself replace ``{parameters}``.
+        Parameters of the class. ``{parameters}`` becomes the entries of those that `doc` does not describe.
     trained : bool
-        Whether the class has the attributes of a training.
+        Whether the class has `TRAINED_ATTRIBUTES`.
     steps : dict of str to int
-        Training steps, by parameters.
+        Number of training steps that None stands for, by the name of the parameter.
     """
     if doc is None:
         return None
@@ -169,6 +177,6 @@ def fill_docstring(doc, names, *, trained, steps):
 
 
 def _entries(text, wanted):
-    """Entries of a text whose names are wanted."""
+    """Entries of a text, as far as `wanted` says yes to their names."""
     entries = re.split(r"\n(?=\w)", inspect.cleandoc(text))
     return "\n".join(entry for entry in entries if wanted(entry.partition(" : ")[0]))

@@ -1,4 +1,4 @@
-"""Bases of detectors, for those who write their own."""
+"""Base classes of detectors, for users who write a detector of their own."""
 
 from .._parameters import PROCESS_PARAMETERS as PROCESS_PARAMETERS
 from ._composite import CompositeDetector
@@ -10,5 +10,5 @@ from ._state import restore as restore
 from ._state import state_of as state_of
 from ._trained import TrainedDetector
 
-# The functions are for rooms of the package, which may not use private names of a detector.
+# The functions are for other rooms of the package, which may not use private names of a detector.
 __all__ = ["BaseDetector", "CompositeDetector", "Judgement", "TrainedDetector"]

@@ -4,22 +4,23 @@ from ._detector import BaseDetector
 
 
 class CompositeDetector(BaseDetector):
-    """Base of detectors that hold other detectors, each with an input format of its own.
+    """Base of detectors that hold other detectors, each of which reads X in its own format.
 
-    A subclass writes `_learn`, which fits the detectors it holds; `_judgements`, which judges images batch by
-    batch by means of them; and `_components`. Its `_format_class` reads X. Its ``network_`` is a property,
-    all their networks in one module. It does not reconstruct.
+    A subclass writes `_learn`, which fits the detectors that it holds; `_judgements`, which uses them to
+    judge images batch by batch; and `_components`. Its attribute `_format_class` is the class that reads X.
+    Its ``network_`` is a property that returns the networks of these detectors in one module. It does not
+    reconstruct.
     """
 
     def _check_process(self):
-        """Leave the device to the detectors held."""
+        """Check nothing: the detectors that are held choose their devices."""
 
     def _learn(self, images):
-        """Fit the detectors held; return None, or judgements as `_measure` does."""
+        """Fit the detectors that are held; return None, or judgements as `_measure` does."""
         raise NotImplementedError
 
     def _judgements(self, images, pick):
-        """Yield (slice, part) batch by batch, where `pick` takes the part from a Judgement."""
+        """Yield (slice, part) for each batch, where `pick` takes the part from a Judgement."""
         raise NotImplementedError
 
     def _components(self, images):

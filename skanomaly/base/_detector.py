@@ -1,4 +1,4 @@
-"""BaseDetector: all that detectors have in common, and the methods that each must add."""
+"""BaseDetector: everything that detectors have in common, and the methods that each detector must add."""
 
 import copy
 import inspect
@@ -22,7 +22,7 @@ from .._parameters import SHARED, constraints_of, fill_docstring
 from .._random import default_modes, draw_seed, seeded
 from ..training._progress import CallbackSupport
 
-#: Most pixels of normal maps that are kept to set `pixel_offset_`; all of them might not fit the memory.
+#: Largest number of map pixels that are kept to set `pixel_offset_`; all of them might not fit into memory.
 N_PIXELS = 10**7
 
 
@@ -32,10 +32,12 @@ class Judgement(NamedTuple):
     Parameters
     ----------
     score : (n,) tensor
+        Anomaly score of each image.
     map : (n, H, W) tensor or None
+        Anomaly map of each image; None for a method without maps.
     components : dict of str to (n,) tensor or callable
-        Parts of the score, and other scores. A component that is costly may be given as a function without
-        arguments, which `score_components` calls.
+        Parts of the score, and other scores. A costly component may be a function without arguments that
+        returns the tensor; only `score_components` calls it.
     """
 
     score: torch.Tensor
@@ -49,6 +51,7 @@ class Judgement(NamedTuple):
         Parameters
         ----------
         maps : (n, H, W) tensor
+            Anomaly map of each image.
         **components
             Other components.
         """
@@ -57,13 +60,13 @@ class Judgement(NamedTuple):
 
 
 class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
-    """Base of all detectors, directly or, for those trained in epochs, by its subclass `TrainedDetector`.
+    """Base of all detectors. Its subclass `TrainedDetector` is the base of those trained in epochs.
 
     A subclass writes `_build` and `_judge`. It also writes `_measure` if it learns statistics of normal
     images, `_prepare` if sizes of its network depend on the data, and `_reconstruct` if it reconstructs.
 
-    Shared parameters have their constraints already; a subclass lists the constraints of its other parameters
-    in ``_parameter_constraints``. ``{parameters}`` and ``{attributes}`` in its docstring are replaced by the
+    Shared parameters have constraints already; a subclass lists the constraints of its other parameters in
+    ``_parameter_constraints``. ``{parameters}`` and ``{attributes}`` in its docstring are replaced by the
     entries that detectors share.
     """
 
@@ -73,13 +76,13 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
     #: Whether the method learns something else from unlabelled images (y = 0) than from normal ones.
     _tells_unlabelled = False
 
-    #: Training steps, which only detectors trained in epochs take.
+    #: Training steps that None stands for, by the name of the parameter. Only a `TrainedDetector` has any.
     _steps: dict = {}
 
-    #: Version of saved files, raised with each change of the network that older files do not fit.
+    #: Version of saved files. Raise it when the network changes so that older files do not fit it.
     _file_version = 1
 
-    #: Class that learns the format of X in `fit`, and opens other images by it.
+    #: Class that learns the format of X in `fit`, and later opens images in that format.
     _format_class = InputFormat
 
     _parameter_constraints: dict = {}
@@ -104,12 +107,12 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         super().__init_subclass__(**kwargs)
         names = list(inspect.signature(cls.__init__).parameters)[1:]
         cls._parameter_constraints = constraints_of(names, cls._parameter_constraints)
-        # PatchDetector has no parameters of training, but shows the history of the detector it holds.
+        # PatchDetector has no parameters of training, but it has the history of the detector inside.
         trained = "max_epochs" in names or hasattr(cls, "history_")
         cls.__doc__ = fill_docstring(cls.__doc__, names, trained=trained, steps=cls._steps)
 
     def _assign_shared(self, parameters):
-        """Assign the shared parameters of a constructor, which are given by its `locals()`."""
+        """Assign the shared parameters of a constructor; `parameters` is its `locals()`."""
         for name in SHARED.keys() & parameters.keys():
             setattr(self, name, parameters[name])
 
@@ -121,11 +124,11 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         Parameters
         ----------
         images : Images
-            Images to learn from. ``images.y`` holds their codes (1 normal, 0 unlabelled), or is None.
+            Images to learn from. ``images.y`` holds their labels (1 normal, 0 unlabelled), or is None.
         """
 
     def _build(self, image_shape):
-        """Untrained network for images (C, H, W): one nn.Module that holds all parts."""
+        """Untrained network for images of shape (C, H, W): one nn.Module that holds all parts."""
         raise NotImplementedError
 
     def _measure(self, network, images):
@@ -134,16 +137,16 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         Returns
         -------
         judged : None, or sequence of (score (b,), map (b, H, W) or None)
-            Judgements of the normal images, in order, as numpy arrays, which set the thresholds. If it is
-            None, the images are judged in a second pass.
+            Anomaly scores and maps of the normal images, batch by batch in order, as numpy arrays. They set
+            the thresholds. If it is None, the images are judged in a second pass.
         """
 
     def _judge(self, network, x):
-        """Judgement of a batch of images (n, c, h, w), in eval mode without gradients."""
+        """Judgement of a batch of images (n, c, h, w). It is called in eval mode and without gradients."""
         raise NotImplementedError
 
     def _reconstruct(self, network, x):
-        """Reconstructions of images (n, c, h, w); only a method that reconstructs writes this."""
+        """Reconstructions of images (n, c, h, w). Only detectors that reconstruct have this method."""
         raise NotImplementedError
 
     # Fitting.
@@ -168,8 +171,8 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like of shape (n, H, W), (n, H, W, C), (n, C, H, W) or (n, d)
-            Images, or rows. numpy arrays, memmaps, CPU tensors, DataFrames of rows, or any object
-            with ``shape``, ``dtype`` and ``X[a:b]``.
+            Images, or rows: a numpy array, memmap, CPU tensor, list, DataFrame of rows, or any object with
+            ``shape``, ``dtype`` and ``X[a:b]``.
         y : array-like of shape (n,), default=None
             Labels: 1 normal, 0 unlabelled, -1 known anomaly. Rows with -1 are left out; rows with any other
             label count as normal. `skanomaly.labels.from_anomalies` makes such labels of your own.
@@ -197,14 +200,14 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
 
         Notes
         -----
-        With `checkpoint_dir`, a `fit` that was killed is continued by the same call, with the same parameters
-        and data. It ends with the same bits as one that was not killed.
+        With `checkpoint_dir`, a `fit` that was killed continues when it is called again with the same
+        parameters and data. It ends with the same bits as a `fit` that was not killed.
         """
         with self._fit_task(X, y), default_modes():
             self._fit(X, y)
         return self
 
-    # Not `fit`: callbacks are torn down by what their task leaves on the detector, also if the fit fails.
+    # `_fit`, not `fit`: after a failed fit, scikit-learn closes its callbacks by attributes of `_fit_task`.
     @all_or_nothing
     def _fit(self, X, y):
         self._check_process()
@@ -214,16 +217,16 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         self._prepare(images)
         judged = self._learn(images)
         scores, pixels = self._sample(self._normals(images), judged, self._last_step())
-        # Not the worst score: scikit-learn expects this share of the training images to be flagged.
+        # A quantile, not the worst score: scikit-learn expects this share of training images to be flagged.
         offset = np.percentile(-scores, 100 * self.contamination)
         self._set_thresholds(offset, pixels, self.pixel_contamination)
 
     def _check_process(self):
-        """Refuse, before X is read, what this process cannot do."""
+        """Raise an error if this process cannot run the fit, before X is read. Set ``device_``."""
         self.device_ = _inference.resolve_device(self.device)
 
     def _learn(self, images):
-        """Make ``network_`` from the images; return judgements of the normal ones, as `_measure` does."""
+        """Make ``network_`` from the images; return what `_measure` returns."""
         with seeded(draw_seed(self.random_state), self.device_):
             network = self._new_network()
             judged = self._measure(network, images)
@@ -242,7 +245,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         return ""
 
     def _normals(self, images):
-        """Normal images among the training images; their scores set the thresholds."""
+        """Training images that set the thresholds: all, or only the normal ones if `_tells_unlabelled`."""
         told = self._tells_unlabelled and images.y is not None
         return images.subset(np.flatnonzero(images.y != 0)) if told else images
 
@@ -255,10 +258,10 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         pixel_false_alarm_rate: float = 0.01,
         X_normal: ArrayLike | None = None,
     ) -> Self:
-        """Reset both thresholds from normal images the detector was not trained on.
+        """Reset both thresholds from normal images that the detector was not trained on.
 
-        A detector knows its training images too well: thresholds from them flag many more new normal images
-        than they promise. ``map_range_``, the colour scale, is reset along with the thresholds.
+        A detector has learned its training images. Thresholds from them usually flag a larger share of new
+        normal images than of the training images. ``map_range_``, the colour scale, is reset, too.
 
         Parameters
         ----------
@@ -268,10 +271,10 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
             Labels of the images. Only those with 1 (normal) are used: -1 (anomalous) and 0 (unlabelled) are
             left out.
         false_alarm_rate : float, default=0.05
-            Expected share of new normal images that `predict` will flag. With few images the share itself
-            varies: for 77 images and a rate of 0.05 it is between 0.01 and 0.13 in 99 % of draws.
+            Expected share of new normal images that `predict` will flag, in (0, 1). The share of one detector
+            varies around it: with 77 images and a rate of 0.05, it is between 0.01 and 0.13 in 99 % of cases.
         pixel_false_alarm_rate : float, default=0.01
-            Share of the pixels of these images that lie above ``pixel_offset_``.
+            Share of the pixels in maps of these images that lie above ``pixel_offset_``, in (0, 1).
         X_normal : array-like, default=None
             Former name of X, deprecated.
 
@@ -324,7 +327,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         return self
 
     def _sample(self, images, judged=None, last_step=""):
-        """Anomaly scores (n,) of images, and a sample of the pixels of their maps, or None without maps."""
+        """Anomaly scores (n,) of images, and a sample of the pixels of their maps (None without maps)."""
         if judged is None:
             judged = (part for _, part in self._judgements(images, lambda judgement: judgement[:2]))
         per_image = max(1, N_PIXELS // len(images))
@@ -380,8 +383,8 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         Returns
         -------
         scores : (n,) float64 ndarray
-            Anomaly scores of the method, negated: higher is more normal. An image whose score leaves float32
-            has the lowest finite float32.
+            Anomaly scores of the method, multiplied by -1: higher is more normal. An image whose score leaves
+            float32 has the lowest finite float32.
         """
         parts = self._limited_judgements(self._open(X), lambda judgement: judgement.score)
         return -np.concatenate([score.astype(np.float64) for _, score in parts])
@@ -417,7 +420,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         return np.where(self.decision_function(X) >= 0, 1, -1)
 
     def score_components(self, X: ArrayLike) -> dict[str, NDArray[np.float64]]:
-        """Components of each score: its parts, and other scores of the method.
+        """Components of the score: its parts, and other scores of the method.
 
         Parameters
         ----------
@@ -427,14 +430,14 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         Returns
         -------
         components : dict of str to (n,) float64 ndarray
-            Values by name; higher is more anomalous.
+            Values of each component by its name; higher is more anomalous.
         """
         parts = list(self._components(self._open(X)))
         whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         return {name: limited(values.astype(np.float64)) for name, values in whole.items()}
 
     def _components(self, images):
-        """Dicts of components (b,), one for each batch."""
+        """Iterator over dicts of components (b,), one dict for each batch."""
 
         def components(judgement):
             return {k: v() if callable(v) else v for k, v in judgement.components.items()}
@@ -442,19 +445,19 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         return (part for _, part in self._judgements(images, components))
 
     def anomaly_map(self, X: ArrayLike, *, out: Any = None) -> NDArray[np.float32]:
-        """Map of each image: the anomaly of each pixel.
+        """Map of each image: how anomalous each pixel is.
 
         Parameters
         ----------
         X : array-like
             Images of the fitted shape.
         out : array-like of shape (n, H, W), default=None
-            Array to write the maps to, for example a writable memmap.
+            Array into which the maps are written, for example a writable memmap.
 
         Returns
         -------
         maps : (n, H, W) float32 ndarray, or `out`
-            Anomaly of the pixels. Higher is more anomalous, on one scale for all images.
+            Maps on one scale for all images; higher is more anomalous.
         """
         images = self._open(X)
         return _collect(self._maps(images), images.map_shape, np.float32, out)
@@ -468,20 +471,20 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         min_size: int = 0,
         out: Any = None,
     ) -> NDArray[np.bool_]:
-        """Mask of the anomalous pixels: `anomaly_map` above ``pixel_offset_``, cleaned.
+        """Mask of each image: the pixels whose `anomaly_map` is above ``pixel_offset_``, cleaned.
 
         Parameters
         ----------
         X : array-like
             Images of the fitted shape.
         median_size : int, default=None
-            Side of a median filter on the maps before the threshold.
+            Side, in pixels, of a median filter that is applied to the maps before the threshold.
         fill_holes : bool, default=True
             Whether pixels that are enclosed by flagged ones are flagged, too.
         min_size : int, default=0
-            Number of pixels that a flagged region must have; smaller regions are dropped.
+            Least number of pixels in a flagged region; smaller regions are dropped.
         out : array-like of shape (n, H, W), default=None
-            Array to write the masks to.
+            Array into which the masks are written.
 
         Returns
         -------
@@ -513,7 +516,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         scores : (b,) float64 ndarray
             Scores of `score_samples`.
         maps : (b, H, W) float32 ndarray or None
-            Maps of `anomaly_map`; None for a method without a map.
+            Maps of `anomaly_map`; None for a method without maps.
         """
         for rows, (score, maps) in self._limited_judgements(self._open(X), lambda judgement: judgement[:2]):
             yield rows, -score.astype(np.float64), maps
@@ -523,18 +526,19 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
 
     @available_if(_reconstructs)
     def reconstruct(self, X: ArrayLike, *, out: Any = None) -> NDArray[np.float32]:
-        """Normal version of each image, as the detector makes it.
+        """Reconstruction of each image, which at best shows the image without its anomalies.
 
         Parameters
         ----------
         X : array-like
             Images of the fitted shape.
-        out : array-like of X's shape, default=None
-            Array to write the images to.
+        out : array-like of the shape of X, default=None
+            Array into which the reconstructions are written.
 
         Returns
         -------
-        images : float32 ndarray in X's layout and units, or `out`
+        images : float32 ndarray, or `out`
+            Reconstructions in the layout and units of X.
         """
         images = self._open(X)
         parts = self._run(lambda x: self._reconstruct(self.network_, x), images)
@@ -542,12 +546,12 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         return _collect(parts, images.X.shape, np.float32, out)
 
     def _open(self, X):
-        """Images of X, after all checks of the detector and of X."""
+        """Images of X, after checks that the detector is fitted and that X fits it."""
         check_is_fitted(self)
         return self._format.open(X, self)
 
     def _judgements(self, images, pick):
-        """Yield (slice, part) batch by batch, as numpy arrays; `pick` takes the part from a Judgement."""
+        """Yield (slice, part) for each batch: numpy arrays of the part that `pick` takes from a Judgement."""
         return self._run(lambda x: pick(self._judge(self.network_, x)), images)
 
     def _limited_judgements(self, images, pick):
@@ -558,7 +562,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         return _inference.run(function, self.network_, images, self.device_)
 
     def _maps(self, images):
-        """Yield (slice, maps) batch by batch."""
+        """Yield (slice, maps) for each batch."""
         for rows, maps in self._limited_judgements(images, lambda judgement: judgement.map):
             if maps is None:
                 raise TypeError(
@@ -573,12 +577,12 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         return self._place(self._build(self.image_shape_))
 
     def _place(self, network):
-        # channels_last: convolutions are faster with it, on CPUs and on GPUs.
+        # In the memory format channels_last, convolutions are faster on CPUs and on GPUs.
         return network.to(self.device_, memory_format=torch.channels_last)
 
     def __getstate__(self):
-        """State for pickling, with the network on the CPU, since another machine may have no accelerator."""
-        state = dict(super().__getstate__())  # a copy, since this is the live __dict__
+        """State for pickling. The network is on the CPU, since another machine may have no accelerator."""
+        state = dict(super().__getstate__())  # a copy, since __getstate__ returns the __dict__ itself
         if "network_" in state and self.device_ != "cpu":
             state["network_"] = copy.deepcopy(state["network_"]).cpu()
         return state
@@ -594,13 +598,13 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
-        # two_d_array stays True: without it scikit-learn leaves out 45 of its 46 checks, and says nothing.
+        # two_d_array stays True: without it scikit-learn silently leaves out 45 of its 46 checks.
         tags.input_tags.three_d_array = True
         return tags
 
 
 def _collect(parts, shape, dtype, out):
-    """Array of this shape, put together from parts (rows, array), or a list of arrays if `shape` is None."""
+    """Array of this shape made of parts (rows, array), or, if `shape` is None, a list of arrays."""
     if shape is None:
         if out is not None:
             raise ValueError("out is for images in one array; those of a list come back as a list")
@@ -629,7 +633,7 @@ def _check_out(out, shape, dtype):
 
 
 def open_images(detector, X):
-    """Images of X, checked by a fitted detector and read in its format."""
+    """Images of X in the format of a fitted detector, after the detector's checks of X."""
     return detector._open(X)
 
 

@@ -1,4 +1,4 @@
-"""State of a fitted detector as plain values and tensors, and a detector from such a state."""
+"""State of a fitted detector, as plain values and tensors, and how a detector is restored from it."""
 
 import math
 import threading
@@ -62,7 +62,7 @@ def _check_attributes(detector, attributes):
 
 
 def state_of(detector):
-    """Attributes of a fitted detector, and the tensors of its network, or None if it has no network.
+    """Attributes of a fitted detector, and the tensors of its network (None without a network of its own).
 
     Raises
     ------
@@ -70,7 +70,7 @@ def state_of(detector):
         If parameters were changed after `fit`, so that they no longer describe the network, or if attributes
         cannot be those of a fit, such as a threshold of nan.
     """
-    # vars, not hasattr: PatchDetector shows the network of the detector it holds, which is saved with that.
+    # vars, not hasattr: PatchDetector's network is that of the detector inside, and is saved with it.
     tensors = dict(detector.network_.state_dict()) if "network_" in vars(detector) else None
     if tensors is not None and (problem := _misfit(detector, tensors)):
         raise ValueError(
@@ -92,7 +92,7 @@ def state_of(detector):
 
 
 def restore(detector, attributes, tensors):
-    """Undo `state_of`, in a detector with the same parameters. If attributes are None it stays unfitted.
+    """Undo `state_of`, in a detector with the same parameters. With `attributes=None` it stays unfitted.
 
     Raises
     ------
@@ -106,12 +106,12 @@ def restore(detector, attributes, tensors):
     attributes = dict(attributes)
     if "history_" in attributes:
         attributes["history_"] = {k: History(rows) for k, rows in attributes["history_"].items()}
-    # In older files of PatchDetector only the detector inside has a range.
+    # In older files of PatchDetector, only the detector inside has an intensity range.
     if "detector_" in attributes:
         attributes.setdefault("intensity_range_", attributes["detector_"].intensity_range_)
     _check_attributes(detector, attributes)
     layout, image_shape = attributes.pop("_layout"), attributes.pop("image_shape_")
-    # Older files of PatchDetector, which has no tensors, have the layout of the first image instead.
+    # Not compared without tensors: older files of PatchDetector have the layout of the first image instead.
     if layout.image_shape != image_shape and tensors is not None:
         raise ValueError("two shapes of images do not agree")
     layout = Layout(image_shape, layout.channel_axis, layout.rows)
@@ -137,15 +137,16 @@ def _is_fitted_name(name):
 
 
 def _misfit(detector, state):
-    """Difference between tensors and the network that the parameters describe, in words; "" if none.
+    """Difference between the tensors `state` and the network that the parameters describe, in words.
 
-    The network is built on torch's meta device, which allocates nothing, and the building is stopped once it
-    has more parameters or buffers than there are tensors: no file can exhaust memory or time.
+    The difference is "" if there is none. The network is built on torch's meta device, which allocates
+    nothing. Building stops once the network has too many parameters or buffers for these tensors, so that no
+    file can exhaust memory or time.
     """
     counts, thread = Counter(), threading.get_ident()
 
     def count(kind, limit, module, name, tensor):
-        if threading.get_ident() != thread:  # torch calls the hook for networks of all threads
+        if threading.get_ident() != thread:  # torch also calls the hook for networks of other threads
             return
         counts[kind] += tensor is not None
         if counts[kind] > limit:
@@ -153,7 +154,7 @@ def _misfit(detector, state):
 
     hooks = [
         register_module_parameter_registration_hook(partial(count, "parameter", len(state))),
-        # More buffers than tensors: some are not kept in a state.
+        # More buffers than tensors are allowed: buffers that are not persistent are not in a state_dict.
         register_module_buffer_registration_hook(partial(count, "buffer", 2 * len(state) + 100)),
     ]
     try:
@@ -179,7 +180,7 @@ def _misfit(detector, state):
 
 
 def _first_line(error):
-    """First line of an error message. Torch appends its own stack to it, which is left out."""
+    """First line of an error message, without the stack that torch appends to the message."""
     return str(error).partition("\n")[0]
 
 

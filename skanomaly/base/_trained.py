@@ -19,8 +19,9 @@ from ._detector import BaseDetector
 class TrainedDetector(BaseDetector):
     """Base of detectors that are trained in epochs, in one or more stages.
 
-    A subclass writes `_train`, beside the methods that `BaseDetector` asks for. Its constructor also has the
-    parameters max_epochs, batch_size, lr, validation_fraction, checkpoint_dir, callbacks and verbose.
+    A subclass writes `_train`, and the methods that `BaseDetector` asks for. Its constructor also has the
+    parameters `max_epochs`, `batch_size`, `lr`, `validation_fraction`, `checkpoint_dir`, `callbacks` and
+    `verbose`.
     """
 
     #: Training steps of a stage whose number of epochs is None, by the parameter that gives the number.
@@ -33,7 +34,7 @@ class TrainedDetector(BaseDetector):
     checkpoint_dir: Any
     callbacks: Any
     verbose: int
-    # Sizes, of detectors whose constructors have them.
+    # Sizes of the network: only some constructors have these parameters.
     latent_size: int
     hidden_size: int
     width: int
@@ -49,17 +50,19 @@ class TrainedDetector(BaseDetector):
         Parameters
         ----------
         run : callable (stage, training, network, images, *, epochs="max_epochs", **options) -> History
-            Function that runs one stage. `training` is a subclass of `Training`, `epochs` the parameter of
-            this detector with the number of epochs, and `options` are arguments of the constructor of
-            `training`. The options max_epochs, lr and batch_size override this detector's parameters.
+            Function that runs the stage named `stage`. `training` is a subclass of `Training`, `epochs` the
+            name of the parameter with the number of epochs, and `options` are arguments of the constructor of
+            `training`. Without the options `max_epochs`, `lr` and `batch_size`, this detector's parameters
+            are used.
         network : nn.Module
+            Network that `_build` made.
         images : Images
             Images to train on. ``images.held_out`` are the images for validation, or None.
         """
         raise NotImplementedError
 
     def _network_size(self):
-        """Sizes of a network, by name: the parameters latent_size to bottleneck that the detector has."""
+        """Sizes of a network by name, from the parameters `latent_size` to `bottleneck` of the detector."""
         names = "latent_size", "hidden_size", "width", "n_levels"
         size = {name: getattr(self, name) for name in names if hasattr(self, name)}
         if getattr(self, "bottleneck", "dense") == "spatial":
@@ -74,7 +77,7 @@ class TrainedDetector(BaseDetector):
         seed, checkpoint = draw_seed(self.random_state), None
         if self.checkpoint_dir is not None:
             checkpoint = Checkpoint(self.checkpoint_dir, self._describe_fit(images), seed)
-            # With random_state=None each call draws another seed; a fit goes on with the one it began with.
+            # With random_state=None each call draws another seed; a resumed fit needs the one it began with.
             seed = checkpoint.seed
         with seeded(seed, self.device_):
             network = self._new_network()
@@ -122,11 +125,11 @@ class TrainedDetector(BaseDetector):
         return f" after stage {stage!r}, epoch {len(history)}: training diverged; lower its lr"
 
     def _describe_fit(self, images):
-        """Descriptions of all that decides the result of a fit. Equal descriptions mean equal fits."""
+        """Descriptions of everything that decides the result of a fit: equal descriptions mean equal fits."""
         X, rows, y = images.X, images.rows, images.y
         # Not y itself: all that counts is which rows there are, and which of them are unlabelled.
         labels = [] if y is None else [y == 0, np.arange(len(y)) if rows is None else rows]
-        # Batches of an array are drawn row by row, those of other sequences in runs of rows.
+        # Rows of an array are drawn one by one, those of other sequences in runs: other batches, another fit.
         X_kind = "array" if isinstance(X, np.ndarray) else "sequence"
         return {
             "detector": type(self).__name__,
