@@ -1,4 +1,4 @@
-"""Layers of a retina in OCT B-scans: from images to integer labels in depth order."""
+"""Extractors of the layers of a retina, from OCT B-scans to integer labels in depth order."""
 
 from .retina.graph import GraphLayerExtractor
 from .retina.unet import UNetLayerExtractor

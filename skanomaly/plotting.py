@@ -21,34 +21,34 @@ def _pyplot():
 class AnomalyMapDisplay:
     """Images beside their reconstructions, anomaly maps and masks, one image a row.
 
-    All maps share one colour scale, that of normal images at the last `fit` or `calibrate`. If each map had a
-    scale of its own, every normal image would look ill.
+    All maps share one colour scale, `map_range`. If each map had a scale of its own, every normal image would
+    look ill.
 
     Parameters
     ----------
     images : (n, H, W) or (n, H, W, C) ndarray
         Images that were judged.
     maps : (n, H, W) ndarray
-        Higher is more anomalous.
+        Anomaly maps; higher is more anomalous.
     masks : (n, H, W) bool ndarray
         Pixels that were flagged. The last column shows the images with the outlines of these pixels.
     map_range : (low, high)
-        Ends of the colour scale, as in ``detector.map_range_``.
+        Ends of the colour scale, for example ``detector.map_range_``.
     reconstructions : ndarray of images' shape, default=None
         Reconstructions of the images.
     true_masks : (n, H, W) bool ndarray, default=None
         Pixels that are truly anomalous. The last column shows their outlines in another colour.
     intensity_range : (low, high), default=None
-        Intensities that are drawn black and white. None takes the extremes of `images`.
+        Intensities that are drawn in black and in white. None takes the minimum and maximum of `images`.
     titles : list of n str, default=None
-        Words beside the rows.
+        Titles of the rows, written to the left of them.
 
     Attributes
     ----------
     figure_ : matplotlib Figure
-        Set by `plot`.
-    axes_ : ndarray of matplotlib axes
-        Set by `plot`.
+        Figure that `plot` has drawn into.
+    axes_ : (n, 3 or 4) ndarray of matplotlib axes
+        Axes that `plot` has drawn into.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class AnomalyMapDisplay:
 
     @classmethod
     def from_estimator(cls, estimator, X, *, true_masks=None, titles=None, axes=None, **segment_options):
-        """Draw X and the judgement of a fitted detector.
+        """Draw images and a fitted detector's maps and masks of them.
 
         Parameters
         ----------
@@ -85,16 +85,16 @@ class AnomalyMapDisplay:
         true_masks : (n, H, W) bool array-like, default=None
             Pixels that are truly anomalous. The last column shows their outlines in another colour.
         titles : list of n str, default=None
-            Words beside the rows. None takes the estimator's decisions.
-        axes : (n, 3 or 4) array of matplotlib axes, default=None
-            Axes to draw into; None makes a figure.
+            Titles of the rows. None writes "normal" or "anomalous", and the anomaly score minus threshold.
+        axes : (n, 4) or (n, 3) array of matplotlib axes, default=None
+            Axes to draw into: 4 columns if the detector reconstructs, else 3. None makes a figure.
         **segment_options : dict
             Options of the detector's `segment`.
 
         Returns
         -------
         display : AnomalyMapDisplay
-            Drawn.
+            The display, already drawn.
         """
         detector, seen = unwrap(estimator, X)
         images = open_images(detector, seen)
@@ -117,19 +117,19 @@ class AnomalyMapDisplay:
         return display.plot(axes=axes)
 
     def plot(self, *, axes=None, cmap="inferno"):
-        """Draw into `axes`, or a new figure.
+        """Draw into `axes`, or into a new figure.
 
         Parameters
         ----------
-        axes : (n, 3 or 4) array of matplotlib axes, default=None
-            Axes to draw into; None makes a figure.
+        axes : (n, 4) or (n, 3) array of matplotlib axes, default=None
+            Axes to draw into: 4 columns if there are `reconstructions`, else 3. None makes a figure.
         cmap : str, default="inferno"
-            Colours of the maps.
+            Name of matplotlib's colour map for the anomaly maps.
 
         Returns
         -------
         display : AnomalyMapDisplay
-            Drawn.
+            This display.
         """
         masks = check_masks(self.masks)
         true_masks = None if self.true_masks is None else check_masks(self.true_masks, "true_masks")
@@ -160,7 +160,7 @@ class AnomalyMapDisplay:
             if self.titles is not None:
                 row_axes[0].set_ylabel(self.titles[row], fontsize=8)
         self.figure_, self.axes_ = axes[0, 0].figure, axes
-        # One colour bar, that of the last map: all have the same scale.
+        # A single colour bar, made of the last map, because all maps have the same scale.
         map_axes = axes[:, list(columns).index("anomaly map")]
         bar = self.figure_.colorbar(drawn, ax=map_axes, shrink=0.8, location="bottom", aspect=12)
         bar.ax.tick_params(labelsize=7)
@@ -172,10 +172,10 @@ def _channels_last(images):
 
 
 def _displayed(image, low, high):
-    """Image in [0, 1], of 1, 3 or 4 channels, that shows `low` as black and `high` as white."""
+    """Image in [0, 1] with 1, 3 or 4 channels, in which `low` is black and `high` is white."""
     # `or 1` keeps a constant image from division by zero.
     image = np.clip((image.astype(float) - low) / ((high - low) or 1), 0, 1)
-    # matplotlib takes no 2 channels, nor 5.
+    # matplotlib draws 1, 3 or 4 channels; the mean stands for any other number of them.
     return image.mean(-1) if image.ndim == 3 and image.shape[-1] not in (3, 4) else image
 
 
@@ -185,18 +185,18 @@ class ScoreHistogramDisplay:
     Parameters
     ----------
     anomaly_score : (n,) ndarray
-        Higher is worse. Infinite scores are drawn in the bars at the ends.
+        Anomaly score of each image; higher is worse. Infinite scores are drawn in the bars at the ends.
     anomalous : (n,) bool ndarray
         True for anomalous images.
     threshold : float, default=None
-        Threshold of the scores. Images with a score above it are flagged.
+        Threshold of the scores. Images with a score above it are flagged. None draws no threshold.
 
     Attributes
     ----------
     figure_ : matplotlib Figure
-        Set by `plot`.
+        Figure that `plot` has drawn into.
     ax_ : matplotlib axes
-        Set by `plot`.
+        Axes that `plot` has drawn into.
     """
 
     def __init__(self, anomaly_score, anomalous, *, threshold=None):
@@ -206,7 +206,7 @@ class ScoreHistogramDisplay:
 
     @classmethod
     def from_estimator(cls, estimator, X, y, *, anomaly_label=-1, ax=None):
-        """Draw the scores of a fitted detector, with its threshold.
+        """Draw the scores that a fitted detector gives to images, and its threshold.
 
         Parameters
         ----------
@@ -224,7 +224,7 @@ class ScoreHistogramDisplay:
         Returns
         -------
         display : ScoreHistogramDisplay
-            Drawn.
+            The display, already drawn.
         """
         detector, seen = unwrap(estimator, X)
         score, threshold = -detector.score_samples(seen), -detector.offset_
@@ -237,11 +237,11 @@ class ScoreHistogramDisplay:
         Parameters
         ----------
         y : (n,) array-like
-            Labels.
+            Labels; rows with 0 are left out if `anomaly_label` is -1.
         anomaly_score : (n,) array-like
-            Higher is worse.
+            Anomaly score of each image; higher is worse.
         threshold : float, default=None
-            Threshold of the scores. Images with a score above it are flagged.
+            Threshold of the scores. Images with a score above it are flagged. None draws no threshold.
         anomaly_label : object, default=-1
             Label of anomalous images.
         ax : matplotlib axes, default=None
@@ -250,25 +250,25 @@ class ScoreHistogramDisplay:
         Returns
         -------
         display : ScoreHistogramDisplay
-            Drawn.
+            The display, already drawn.
         """
         anomalous, score, _ = labelled(y, anomaly_score, anomaly_label)
         return cls(score, anomalous, threshold=threshold).plot(ax=ax)
 
     def plot(self, *, ax=None, bins=40):
-        """Draw into `ax`, or a new figure.
+        """Draw into `ax`, or into a new figure.
 
         Parameters
         ----------
         ax : matplotlib axes, default=None
             Axes to draw into; None makes a figure.
         bins : int, default=40
-            Number of bars of each class.
+            Number of bins, the same bins for both classes.
 
         Returns
         -------
         display : ScoreHistogramDisplay
-            Drawn.
+            This display.
         """
         if ax is None:
             _, ax = _pyplot().subplots(figsize=(4, 3), layout="constrained")
@@ -297,20 +297,20 @@ class StageDisplay:
     images : (n, H, W) or (n, H, W, C) ndarray
         Images that were staged.
     residuals : (n, H, W) ndarray
-        Maps of the same images.
+        Anomaly maps of the same images. Their mean over each stage is drawn.
     stages : (n,) int ndarray
         Stage of each image. Images of stage 0, the normal ones, are not drawn.
     severity : (n,) ndarray
-        Higher is worse.
+        Severity of each image; higher is worse.
     intensity_range : (low, high), default=None
-        Intensities that are drawn black and white. None takes the extremes of `images`.
+        Intensities that are drawn in black and in white. None takes the minimum and maximum of `images`.
 
     Attributes
     ----------
     figure_ : matplotlib Figure
-        Set by `plot`.
+        Figure that `plot` has drawn.
     axes_ : ndarray of matplotlib axes
-        Set by `plot`: the axes of the images, stage by stage, and at the end those of the histogram.
+        Axes that `plot` has drawn into: those of the first stage, of the next, and last of the histogram.
     """
 
     def __init__(self, images, residuals, stages, severity, *, intensity_range=None):
@@ -327,17 +327,17 @@ class StageDisplay:
         Parameters
         ----------
         stager : AnomalyStager
-            Fitted.
+            Fitted stager.
         X : array-like
             Images, as the stager takes them.
         n_images : int, default=6
-            Largest number of images of a stage. If a stage has more, they are picked evenly from the least to
-            the most severe.
+            Largest number of images drawn for a stage. If a stage has more, images are picked evenly from the
+            least severe to the most severe.
 
         Returns
         -------
         display : StageDisplay
-            Drawn.
+            The display, already drawn.
         """
         detector, seen = unwrap(stager.detector_, X)
         display = cls(
@@ -355,15 +355,15 @@ class StageDisplay:
         Parameters
         ----------
         n_images : int, default=6
-            Largest number of images of a stage. If a stage has more, they are picked evenly from the least to
-            the most severe.
+            Largest number of images drawn for a stage. If a stage has more, images are picked evenly from the
+            least severe to the most severe.
         cmap : str, default="inferno"
-            Colours of the residuals.
+            Name of matplotlib's colour map for the residuals.
 
         Returns
         -------
         display : StageDisplay
-            Drawn.
+            This display.
         """
         found = [stage for stage in np.unique(self.stages) if stage]
         if not found:
@@ -382,14 +382,14 @@ class StageDisplay:
                 ax = axes[k, j] = figure.add_subplot(grid[k, j])
                 ax.set(xticks=[], yticks=[])
                 if j == 0:
-                    # One scale for all stages, or a mild one would look as bad as the worst.
+                    # One colour scale for all stages, or a mild stage would look as bad as the worst.
                     ax.imshow(mean, cmap=cmap, vmin=0, vmax=np.max(means))
                     ax.set_ylabel(f"stage {stage} ({len(rows)})", fontsize=8)
                 elif j <= len(shown):
                     ax.imshow(_displayed(self.images[shown[j - 1]], low, high), cmap="gray", vmin=0, vmax=1)
                     ax.set_title(f"{self.severity[shown[j - 1]]:.2f}", fontsize=8)
                 else:
-                    # Hidden, not left out: axes_ has no holes.
+                    # Hidden, not left out: every entry of axes_ is an axes.
                     ax.set_axis_off()
         axes[0, 0].set_title("mean residual", fontsize=8)
         histogram = figure.add_subplot(grid[-1, :])

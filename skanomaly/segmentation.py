@@ -1,4 +1,4 @@
-"""Anomaly maps to masks. Arrays in, arrays out; each image is treated separately."""
+"""Masks from anomaly maps. Functions take and return arrays, and treat each image separately."""
 
 import numpy as np
 from scipy import ndimage
@@ -10,7 +10,7 @@ from .retina.comparison import layer_codes as layer_codes
 from .retina.comparison import layer_thresholds as layer_thresholds
 from .retina.comparison import layerwise_mask as layerwise_mask
 
-#: Neighbours within an image of a stack (n, H, W), none across images.
+#: Neighbours of a pixel within its image, none in other images of the stack (n, H, W).
 _IN_PLANE = np.zeros((3, 3, 3), dtype=bool)
 _IN_PLANE[1] = True
 _IN_PLANE_CROSS = ndimage.generate_binary_structure(3, 1) & _IN_PLANE
@@ -22,15 +22,15 @@ def residual_mask(maps, threshold, *, median_size=None, fill_holes=True, min_siz
     Parameters
     ----------
     maps : (n, H, W) array
-        Higher is more anomalous.
+        Anomaly maps; higher is more anomalous.
     threshold : float
-        Pixels above it are flagged.
+        Threshold of the maps. Pixels above it are flagged.
     median_size : int, default=None
-        Side of a median filter on the maps before the threshold.
+        Side, in pixels, of a median filter that is applied to the maps before the threshold.
     fill_holes : bool, default=True
         Whether holes are flagged, too: pixels that are enclosed by flagged pixels (8-connected).
     min_size : int, default=0
-        Number of pixels that an 8-connected region must have; smaller regions are dropped.
+        Least number of pixels in an 8-connected region; smaller regions are dropped.
 
     Returns
     -------
@@ -44,7 +44,7 @@ def residual_mask(maps, threshold, *, median_size=None, fill_holes=True, min_siz
         maps = ndimage.median_filter(maps, size=(1, median_size, median_size))
     masks = maps > threshold
     if fill_holes:
-        # Outside is 4-connected, since masks are 8-connected: a diagonal border would leak otherwise.
+        # The outside is 4-connected, since masks are 8-connected: a diagonal border would leak otherwise.
         masks = ndimage.binary_fill_holes(masks, structure=_IN_PLANE_CROSS)
     if min_size > 1:
         labels, _ = connected_regions(masks)
@@ -78,17 +78,17 @@ def regions(masks, maps):
     Parameters
     ----------
     masks : (n, H, W) or (H, W) bool array
-        Masks, as `segment` gives them.
+        Masks, as `segment` returns them.
     maps : array of the shape of `masks`
-        Maps, as `anomaly_map` gives them.
+        Maps, as `anomaly_map` returns them.
 
     Returns
     -------
     table : dict of str to ndarray
-        Columns of equal length, for ``pandas.DataFrame(table)`` for example, by image and then from top
-        to bottom: ``image`` (index), ``area`` (pixels), ``centroid_row``, ``centroid_column``, ``top``,
-        ``left``, ``bottom`` and ``right`` (bounding box, its ends left out), ``mean`` and ``max`` (of the
-        map inside).
+        Columns of equal length, as ``pandas.DataFrame(table)`` takes them. Regions are sorted by image and
+        then from top to bottom. The columns are ``image`` (index), ``area`` (pixels), ``centroid_row``,
+        ``centroid_column``, ``top``, ``left``, ``bottom`` and ``right`` (bounding box; the last two lie
+        outside), and ``mean`` and ``max`` of the map in the region.
 
     Examples
     --------
@@ -154,19 +154,19 @@ def pool_blocks(images, block_size):
 
 
 def block_means(maps, block_size):
-    """Maps, each pixel the mean of its block.
+    """Maps in which each pixel has the mean of its block.
 
     Parameters
     ----------
     maps : (n, H, W) array
-        Maps, as `anomaly_map` gives them.
+        Maps, as `anomaly_map` returns them.
     block_size : int
         Side of a block.
 
     Returns
     -------
     maps : (n, H, W) ndarray
-        Constant within each block.
+        Maps that are constant within each block.
     """
     means = pool_blocks(maps, block_size)
     height, width = maps.shape[1:]

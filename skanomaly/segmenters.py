@@ -1,4 +1,4 @@
-"""Estimators that segment: a detector, and a rule from its maps or reconstructions to masks."""
+"""Estimators that segment: each holds a detector, and makes masks from its maps or reconstructions."""
 
 from numbers import Integral, Real
 
@@ -24,27 +24,28 @@ class ResidualSegmenter(HoldsDetector, BaseEstimator):
     Parameters
     ----------
     detector : BaseDetector, Pipeline that ends in one, or FrozenEstimator of either, default=None
-        Detector whose maps are used; None is ``AutoEncoder()``. A FrozenEstimator is used as it is, anything
-        else is cloned and fitted to the rows with y other than -1.
+        Detector whose maps are used; None is ``AutoEncoder()``. A FrozenEstimator is used as it is, any other
+        estimator is cloned and fitted to the rows with y other than -1.
     level : {"pixel", "block"}, default="pixel"
-        Values that are compared with the threshold: single pixels, or means of blocks.
+        Values that are compared with the threshold: single pixels, or means of square blocks of pixels.
     block_size : int, default=8
-        Side of a block.
+        Side of a block in pixels.
     quantile : float, default=0.99
-        Quantile of the maps of the rows with y other than -1 that is the threshold.
+        Quantile that sets the threshold, of all pixels in maps of the rows with y other than -1.
     median_size : int, default=None
-        Side of a median filter on the maps before the threshold, for "pixel".
+        Side, in pixels, of a median filter that is applied to the maps before the threshold; only for
+        ``level="pixel"``.
     fill_holes : bool, default=True
         Whether pixels that are enclosed by flagged pixels are flagged, too.
     min_size : int, default=0
-        Number of pixels that a region must have; smaller regions are dropped.
+        Least number of pixels in a flagged region; smaller regions are dropped.
 
     Attributes
     ----------
     detector_ : BaseDetector, Pipeline or FrozenEstimator
         The fitted detector.
     threshold_ : float
-        Threshold of the map.
+        Threshold of the maps.
     n_features_in_ : int
         The detector's ``n_features_in_``.
     feature_names_in_ : ndarray of str
@@ -52,7 +53,7 @@ class ResidualSegmenter(HoldsDetector, BaseEstimator):
 
     See Also
     --------
-    LayerwiseSegmenter : Segmenter for lesions that are no brighter or darker than their surroundings.
+    LayerwiseSegmenter : Segmenter for lesions of the retina whose grey values are normal elsewhere in a scan.
 
     Examples
     --------
@@ -110,7 +111,7 @@ class ResidualSegmenter(HoldsDetector, BaseEstimator):
         self
         """
         self._fit_detector(X, y)
-        # Not the detector's own pixel_offset_: a search over `quantile` must not train again.
+        # Not the detector's own pixel_offset_: a search over `quantile` need not train the detector again.
         threshold = np.quantile(self._maps(normal_rows(X, y)), self.quantile)
         check_learned(threshold_=threshold)
         self.threshold_ = float(threshold)

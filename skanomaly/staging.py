@@ -1,8 +1,9 @@
-"""Severity of anomalies, from unlabelled images: residuals are clustered, and the clusters put in order.
+"""Severity of anomalies without labels of severity: residuals are clustered, and clusters put in order.
 
 Li et al. 2023 (SSL-AnoVAE) cluster the residuals of anomalous images; the cluster with the larger residuals
-is the more advanced stage. Three estimators do this step by step in a Pipeline, with any detector;
-`AnomalyStager` does all steps at once.
+is the more advanced stage. A Pipeline does this in steps, with any detector: `ResidualTransformer`, a
+clusterer, `CentroidScorer`; or `ResidualTransformer`, `CentroidStager`. `AnomalyStager` does all steps at
+once.
 """
 
 import math
@@ -34,17 +35,17 @@ _NOT_MARKED = "all rows, labelled {labels}, were staged as if they were anomalou
 
 
 class ResidualTransformer(HoldsDetector, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """Images to rows of residuals, the absolute differences to their reconstructions.
+    """Transformer from images to rows of residuals, the absolute differences of image and reconstruction.
 
     Parameters
     ----------
     detector : BaseDetector, Pipeline that ends in one, or FrozenEstimator of either, default=None
-        Detector that reconstructs; None is ``AutoEncoder()``. A FrozenEstimator is used as it is, anything
-        else is cloned and fitted to the rows with y other than -1. The anomaly map stands in for the
-        residuals of a detector that does not reconstruct.
+        Detector that reconstructs; None is ``AutoEncoder()``. A FrozenEstimator is used as it is, any other
+        estimator is cloned and fitted to the rows with y other than -1. If the detector does not reconstruct,
+        its anomaly maps take the place of residuals.
     pooling : int, default=None
-        Side of the squares of pixels over which residuals are averaged, so that they forgive small shifts.
-        None averages nothing.
+        Side, in pixels, of the squares over which residuals are averaged, so that small shifts matter less.
+        None does not average.
 
     Attributes
     ----------
@@ -83,14 +84,14 @@ class ResidualTransformer(HoldsDetector, ClassNamePrefixFeaturesOutMixin, Transf
         X : array-like
             Images, as the detector takes them.
         y : (n,) array-like, default=None
-            Labels: rows with -1 are not fitted to.
+            Labels: rows with -1 are left out.
 
         Returns
         -------
         self
         """
         self._fit_detector(X, y)
-        # A list is read whole: its images may differ in size, which is refused.
+        # A list is read as a whole: its images may differ in size, and that is an error.
         self._n_features_out = self._residuals(X[:1] if hasattr(X, "shape") else X).shape[1]
         return self
 
@@ -105,8 +106,8 @@ class ResidualTransformer(HoldsDetector, ClassNamePrefixFeaturesOutMixin, Transf
         Returns
         -------
         residuals : (n, n_pixels) float32 ndarray
-            Residuals of all pixels and channels, in the units of X. They are not negative, but the maps of a
-            detector that does not reconstruct, which stand in for them, may be.
+            Residuals of all pixels and channels, or of all squares with `pooling`, in the units of X. They
+            are not negative; anomaly maps that take their place may be.
         """
         check_is_fitted(self)
         return self._residuals(X)
@@ -127,14 +128,14 @@ class ResidualTransformer(HoldsDetector, ClassNamePrefixFeaturesOutMixin, Transf
 
 
 class _Stages:
-    """Mixin: stages of rows, from their distances (n, K) to the centroids of clusters."""
+    """Mixin that finds the stages of rows from their distances (n, K) to the centroids of K clusters."""
 
     def _distances(self, X):
-        """Distances to the centroids, in the clusterer's order."""
+        """Distances (n, K) of rows to the centroids, in the clusterer's order."""
         raise NotImplementedError
 
     def _order(self, D, anomaly_score=None, severities=None):
-        """Order clusters by given severities, or by the mean scores of the members at distances D."""
+        """Order clusters by `severities`, or by the mean scores of their members, rows at distances `D`."""
         clusters, n_clusters = D.argmin(1), D.shape[1]
         if severities is None:
             counts = np.bincount(clusters, minlength=n_clusters)
@@ -147,8 +148,8 @@ class _Stages:
         check_learned(severity_=severities, distances=D)
         self.stage_order_ = np.argsort(severities, kind="stable")
         self.severity_ = severities[self.stage_order_]
-        # A Pipeline hands on distances only, not centroids. The squared distance of two centroids is the mean
-        # of d_lower^2 - d_upper^2 over the members of the upper one.
+        # A Pipeline passes on distances only, not centroids. The squared distance of two centroids is the
+        # mean of d_lower^2 - d_upper^2 over the members of the upper one.
         steps = -np.diff(D[:, self.stage_order_].astype(np.float64) ** 2)
         gaps = [
             step[clusters == upper].mean() if (clusters == upper).any() else np.abs(step).mean()
@@ -164,7 +165,7 @@ class _Stages:
         Parameters
         ----------
         X : array-like
-            Rows, as given to `fit`.
+            Rows like those given to `fit`.
 
         Returns
         -------
@@ -181,14 +182,15 @@ class _Stages:
         Parameters
         ----------
         X : array-like
-            Rows, as given to `fit`.
+            Rows like those given to `fit`.
 
         Returns
         -------
         severity : (n,) float64 ndarray
-            Higher is worse. For two stages it is 0 at the centroid of the first and 1 at that of the second,
-            and goes beyond on either side. For K stages the places between neighbouring stages, each from 0
-            to 1 (and beyond at the two ends), are added up.
+            Severity of each row; higher is worse. For two stages it is 0 at the centroid of the first and 1
+            at that of the second; it may be below 0 or above 1. For K stages it is the sum of K - 1 places
+            between neighbouring stages. Each place is clipped to [0, 1], but the first may be below 0 and the
+            last above 1.
         """
         squares = self._distances(X)[:, self.stage_order_].astype(np.float64) ** 2
         places = 0.5 + (squares[:, :-1] - squares[:, 1:]) / (2 * self._gaps)
@@ -200,13 +202,13 @@ class _Stages:
     def score(self, X, y=None):
         """Distinctness of the stages: the simplified silhouette, mean of (b - a) / max(a, b).
 
-        It is computed from distances to centroids, a to the nearest and b to the next. It does not depend on
-        the scale of the residuals, so that detectors can be compared by it.
+        For each row, a is the distance to the nearest centroid and b the distance to the next. The score does
+        not depend on the scale of the residuals, so that detectors can be compared by it.
 
         Parameters
         ----------
         X : array-like
-            Rows, as given to `fit`.
+            Rows like those given to `fit`.
         y : (n,) array-like, default=None
             Labels. If -1 occurs, only rows with -1 count.
 
@@ -228,7 +230,7 @@ def _anomalous_rows(n, y):
 
 
 def _check_scores(anomaly_score, X):
-    """Finite scores, one for each row."""
+    """Scores as a float64 array. It is an error if one is not finite, or if X has another number of rows."""
     scores = check_array(anomaly_score, ensure_2d=False, dtype=np.float64, input_name="anomaly_score")
     check_consistent_length(X, scores)
     return column_or_1d(scores)
@@ -237,10 +239,10 @@ def _check_scores(anomaly_score, X):
 class CentroidScorer(_Stages, BaseEstimator):
     """Order of clusters by severity, from the distances to their centroids.
 
-    The last step of ``Pipeline([("residual", ResidualTransformer(...)), ("kmeans", KMeans(2)), ("score",
-    CentroidScorer())])``. Distances alone cannot order clusters, so the anomaly scores of the rows are
-    needed. The severity of a cluster is the mean score of its members. If the scores are mean residuals, the
-    severity is the size (L1) of the cluster's centroid.
+    It is the last step of ``Pipeline([("residual", ResidualTransformer(...)), ("kmeans", KMeans(2)),
+    ("score", CentroidScorer())])``. Distances alone cannot order clusters, so the anomaly scores of the rows
+    are needed. The severity of a cluster is the mean score of its members. If the scores are mean residuals,
+    the severity is the mean of the cluster's centroid, its L1 norm divided by the number of pixels.
 
     Attributes
     ----------
@@ -255,11 +257,12 @@ class CentroidScorer(_Stages, BaseEstimator):
 
     Notes
     -----
-    Without scores the order can be taken from labels: then the severity of a cluster is the mean distance of
+    Without scores, clusters can be ordered by labels: then the severity of a cluster is the mean distance of
     the normal rows (y other than -1) to its centroid. Cluster the anomalous rows only, by
-    ``kmeans__sample_weight=(y == -1)``. An order by labels is second best: a centroid with a small bright
-    lesion can be far from the normal rows and yet the smaller one. The order means nothing if y holds no -1:
-    then all rows count as normal, and the largest cluster becomes the mildest.
+    ``kmeans__sample_weight=(y == -1)``. An order by labels is second best: the centroid of a cluster with
+    small bright lesions can be far from the normal rows although its mean residual is smaller. The order
+    means nothing if y holds no -1: then all rows count as normal, and the largest cluster becomes the
+    mildest.
 
     Examples
     --------
@@ -280,11 +283,11 @@ class CentroidScorer(_Stages, BaseEstimator):
         Parameters
         ----------
         D : (n, K) array-like
-            Distances of the rows to the centroids, as `KMeans.transform` gives them.
+            Distances of the rows to the centroids, as `KMeans.transform` returns them.
         y : (n,) array-like, default=None
             Labels. If -1 occurs and scores are given, only rows with -1 count.
         anomaly_score : (n,) array-like, default=None
-            Scores of the rows, higher is worse. In a Pipeline ``score__anomaly_score``.
+            Scores of the rows, higher is worse. In a Pipeline, pass them as ``score__anomaly_score``.
 
         Returns
         -------
@@ -293,7 +296,8 @@ class CentroidScorer(_Stages, BaseEstimator):
         Raises
         ------
         ValueError
-            With neither scores nor y; with scores, if a cluster has no members.
+            If neither scores nor y are given, if a cluster has no members to take scores from, or if y is
+            used without scores and all rows are -1.
         """
         if y is None and anomaly_score is None:
             # The first words are those that scikit-learn's check of required targets looks for.
@@ -332,9 +336,9 @@ class CentroidStager(_Stages, BaseEstimator):
     Parameters
     ----------
     clusterer : clusterer with ``cluster_centers_`` or mixture with ``means_``, default=None
-        Clusterer, whose ``n_clusters`` or ``n_components`` is set to `n_stages`. None is
-        ``KMeans(n_init=20)``, for which the rows are sorted first, so that stages do not depend on the order
-        of X.
+        Clusterer, of which a clone with ``n_clusters`` or ``n_components`` set to `n_stages` is fitted. None
+        is ``KMeans(n_init=20)``, for which rows are sorted first, so that stages do not depend on their
+        order.
     n_stages : int, default=2
         Number of stages, K in the paper.
     random_state : int, RandomState or None, default=None
@@ -351,7 +355,7 @@ class CentroidStager(_Stages, BaseEstimator):
     stage_order_ : (K,) int ndarray
         Cluster of each stage.
     n_features_in_ : int
-        Pixels of a row.
+        Number of values in a row.
     feature_names_in_ : (n_pixels,) ndarray
         Names of the columns, if X was a DataFrame.
 
@@ -383,7 +387,7 @@ class CentroidStager(_Stages, BaseEstimator):
         Parameters
         ----------
         X : (n, n_pixels) array-like
-            Residuals, as `ResidualTransformer` gives them.
+            Residuals, as `ResidualTransformer` returns them.
         y : (n,) array-like, default=None
             Labels. If -1 occurs, only rows with -1 are clustered.
         anomaly_score : (n,) array-like, default=None
@@ -404,13 +408,13 @@ class CentroidStager(_Stages, BaseEstimator):
         X, score = X[rows], score[rows]
         if self.clusterer is None:
             clusterer = KMeans(n_init=20, random_state=self.random_state)
-            # k-means++ draws its first centroids by position.
+            # k-means++ draws its first centroids by their positions in the array.
             members = X[np.lexsort(X.T[::-1])]
         else:
             clusterer, members = clone(self.clusterer), X
         names = {"n_clusters", "n_components"} & set(clusterer.get_params(deep=False))
         clusterer.set_params(**dict.fromkeys(names, self.n_stages))
-        # A FrozenEstimator wants a y, if only None.
+        # A FrozenEstimator must be given a y, if only None.
         self.clusterer_ = clusterer.fit(members, None)
         centres = getattr(self.clusterer_, "cluster_centers_", getattr(self.clusterer_, "means_", None))
         if centres is None:
@@ -440,14 +444,14 @@ class AnomalyStager(HoldsDetector, _Stages, BaseEstimator):
     Parameters
     ----------
     detector : BaseDetector, or FrozenEstimator of one, default=None
-        Detector of the anomalous images; None is ``AutoEncoder()``. A FrozenEstimator is used as it is,
-        anything else is cloned and fitted to the rows with y other than -1.
+        Detector that finds the anomalous images; None is ``AutoEncoder()``. A FrozenEstimator is used as it
+        is, any other estimator is cloned and fitted to the rows with y other than -1.
     n_stages : int, default=2
         Number of stages, K in the paper.
     clusterer : clusterer with ``cluster_centers_`` or mixture with ``means_``, default=None
         Clusterer, as in `CentroidStager`.
     pooling : int, default=None
-        Side of the squares over which residuals are averaged, as in `ResidualTransformer`.
+        Side, in pixels, of the squares over which residuals are averaged, as in `ResidualTransformer`.
     random_state : int, RandomState or None, default=None
         Seed of the default clusterer.
 
@@ -516,7 +520,7 @@ class AnomalyStager(HoldsDetector, _Stages, BaseEstimator):
             self._anomalous(is_anomalous(y))  # before the detector is trained
         self._fit_detector(X, y)
         rows = self._anomalous(is_anomalous(y if known else self.detector_.predict(X)))
-        # Frozen, because the pipeline is fitted to anomalies.
+        # Frozen: the pipeline is fitted to anomalies, from which the detector must not learn.
         residual = ResidualTransformer(FrozenEstimator(self.detector_), pooling=self.pooling)
         stager = CentroidStager(self.clusterer, n_stages=self.n_stages, random_state=self.random_state)
         self.pipeline_ = Pipeline([("residual", residual), ("stager", stager)]).fit(take_rows(X, rows))
@@ -525,7 +529,7 @@ class AnomalyStager(HoldsDetector, _Stages, BaseEstimator):
         return self
 
     def _anomalous(self, anomalous):
-        """Numbers of the anomalous rows. It is an error if there are fewer than stages."""
+        """Indices of the anomalous rows. It is an error if they are fewer than `n_stages`."""
         rows = np.flatnonzero(anomalous)
         if len(rows) < self.n_stages:
             raise ValueError(
@@ -579,7 +583,7 @@ class AnomalyStager(HoldsDetector, _Stages, BaseEstimator):
 
 
 def severity(estimator, X):
-    """`severity` of the stager inside a Pipeline, a search or a FrozenEstimator.
+    """Severity of images, by the method `severity` of a stager inside a Pipeline, search or FrozenEstimator.
 
     Parameters
     ----------
@@ -591,6 +595,6 @@ def severity(estimator, X):
     Returns
     -------
     severity : (n,) float64 ndarray
-        Higher is worse.
+        Severity of each image or row; higher is worse.
     """
     return call_inside("severity", estimator, X)

@@ -1,3 +1,3 @@
-"""Retinas in OCT B-scans: their layers, and lesions where layers of scan and reconstruction differ."""
+"""Layers of the retina in OCT B-scans, and lesions, where layers of a scan and its reconstruction differ."""
 
-# Nothing is imported here: `comparison` knows numpy only, and `segmentation`, far below, takes it.
+# Nothing is imported here: `segmentation`, on the ground floor, imports `comparison`, which needs only numpy.

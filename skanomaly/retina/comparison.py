@@ -1,22 +1,22 @@
-"""Layers as grey values, compared. Arrays in, arrays out."""
+"""Comparison of the layers of two scans, by codes. Functions take and return arrays."""
 
 import numpy as np
 
 #: Label of retina that belongs to no layer, such as fluid.
 NO_LAYER = -1
-#: Grey codes of that and of the background; those of layers are in [0, 1]. They are far enough apart that a
-#: difference shows which two of layer, gap and background differ.
+#: Codes of a gap (retina without a layer) and of the background; codes of layers are in [0, 1]. They are so
+#: far apart that the difference of two codes shows which two of layer, gap and background were compared.
 GAP, BACKGROUND = 3.0, 7.0
 
 
 def layer_codes(layers, n_layers):
-    """Layers as grey values: equally spaced in [0, 1] by depth; a gap is 3, the background 7.
+    """Codes of layers: equally spaced in [0, 1] by depth; a gap has code 3, the background 7.
 
     Parameters
     ----------
     layers : int array
-        Labels: 0 above the retina, 1 to `n_layers` in it, a larger number behind it, and -1 in a gap, which
-        is retina without a layer.
+        Labels: 0 above the retina, 1 to `n_layers` in its layers, a larger number behind it, and -1 in a gap,
+        which is retina without a layer.
     n_layers : int
         Number of layers, L.
 
@@ -32,22 +32,22 @@ def layer_codes(layers, n_layers):
 
 
 def layerwise_mask(layers, reconstructed, n_layers, *, v_low=None, v_high=None):
-    """Mask of pixels whose layer the reconstruction changes: v_low < difference of codes < v_high.
+    """Masks of pixels whose layers differ in image and reconstruction: v_low < difference of codes < v_high.
 
     Parameters
     ----------
     layers : (n, H, W) int array
-        Labels of the images, as a layer extractor gives them.
+        Labels of the images, as `predict` of a layer extractor returns them.
     reconstructed : (n, H, W) int array
-        Labels of their reconstructions.
+        Labels of the reconstructions of these images.
     n_layers : int
         Number of layers, L.
     v_low : float, default=None
-        Lower threshold. None is 1.5 times the difference of neighbouring layers, because neighbouring layers
-        are exchanged wherever a boundary is a little off.
+        Lower threshold. None is 1.5 times the difference between neighbouring layers, because neighbouring
+        layers are exchanged wherever a boundary is a little off.
     v_high : float, default=None
-        Upper threshold. None lets all differences within the retina pass, and no difference between retina
-        and background.
+        Upper threshold. None is above all differences within the retina, and below all differences between
+        retina and background.
 
     Returns
     -------
@@ -65,7 +65,7 @@ def layerwise_mask(layers, reconstructed, n_layers, *, v_low=None, v_high=None):
 
 
 def layer_thresholds(n_layers, v_low=None, v_high=None):
-    """Thresholds of `layerwise_mask`; None becomes a default.
+    """Thresholds of `layerwise_mask`, with its defaults in place of None.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ def layer_thresholds(n_layers, v_low=None, v_high=None):
         Lower and upper threshold.
     """
     v_low = 1.5 / max(1, n_layers - 1) if v_low is None else v_low
-    # Half-way between the largest difference within the retina and the smallest to the background.
+    # Half-way between the largest difference within the retina and the smallest of retina and background.
     v_high = 0.5 * (GAP + (BACKGROUND - GAP)) if v_high is None else v_high
     if not v_low < v_high:
         raise ValueError(f"v_low must be below v_high, got v_low={v_low} and v_high={v_high}")
@@ -90,17 +90,17 @@ def layer_thresholds(n_layers, v_low=None, v_high=None):
 
 
 def check_depth_order(layers):
-    """Refuse labels that do not, on average, go up with depth in a column: their differences mean nothing.
+    """Raise an error if labels do not go up with depth, on average: their differences would mean nothing.
 
     Parameters
     ----------
     layers : (n, H, W) int array
-        Labels, as a layer extractor gives them.
+        Labels, as `predict` of a layer extractor returns them.
 
     Raises
     ------
     ValueError
-        If two labels are out of order; the message names the first two.
+        If two labels are out of order. The message names the first two.
     """
     layers = np.asarray(layers)
     rows = np.arange(layers.shape[1])
@@ -113,7 +113,7 @@ def check_depth_order(layers):
             difference = depth - above[1]
             both = np.isfinite(difference)
             lower = difference[both].mean() if both.any() else 0.0
-            # Labels that a poor extractor scatters anywhere lie about equally deep.
+            # Not 0: labels that a poor extractor scatters everywhere lie about equally deep.
             if lower < -0.01 * len(rows):
                 raise ValueError(
                     f"layers must be numbered by depth, but layer {label} lies {-lower:.1f} rows above layer "

@@ -6,7 +6,7 @@ from sklearn.utils.validation import validate_data
 
 
 class LayerExtractor(BaseEstimator):
-    """Estimator of scans: `predict` gives their layers by depth, and ``n_layers_`` counts them."""
+    """Base of estimators whose `predict` returns the layers of scans, 1 to ``n_layers_`` by depth."""
 
     def _check(self, X, reset):
         X = validate_data(self, X, reset=reset, allow_nd=True, dtype=[np.float64, np.float32])

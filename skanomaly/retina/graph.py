@@ -1,4 +1,4 @@
-"""Layers without training: their boundaries are shortest paths."""
+"""Layers without training: their boundaries are found by dynamic programming."""
 
 from numbers import Integral, Real
 
@@ -14,52 +14,53 @@ from .extractor import LayerExtractor
 
 #: Thickness of seven layers, in 1/128 of the height of the scan; see `datasets.make_oct`.
 THICKNESS = 8, 14, 8, 6, 16, 6, 6
-#: Signs of the boundaries, from above: dark to bright (1), or bright to dark (-1).
+#: Sign of the gradient at each boundary, from above: dark to bright (1), or bright to dark (-1).
 POLARITY = 1, -1, -1, 1, -1, 1, 1, -1
 #: Factors by which all layers of a scan may be thinner or thicker together.
 SCALES = np.geomspace(0.3, 1.2, 11)
-#: Place of the pigment epithelium in a flattened scan, as a share of its height.
+#: Row of the pigment epithelium in a flattened scan, as a share of the scan's height.
 EPITHELIUM = 5 / 8
-#: Shares of a scan's range of grey values: a margin is as near as that to its maximum, or its minimum.
+#: Shares of a scan's range of grey values: pixels this near to its maximum are white, to its minimum black.
 WHITE, BLACK = 0.03, 0.01
 
 
 class GraphLayerExtractor(LayerExtractor):
-    """Layers without training: boundaries as shortest paths over vertical gradients.
+    """Layers without training: boundaries are found in vertical gradients by dynamic programming.
 
-    The pigment epithelium, the brightest deep band, is found as a path through the scan, and the scan
-    flattened to it. The mean of the columns of the flattened scan says how thick the retina is. Then all
-    boundaries of a column are found together, in their order: the places, top to bottom, where the gradients
-    have the right signs and are strongest, and layers are about as thick as they should be. Layers cannot
-    cross, but they may have gaps: fluid, about as dark as the vitreous above the retina, belongs to no layer.
-    White or black margins above and below a scan, as registered or padded scans have, are left out.
+    First the pigment epithelium, the brightest deep band, is found as a path from column to column, and the
+    scan is flattened: each column is moved up or down until the path is level. Then the mean of the flattened
+    columns shows how thick the retina is. Last, all boundaries of a column are found together and in order,
+    at rows where gradients of the right signs are strong and layers have about their expected thickness.
+    Layers cannot cross, but they may have gaps: fluid, about as dark as the vitreous above the retina,
+    belongs to no layer. White or black margins above and below a scan, which registered or padded scans have,
+    are ignored.
 
     Parameters
     ----------
     thickness : sequence of L floats, default=(8, 14, 8, 6, 16, 6, 6)
-        Expected thickness of the layers from the vitreous inwards, in 1/128 of the height. Their ratios
-        matter most: all layers together may be 0.3 to 1.2 times as thick.
+        Expected thickness of the layers from the vitreous inwards, in 1/128 of the height of a scan. The
+        ratios matter most, because all layers together may be 0.3 to 1.2 times as thick.
     polarity : sequence of L + 1 of {-1, 1}, default=(1, -1, -1, 1, -1, 1, 1, -1)
         Signs of the gradient at the upper end of each layer and at the lower end of the last: 1 from dark to
         bright, -1 from bright to dark.
     thickness_weight : float, default=0.3
         Cost of a layer of twice or half its expected thickness, in standard deviations of the gradient.
     sigma : tuple (vertical, horizontal), default=(1.0, 2.5)
-        Standard deviations of the Gaussian before the gradient, in 1/128 of the height.
+        Standard deviations of the Gaussian that smooths a scan for the gradient, in 1/128 of its height.
     median_size : int, default=7
-        Width of the median filter on the boundaries, in columns.
+        Width of the median filter that smooths the boundaries, in columns.
     gaps : bool, default=True
-        Whether dark retina belongs to no layer (-1) instead of the layer that it lies in. The limit is the
-        grey value one third of the way from the vitreous to the darkest layer.
+        Whether dark pixels of the retina get the label -1 (no layer) instead of that of the layer around
+        them. Dark is below the grey value one third of the way from the vitreous to the darkest layer.
     n_jobs : int, default=None
-        Number of scans at a time, by joblib.
+        Number of scans that joblib processes at a time.
 
     Attributes
     ----------
     n_layers_ : int
         Number of layers, L.
     n_features_in_ : int
-        Height of the scans, or pixels of a scan given as a row.
+        Height of the scans, or number of pixels of a scan that is given as a row.
     feature_names_in_ : ndarray of str
         Names of the columns, if X was a DataFrame of rows.
 
@@ -70,10 +71,11 @@ class GraphLayerExtractor(LayerExtractor):
 
     Notes
     -----
-    The idea is that of Chiu et al. [1]_; here the boundaries of a column are found together by dynamic
-    programming, which keeps their order, instead of one by one. Seven layers need a retina of 30 pixels or
-    more. A thinner retina has room for three, ``thickness=(24, 16, 12), polarity=(1, -1, 1, -1)``: the inner
-    retina, the outer nuclear layer, and the layers from the photoreceptor segments to the pigment epithelium.
+    The idea is that of Chiu et al. [1]_, who find boundaries one by one, as shortest paths through a graph.
+    Here the boundaries of a column are found together by dynamic programming, which keeps their order. Seven
+    layers need a retina of 30 pixels or more. A thinner retina has room for three layers, ``thickness=(24,
+    16, 12), polarity=(1, -1, 1, -1)``: the inner retina, the outer nuclear layer, and everything from the
+    photoreceptor segments to the pigment epithelium.
 
     References
     ----------
@@ -179,12 +181,13 @@ class GraphLayerExtractor(LayerExtractor):
         Returns
         -------
         layers : (n, H, W) int ndarray
-            In depth order: 0 above the retina, 1 to L, L + 1 behind it; -1 for retina without a layer.
+            Labels in depth order: 0 above the retina, 1 to L in its layers, L + 1 behind it; -1 for retina
+            without a layer.
         """
         return np.stack(self._each(self._layers, X))
 
     def flatten(self, X):
-        """Scans without curvature and margins, on which a detector has less to learn.
+        """Scans without the curvature of the retina and without margins. A detector learns them more easily.
 
         Parameters
         ----------
@@ -195,7 +198,8 @@ class GraphLayerExtractor(LayerExtractor):
         -------
         flat : (n, H, W) ndarray
             Scans with each column moved up or down until the pigment epithelium lies at 5/8 of the height.
-            Missing pixels, and white or black margins, repeat the nearest pixel. Grey values are those of X.
+            Missing pixels, and white or black margins, get the value of the nearest pixel; a black margin
+            above stays dark. Grey values and dtype are those of X.
         """
         return np.stack([flat for flat, _ in self._each(_flattened, X)]).astype(np.asarray(X).dtype)
 
@@ -223,7 +227,7 @@ class GraphLayerExtractor(LayerExtractor):
         thickness = np.asarray(self.thickness, float) * scale
         fits = [(*self._ordered_places(profile, thickness * s), s) for s in SCALES]
         places, _, fitting = max(fits, key=lambda fit: fit[1])
-        # Edges much farther up or down than the retina of the mean column are not of the retina.
+        # Edges that lie far above or below the retina of the mean column do not belong to the retina.
         first, last = places[[0, -1], 0]
         reach = (last - first) // 2
         gradient[: max(0, first - reach)] = 0
@@ -233,7 +237,7 @@ class GraphLayerExtractor(LayerExtractor):
         return ndimage.median_filter(places.astype(float), (1, size), mode="nearest") + shift + 0.5
 
     def _ordered_places(self, gradient, thickness):
-        """Rows (L + 1, W) with the largest sum of signed gradients less costs of thickness, and that sum."""
+        """Rows (L + 1, W) with the largest sum of signed gradients minus costs of thickness, and that sum."""
         height = len(gradient)
         step = np.arange(height) - np.arange(height)[:, None]  # from row to row
         best, came_from = self.polarity[0] * gradient, []
@@ -250,7 +254,7 @@ class GraphLayerExtractor(LayerExtractor):
 
 
 def _flattened(scan):
-    """Scan with margins filled and columns moved, and the number of rows moved (up, if positive)."""
+    """Scan with margins filled and columns moved, and by how many rows each was moved (up, if positive)."""
     height = len(scan)
     scan = _without_margins(scan, height / 128)
     band = _deepest_band(scan, height / 128).astype(float)
@@ -260,7 +264,7 @@ def _flattened(scan):
 
 
 def _without_margins(scan, scale):
-    """White or black margins above and below replaced by the nearest pixels of the scan.
+    """Scan whose white or black margins above and below are replaced by the nearest pixels.
 
     A black margin above may be vitreous: it becomes dark, however bright the nearest pixels are.
     """
@@ -296,7 +300,7 @@ def _gaps(scan, layers, n_layers):
 
 
 def _deepest_band(scan, scale):
-    """Row of the pigment epithelium in each column: bright, with most of the light above it, and smooth."""
+    """Row of the pigment epithelium in each column: a smooth bright band with most of the light above it."""
     light = scan - scan.min()
     bright = ndimage.gaussian_filter(light, (2 * scale, 4 * scale), mode="nearest")
     share = np.cumsum(light, axis=0) / np.maximum(light.sum(0), np.finfo(scan.dtype).tiny)
@@ -304,7 +308,7 @@ def _deepest_band(scan, scale):
 
 
 def _best_path(reward, reach):
-    """Row in each column of the path with the largest sum of rewards, `reach` rows a step at most."""
+    """Row in each column of the path with the largest sum of rewards; a step is at most `reach` rows."""
     rows = np.arange(len(reward))
     best, came_from = reward[:, 0], []
     for column in reward.T[1:]:

@@ -19,31 +19,33 @@ from .graph import GraphLayerExtractor
 
 
 class LayerwiseSegmenter(HoldsDetector, BaseEstimator):
-    """Segmentation by layers: masks of pixels whose layer in a scan and in its reconstruction differs.
+    """Segmentation by layers: masks of pixels whose layers in a scan and in its reconstruction differ.
 
-    A lesion whose grey values are normal ones somewhere else hardly shows in the residual, but it breaks the
-    layers. Each layer has a grey value as its code. The code of retina without a layer is farther off, and
-    that of the background far away. The codes of a scan and of its reconstruction are compared.
+    A lesion hardly shows in the residual if its grey values are normal elsewhere in the scan. But it breaks
+    the layers. Each layer has a code, a number in [0, 1] that goes up with depth. Retina without a layer has
+    the code 3, and the background 7. A pixel is flagged if its codes in the scan and in the reconstruction
+    differ by more than `v_low` and by less than `v_high`.
 
     Parameters
     ----------
     detector : BaseDetector, Pipeline that ends in one, or FrozenEstimator of either, default=None
-        The detector, which must reconstruct; None is ``AutoEncoder()``. A FrozenEstimator is used as it is,
-        anything else is cloned and fitted to the rows with y other than -1.
+        Detector that reconstructs; None is ``AutoEncoder()``. A FrozenEstimator is used as it is, any other
+        estimator is cloned and fitted to the rows with y other than -1.
     layer_extractor : layer extractor, or FrozenEstimator of one, default=None
-        Estimator whose `predict` gives integer layers (n, H, W) in depth order, 0 above the retina and L + 1
-        behind it, -1 in a gap, and which has ``n_layers_``; None is ``GraphLayerExtractor()``. An extractor
-        that learns from labelled layers must be fitted before and given as a FrozenEstimator.
+        Estimator that has ``n_layers_``, L, and whose `predict` returns integer layers (n, H, W) in depth
+        order: 0 above the retina, 1 to L, L + 1 behind it, and -1 in a gap. None is
+        ``GraphLayerExtractor()``. An extractor that learns from labelled layers must be fitted before, and
+        given as a FrozenEstimator.
     v_low : float, default=None
-        Largest difference of codes that counts as noise. None is 1.5 times the difference of neighbouring
-        layers.
+        Largest difference of codes that counts as noise. None is 1.5 times the difference between
+        neighbouring layers.
     v_high : float, default=None
-        Least difference of codes that counts as one between retina and background. None is half-way from the
-        largest difference within the retina to the least one to the background.
+        Least difference of codes that counts as one between retina and background. None is half-way between
+        the largest difference within the retina and the least one between retina and background.
     fill_holes : bool, default=True
         Whether pixels that are enclosed by flagged pixels are flagged, too.
     min_size : int, default=0
-        Number of pixels that a region must have; smaller regions are dropped.
+        Least number of pixels in a flagged region; smaller regions are dropped.
 
     Attributes
     ----------
@@ -120,11 +122,11 @@ class LayerwiseSegmenter(HoldsDetector, BaseEstimator):
                 f"{type(extractor).__name__} learns from labelled layers, which are not given here; fit it "
                 "before, and give it as FrozenEstimator(extractor)"
             )
-        # Before the detector is trained; a threshold of None must wait until the layers are counted.
+        # Checked before the detector is trained. A threshold of None must wait until the layers are counted.
         if None not in (self.v_low, self.v_high):
             layer_thresholds(1, self.v_low, self.v_high)
         self._fit_detector(X, y)
-        # Scans as the detector sees them, after the steps of a Pipeline: reconstructions are like these.
+        # Scans as the detector sees them, after the steps of a Pipeline: reconstructions look like these.
         scans = open_images(*self._reach(normal_rows(X, y))).raw()[:, 0]
         self.layer_extractor_ = extractor = extractor if frozen else clone(extractor).fit(scans)
         if not hasattr(extractor, "n_layers_"):
@@ -157,7 +159,7 @@ class LayerwiseSegmenter(HoldsDetector, BaseEstimator):
         Returns
         -------
         layers, reconstructed : (n, H, W) int ndarray
-            Labels, as the extractor gives them.
+            Labels, as `predict` of the extractor returns them.
         """
         check_is_fitted(self)
         detector, seen = self._reach(X)
@@ -166,7 +168,7 @@ class LayerwiseSegmenter(HoldsDetector, BaseEstimator):
         return tuple(self.layer_extractor_.predict(scans[:, 0]) for scans in (images.raw(), made))
 
     def predict(self, X):
-        """Masks of broken layers.
+        """Masks of pixels whose layers in a scan and in its reconstruction differ.
 
         Parameters
         ----------

@@ -21,7 +21,7 @@ from .extractor import LayerExtractor
 
 
 class PatchDiscriminator(nn.Module):
-    """Logits (n, h, w) of patches of maps (n, n_classes, H, W): labelled (real) or predicted (fake)."""
+    """Discriminator of patches: maps (n, n_classes, H, W), real or predicted, to logits (n, h, w)."""
 
     def __init__(self, image_shape, *, width):
         super().__init__()
@@ -51,7 +51,7 @@ class _Labelled:
 
     def epoch(self, batch_size):
         order = torch.randperm(len(self))
-        # BatchNorm has no statistics of one scan: a last one joins the batch before.
+        # BatchNorm may refuse a batch of one scan: a single scan at the end joins the batch before.
         for rows in gen_batches(len(order), batch_size, min_batch_size=2):
             yield self.both[order[rows]]
 
@@ -64,8 +64,9 @@ class LayerTraining(Training):
     network : nn.Module
         Module with the parts `unet` and `discriminator`.
     target : (n, H, W) tensor, or None
-        Unlabelled scans of another device. The U-Net learns to give maps of them that look like labels.
+        Unlabelled scans of another device. The U-Net learns to make maps of them that look like labels.
     adversarial_weight : float
+        Weight of the discriminator's judgement of these maps.
     """
 
     moves = {"optimizer": ["unet"], "optimizer_discriminator": ["discriminator"]}
@@ -89,14 +90,14 @@ class LayerTraining(Training):
         real = F.one_hot(labels, maps.shape[1]).movedim(3, 1).to(x)
         told_apart = discriminator_loss(network.discriminator(real), network.discriminator(maps.detach()))
         self.move("optimizer_discriminator", discriminator_loss=told_apart)
-        # After the move: the generator meets the discriminator as it is now.
+        # After the move: the U-Net learns from the discriminator as it is now.
         adversarial = generator_loss(network.discriminator(maps))
         self.record(label_loss=loss, adversarial_loss=adversarial)
         self.move("optimizer", train_loss=loss + self.adversarial_weight * adversarial)
 
 
 class UNetLayerExtractor(LayerExtractor):
-    """Layers by a U-Net that learns from labelled scans, and adapts to unlabelled ones of another device.
+    """Layers by a U-Net that learns from labelled scans, and can adapt to unlabelled ones of another device.
 
     Parameters
     ----------
@@ -123,9 +124,9 @@ class UNetLayerExtractor(LayerExtractor):
     n_layers_ : int
         Number of layers, L: the largest label is L + 1.
     history_ : dict of str to History
-        Losses of each epoch, under ``layers``.
+        Losses of each epoch, under the key "layers".
     n_features_in_ : int
-        Height of the scans, or pixels of a scan given as a row.
+        Height of the scans, or number of pixels of a scan that is given as a row.
     feature_names_in_ : ndarray of str
         Names of the columns, if X was a DataFrame of rows.
 
@@ -135,12 +136,12 @@ class UNetLayerExtractor(LayerExtractor):
 
     Notes
     -----
-    The network is the structure extractor of P-Net [1]_, which SSL-AnoVAE takes too. The public code hands
-    the likeliest label of each pixel to the discriminator. No gradient comes back through this choice, so
-    that its U-Net does not adapt to the target scans at all; here the discriminator gets the probabilities of
-    all labels. Adam has its usual momentum (0.1 and 0.9 in the public code). With `X_target` the running
-    statistics of batch normalisation are those of labelled and target scans, about half each; scans of
-    either device are read with this blend.
+    The network is the structure extractor of P-Net [1]_, which the SSL-AnoVAE paper uses, too. The public
+    code passes the likeliest label of each pixel to the discriminator. No gradient flows back through this
+    choice, so that the U-Net of the public code does not adapt to the target scans at all. Here the
+    discriminator gets the probabilities of all labels. Adam has its usual momentum (0.1 and 0.9 in the public
+    code). With `X_target`, the running statistics of batch normalisation are a blend of those of labelled and
+    of target scans, about half each; scans of either device are read with this blend.
 
     References
     ----------
@@ -247,13 +248,13 @@ class UNetLayerExtractor(LayerExtractor):
             raise ValueError(
                 f"y must hold whole numbers, the layers in depth order from 0, and {NO_LAYER} in gaps"
             )
-        # A copy: the labels are shifted, and what is broadcast cannot be written to.
+        # A copy: the labels will be shifted in place, and a broadcast array cannot be written to.
         labels = np.broadcast_to(labels, scans.shape).copy()
         check_depth_order(labels)
         return labels
 
     def _tensor(self, X, name="X"):
-        """Scans of the fitted size, by the same scale that maps the fitted scans to [0, 1]."""
+        """Scans of the fitted size as a tensor, scaled like the fitted scans, which were scaled to [0, 1]."""
         scans = self._check(X, reset=False)
         if scans.shape[1:] != self._size:
             raise ValueError(f"{name} must hold scans of the fitted size {self._size}, got {scans.shape[1:]}")
@@ -271,8 +272,8 @@ class UNetLayerExtractor(LayerExtractor):
         Returns
         -------
         layers : (n, H, W) int64 ndarray
-            In depth order: 0 above the retina, 1 to L, L + 1 behind it; -1 in a gap, if labels in `fit` had
-            gaps.
+            Labels in depth order: 0 above the retina, 1 to L in its layers, L + 1 behind it; -1 in a gap, if
+            labels in `fit` had gaps.
         """
         check_is_fitted(self)
         scans = self._tensor(X)
