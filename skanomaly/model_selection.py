@@ -1,7 +1,7 @@
-"""Splitters that train on normal images only, and scorers that know which label is anomalous.
+"""Splitters with no anomalous images in training folds, and scorers that know which label is anomalous.
 
-Labels are 1 (normal), -1 (anomalous) and 0 (unlabelled: trained on, never tested on). If `anomaly_label` is
-not -1, that label is anomalous and every other value is normal.
+Labels are 1 (normal), -1 (anomalous) and 0 (unlabelled: in training folds only). If `anomaly_label` is not
+-1, that label is anomalous and every other value is normal.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ Seed = int | np.random.RandomState | None
 
 
 class _NormalOnlySplit:
-    """Stratified splitter with no anomalies in training rows, and no unlabelled rows in test rows."""
+    """Stratified splitter with no anomalous rows in training folds, and no unlabelled rows in test folds."""
 
     anomaly_label: Any
 
@@ -32,11 +32,11 @@ class _NormalOnlySplit:
         Parameters
         ----------
         X : array-like of length n
-            Images, which are not read.
+            Images. They are not read.
         y : (n,) array-like
             Labels.
         groups : (n,) array-like, default=None
-            Group of each row, for `NormalOnlyGroupKFold`: the rows of a group stay together.
+            Group of each row, for `NormalOnlyGroupKFold`: all rows of a group are in one fold.
 
         Yields
         ------
@@ -60,18 +60,18 @@ class _NormalOnlySplit:
 
 
 class _NormalOnlyFolds(_NormalOnlySplit):
-    """Constructor of the splitters into folds."""
+    """Splitter into folds, with the constructor of both public ones."""
 
     def __init__(
         self, n_splits: int = 5, *, shuffle: bool = True, random_state: Seed = None, anomaly_label: Any = -1
     ):
-        # scikit-learn refuses a random_state that has no effect; ours may be given all the same.
+        # scikit-learn refuses a random_state that has no effect; here it is allowed, and ignored.
         super().__init__(n_splits, shuffle=shuffle, random_state=random_state if shuffle else None)
         self.anomaly_label = anomaly_label
 
 
 class NormalOnlyKFold(_NormalOnlyFolds, StratifiedKFold):
-    """Folds with normal training rows and test rows of both classes.
+    """Folds with normal and unlabelled rows to train on, and rows of both classes to test on.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ class NormalOnlyKFold(_NormalOnlyFolds, StratifiedKFold):
     shuffle : bool, default=True
         Whether rows are shuffled first.
     random_state : int, RandomState or None, default=None
-        Seed or generator of the draw.
+        Seed or generator of the shuffling.
     anomaly_label : object, default=-1
         Label of anomalous images. If it is not -1, all other values are normal.
 
@@ -102,25 +102,26 @@ class NormalOnlyGroupKFold(_NormalOnlyFolds, StratifiedGroupKFold):
     n_splits : int, default=5
         Number of folds.
     shuffle : bool, default=True
-        Whether rows are shuffled first.
+        Whether groups are shuffled first.
     random_state : int, RandomState or None, default=None
-        Seed or generator of the draw.
+        Seed or generator of the shuffling.
     anomaly_label : object, default=-1
         Label of anomalous images. If it is not -1, all other values are normal.
     """
 
 
 class NormalOnlyShuffleSplit(_NormalOnlySplit, StratifiedShuffleSplit):
-    """Random splits with normal training rows and test rows of both classes.
+    """Random splits with normal and unlabelled rows to train on, and rows of both classes to test on.
 
     Parameters
     ----------
     n_splits : int, default=10
         Number of splits.
     test_size : float, int or None, default=None
-        Share or number of test rows, as in scikit-learn's StratifiedShuffleSplit.
+        Share or number of test rows before unlabelled rows are dropped, as in scikit-learn's
+        StratifiedShuffleSplit.
     train_size : float, int or None, default=None
-        Share or number of training rows before anomalies are dropped.
+        Share or number of training rows before anomalous rows are dropped.
     random_state : int, RandomState or None, default=None
         Seed or generator of the draws.
     anomaly_label : object, default=-1
@@ -141,10 +142,11 @@ class NormalOnlyShuffleSplit(_NormalOnlySplit, StratifiedShuffleSplit):
 
 
 class AnomalyScorer:
-    """A scorer for `cross_validate` and searches, from a metric of `skanomaly.metrics`.
+    """Scorer for `cross_validate` and searches, made of a metric.
 
-    scikit-learn's own "roc_auc" is right for a detector only if 1 is the normal label. If 1 is the anomalous
-    one it silently returns 1 - AUROC; hence `anomaly_label` here.
+    scikit-learn's own scorer "roc_auc" is right for a detector only if 1 is the label of normal images. If 1
+    is the label of anomalous images, it silently returns 1 - AUROC. The scorer here has the parameter
+    `anomaly_label`, which says what the label of anomalous images is.
 
     Parameters
     ----------
@@ -177,7 +179,7 @@ class AnomalyScorer:
         self.anomaly_label = anomaly_label
 
     def __call__(self, estimator: Any, X: Any, y: ArrayLike) -> float:
-        """The metric of a fitted estimator on X and y."""
+        """Metric of the scores that a fitted estimator gives to X, with labels y."""
         metric = getattr(metrics, self.metric) if isinstance(self.metric, str) else self.metric
         return metric(check_labels(y), -estimator.score_samples(X), anomaly_label=self.anomaly_label)
 

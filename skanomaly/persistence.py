@@ -1,9 +1,9 @@
-"""Save a fitted detector to one file of JSON and tensors, and load it without running code from it.
+"""Save a detector to one file of JSON and tensors, and load it without running code from the file.
 
-A pickle runs whatever code its writer put in, so that only pickles of trusted people can be loaded. The files
-of `save` hold no code, only parameters, fitted attributes (thresholds and training history among them) and
-the weights of the network. `load` builds the network by the installed package, and refuses a file unless all
-its tensors fit that network.
+A pickle runs whatever code its writer put into it, so that only pickles of trusted people can be loaded. The
+files of `save` hold no code, only parameters, fitted attributes (thresholds and training history among them)
+and the tensors of the network. `load` builds the network with the installed package, and refuses a file whose
+tensors do not fit that network.
 """
 
 import inspect
@@ -31,13 +31,14 @@ def save(detector: BaseDetector, path: str | PathLike, *, leave_out: Sequence[st
     ----------
     detector : BaseDetector
         Detector whose parameters are numbers, strings, None, detectors, or lists and tuples of these.
-        ``callbacks``, ``checkpoint_dir``, ``device``, ``verbose`` and RandomState objects are not saved:
-        `load` gives their defaults.
+        ``callbacks``, ``checkpoint_dir``, ``device``, ``verbose`` and RandomState objects are not saved; the
+        loaded detector has the defaults of these parameters.
     path : str or Path
-        File, replaced as a whole: an interrupted `save` leaves the old one.
+        File to write. It is replaced as a whole: an interrupted `save` leaves the old file.
     leave_out : sequence of str, default=()
-        Names of parameters that cannot be saved, because they hold a module or a function, for example. They
-        must be given to `load` again. Parameters of a nested detector are named like ``detector__encoder``.
+        Names of parameters that cannot be saved, because they hold a module or a function, for example. Their
+        values must be passed to `load`. Parameters of a nested detector have names like
+        ``detector__encoder``.
 
     Raises
     ------
@@ -76,7 +77,7 @@ def save(detector: BaseDetector, path: str | PathLike, *, leave_out: Sequence[st
 
 
 def load(path: str | PathLike, *, types: Sequence[type] = (), **parameters: Any) -> BaseDetector:
-    """Read a detector that `save` wrote; no code in the file is run.
+    """Read a detector that `save` wrote, without running code from the file.
 
     Parameters
     ----------
@@ -86,7 +87,7 @@ def load(path: str | PathLike, *, types: Sequence[type] = (), **parameters: Any)
         Detector classes from outside skanomaly that the file may use.
     **parameters : dict
         Parameters that were left out or are never saved, such as ``device``. Parameters of a nested detector
-        are named like ``detector__device``.
+        have names like ``detector__device``.
 
     Returns
     -------
@@ -124,7 +125,7 @@ def load(path: str | PathLike, *, types: Sequence[type] = (), **parameters: Any)
 
 
 class _GivenError(TypeError):
-    """Error in what the caller of `load` gave, not in the file."""
+    """Error in what the caller of `load` passed, not in the file."""
 
 
 def _encode(value):
@@ -205,9 +206,9 @@ class _Loader:
     Parameters
     ----------
     known : dict of str to type
-        Classes that a description may name.
+        Classes that a description may have, by name.
     given : dict of str to object
-        Parameters from the caller. The attribute `used` holds the names of those that some detector has.
+        Parameters from the caller. The attribute `used` holds the names of those that a detector was given.
     """
 
     def __init__(self, known, given):
@@ -221,7 +222,7 @@ class _Loader:
                 f"the file holds a {name}, which is not in this skanomaly; give its class as types=[...]"
             )
         cls = self.known[name]
-        # Files written before there were versions do not say theirs.
+        # Files from before there were versions do not say one.
         if (version := description.get("version", 1)) != cls._file_version:
             raise ValueError(
                 f"the file holds a {name} of file version {version}, and the network here is of version "

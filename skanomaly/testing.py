@@ -1,8 +1,8 @@
-"""Discovery of detectors, and the checks that every detector passes, also one of your own.
+"""Discovery of detectors, and checks that every detector must pass, also a detector of your own.
 
-`check_estimator` of scikit-learn comes first; the checks here are about what it does not know: images, maps,
-masks, thresholds and reproducibility. Each raises AssertionError, and takes an unfitted detector that trains
-in well under a second, such as `tiny` makes.
+Run `check_estimator` of scikit-learn first. The checks here test what it does not know: images, maps, masks,
+thresholds and reproducibility. Each check takes an unfitted detector that trains in well under a second, such
+as `tiny` makes, and raises an error if something is wrong.
 """
 
 import copy
@@ -30,21 +30,21 @@ from .base import tells_unlabelled
 from .labels import LabelWarning
 from .model_selection import NormalOnlyKFold
 
-#: Fields at the head of a detector's Notes; the table of methods is made of them.
+#: Fields at the head of a detector's Notes, of which the table of methods is made.
 METHOD_FIELDS = "Family", "Trained on", "Score", "Map", "Departures"
 
 DTYPES = "uint8", "uint16", "int16", "int64", "float16", "float32", "float64"
 
 
 def tiny(detector_class, **parameters):
-    """A detector of the class with networks and epochs as small as they get, for tests.
+    """Small detector of a class, for tests: a single epoch for each stage, and few units and channels.
 
     Parameters
     ----------
     detector_class : type
         A public detector.
     **parameters : dict
-        Parameters to set to other values.
+        Parameters that get these values instead of small ones.
 
     Returns
     -------
@@ -54,7 +54,7 @@ def tiny(detector_class, **parameters):
     names = inspect.signature(detector_class).parameters
     small = {
         "width": 2,
-        "hidden_size": 16,  # below, results depend on the order of rows in the last bit
+        "hidden_size": 16,  # below 16, the last bit of a score depends on the order of rows
         "latent_size": 2,
         "n_slots": 8,
         "batch_size": 8,
@@ -71,7 +71,7 @@ def tiny(detector_class, **parameters):
 
 
 def _set(detector, **parameters):
-    """Set parameters of the detector, or of the one it holds."""
+    """Set parameters of the detector, or of the detector inside it."""
     own = detector.get_params(deep=False)
     return detector.set_params(**{k if k in own else f"detector__{k}": v for k, v in parameters.items()})
 
@@ -86,12 +86,13 @@ def _trains(detector):
 
 
 def detector_checks(detector=None):
-    """Checks of this module.
+    """List of the checks in this module.
 
     Parameters
     ----------
     detector : BaseDetector, default=None
-        Detector that is not fitted. The checks of training are left out if the detector is not trained.
+        Unfitted detector. If it is not trained in epochs, the checks of training are left out. None lists all
+        checks.
 
     Returns
     -------
@@ -107,7 +108,7 @@ _FITS = {}
 
 
 def _fit(detector, X):
-    """Fit a clone. Repeated fits of the last detector are done once; each caller gets a copy."""
+    """Fitted clone of a detector. A fit that is asked for again is not repeated: each caller gets a copy."""
     try:
         key = type(detector), pickle.dumps(detector), X.dtype, X.shape, X.tobytes()
     except (pickle.PicklingError, AttributeError, TypeError):
@@ -120,7 +121,7 @@ def _fit(detector, X):
 
 
 def make_images(shape=(12, 16, 16), dtype="uint8", seed=0):
-    """Smooth random images of any shape and dtype, with values of 12 bits if the dtype has room for them.
+    """Smooth random images of any shape and dtype: floats in [0, 1], uint8, or other integers up to 4095.
 
     Parameters
     ----------
@@ -147,7 +148,7 @@ def make_images(shape=(12, 16, 16), dtype="uint8", seed=0):
 
 
 class SliceOnly:
-    """The least a lazy X must be: `shape`, `dtype` (here a class) and `X[a:b]`."""
+    """Lazy X with no more than a detector needs: `shape`, `dtype` (here a class) and `X[a:b]`."""
 
     def __init__(self, X):
         self._X = X
@@ -179,7 +180,7 @@ def _assert_raises(error, words, function, *args, **kwargs):
 
 
 def check_images(detector, shape=(9, 13, 17), dtype="uint8", channel_axis="auto"):
-    """One layout and dtype through every method: shapes, dtypes and agreement."""
+    """Methods return arrays of the right shapes and dtypes that agree, for one layout and dtype of X."""
     X = make_images(shape, dtype)
     detector = clone(detector).set_params(channel_axis=channel_axis).fit(X)
     n = len(X)
@@ -215,7 +216,7 @@ def check_images(detector, shape=(9, 13, 17), dtype="uint8", channel_axis="auto"
 
 
 def check_containers(detector):
-    """Lists, tensors, memmaps, lazy objects, Fortran order and read-only arrays give equal results."""
+    """Tensors, memmaps and Fortran order give the bits of an array; lists and lazy objects are taken, too."""
     X = make_images()
     expected = _fit(detector, X)
     scores = expected.score_samples(X)
@@ -239,7 +240,7 @@ def check_containers(detector):
 
 
 def check_constant_images(detector):
-    """Images without contrast are scored, not divided by zero."""
+    """Images without contrast get finite scores."""
     for dtype in ("uint8", "float32"):
         X = np.full((6, 16, 16), 7, dtype)
         assert np.isfinite(clone(detector).fit(X).score_samples(X)).all()
@@ -253,7 +254,7 @@ def check_few_images(detector):
 
 
 def check_training(detector):
-    """Epochs change parameters and are counted. One image more than a batch is no problem."""
+    """More epochs give other weights, and are counted. One image more than a batch can be trained on."""
     X = make_images((_get(detector, "batch_size") + 1, 16, 16))
     epochs = [name for name in detector.get_params() if name.endswith("_epochs")]
     shorter, longer = (clone(detector).set_params(**dict.fromkeys(epochs, n)).fit(X) for n in (1, 2))
@@ -268,7 +269,7 @@ def check_training(detector):
 
 
 def check_reproducibility(detector):
-    """Equal seeds give equal bits, other seeds do not, and the caller's generators stay as they were."""
+    """Equal seeds give equal bits, another seed gives others, and the caller's generators do not change."""
     X = make_images()
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
     first, second = _fit(detector, X), clone(detector)
@@ -286,7 +287,7 @@ def check_reproducibility(detector):
 
 
 def check_score_invariance(detector):
-    """Scores and maps have equal bits in any order, subset, batch size and random state."""
+    """Scores have equal bits in any order, subset, batch size and random state, and maps in any order."""
     X = make_images((70, 16, 16))
     fitted = _fit(detector, X[:20])
     scores = fitted.score_samples(X)
@@ -304,7 +305,7 @@ def check_score_invariance(detector):
 
 
 def check_outputs(detector):
-    """`out` and `iter_batches` give what the plain calls give."""
+    """Calls with `out`, and `iter_batches`, return the same values as plain calls."""
     X = make_images((70, 16, 16))
     fitted = _fit(detector, X[:20])
     assert not fitted.network_.training
@@ -331,7 +332,7 @@ def check_outputs(detector):
 
 
 def check_thresholds(detector):
-    """`contamination` and `pixel_contamination` flag what they say; `calibrate` resets both."""
+    """`contamination` and `pixel_contamination` are the shares flagged; `calibrate` resets the thresholds."""
     X = make_images((30, 16, 16))
     fitted = clone(detector).set_params(contamination=0.2, pixel_contamination=0.05).fit(X)
     assert np.mean(fitted.predict(X) == -1) == 0.2
@@ -349,13 +350,16 @@ def check_thresholds(detector):
 
 
 def _assert_share_above(maps, threshold, share, tolerance):
-    """Pixels may equal the threshold: many do if a network gives several intensities the same value."""
+    """Assert that a share of the pixels lies above the threshold; pixels equal to it may count or not.
+
+    Many pixels may equal the threshold, because a network may map several intensities to the same value.
+    """
     assert np.mean(maps > threshold) <= share + tolerance
     assert np.mean(maps >= threshold) >= share - tolerance
 
 
 def check_labels(detector):
-    """Known anomalies (-1) are not trained on; other labels change nothing for most methods, and warn."""
+    """Rows with -1 are not trained on; labels other than -1 and 0 change nothing, and warn."""
     X = make_images((24, 16, 16))
     y = np.ones(24, int)
     y[::4] = -1
@@ -387,17 +391,17 @@ def check_calibration_labels(detector):
 
 
 def check_intensities(detector):
-    """The range comes from dtype or data, scores do not clip, and `reconstruct` gives the units of X."""
+    """The range is that of uint8 or of the data, scoring does not clip, `reconstruct` has the units of X."""
     X = make_images(dtype="uint16") * 7 + 1000
     fitted = clone(detector).fit(X)
     assert fitted.intensity_range_ == (X.min(), X.max())
     assert _fit(detector, make_images()).intensity_range_ == (0, 255)
     given = _set(clone(detector), intensity_range=(0, 65535)).fit(X)
     assert given.intensity_range_ == (0, 65535)
-    # Twice the units, the same images, to the last bit.
+    # The same images in another unit, with values twice as large, have the same scores to the last bit.
     expected = fitted.score_samples(X)
     assert_array_equal(clone(detector).fit(X * 2).score_samples(X * 2), expected)
-    # Wider integers are scaled in float64. A standardised score may be 0: then its spread is what counts.
+    # Wider integers are scaled in float64. A score may be near 0: the tolerance then comes from the spread.
     wide = fitted.score_samples(X.astype(np.int64))
     assert_allclose(wide, expected, rtol=1e-3, atol=1e-3 * expected.std())
     assert len(set(fitted.score_samples(np.stack([X[0], X[0] * 2])))) == 2
@@ -442,7 +446,7 @@ def check_bad_input(detector):
 
 
 def check_interruption(detector):
-    """Ctrl-C goes on up, and a fit that fails leaves the fitted detector as it was."""
+    """`fit` passes KeyboardInterrupt on, and a fit that fails leaves the fitted detector as it was."""
 
     class Interrupt(Callback):
         def on_epoch_begin(self, net, **kwargs):
@@ -456,7 +460,7 @@ def check_interruption(detector):
 
 
 def check_divergence(detector):
-    """A loss that is not finite stops the fit and names stage and epoch."""
+    """A loss that is not finite stops the fit, with an error that names stage and epoch."""
 
     class Poison(Callback):
         def on_batch_begin(self, net, **kwargs):
@@ -469,7 +473,7 @@ def check_divergence(detector):
 
 
 def check_nesting(detector):
-    """Pipelines, searches, FrozenEstimator, pickle; maps come through all of them."""
+    """Pipelines, searches, FrozenEstimator and pickle take the detector, and return its maps."""
     X = make_images((20, 16, 16), "float32")
     y = np.r_[np.ones(14), -np.ones(6)].astype(int)
     fitted = clone(detector).fit(X, y)
@@ -490,7 +494,7 @@ def check_nesting(detector):
 
 
 def check_persistence(detector):
-    """`save` and `load` give the same detector to the bit, fitted or not, and also one inside another."""
+    """`save` and `load` restore a detector to the bit, fitted or not, together with a detector inside."""
     X = make_images()
     types = [type(part) for part in (detector, *detector.get_params().values()) if hasattr(part, "fit")]
     with tempfile.TemporaryDirectory() as folder:
@@ -511,7 +515,7 @@ def check_persistence(detector):
 
 
 def check_resume(detector):
-    """A fit that was killed in any epoch goes on from there, and ends with the same bits."""
+    """A fit that was killed in any epoch continues from that epoch, and ends with the same bits."""
 
     class Kill(Callback):
         epochs = killed_in = 0
@@ -560,7 +564,7 @@ def check_threads_of_scoring(detector):
 
 
 def check_docstring(detector):
-    """Every parameter is documented, in the order of the signature, and Notes have the fields of methods."""
+    """Every parameter is documented, in the order of the signature, and Notes have all `METHOD_FIELDS`."""
     doc = inspect.getdoc(type(detector)) or ""
     assert "{parameters}" not in doc
     section = doc.split("Parameters\n----------\n")[1].split("\n\nAttributes\n")[0]
