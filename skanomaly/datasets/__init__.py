@@ -1,4 +1,4 @@
-"""Images to start with, labelled 1 (normal) and -1 (anomalous): real (`load_`) and synthetic (`make_`)."""
+"""Image sets labelled 1 (normal) and -1 (anomalous): real (`load_` functions) and synthetic (`make_`)."""
 
 from ._digits import make_digit_anatomy
 from ._phantoms import make_fundus, make_oct

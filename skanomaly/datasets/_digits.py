@@ -1,4 +1,4 @@
-"""DigitAnatomy: grids of handwritten digits, each in its place like the organs of a body."""
+"""DigitAnatomy: grids of handwritten digits, each digit in its own cell, as organs have their places."""
 
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -13,7 +13,7 @@ from ._shipped import load_mnist_digits
 
 DigitKind = Literal["normal", "missing", "misordered", "flipped", "zero"]
 SIDE = 3
-#: Flips of each digit that change its looks. 1 and 8 have none: they may look like themselves after any.
+#: Flips after which a digit looks different. 1 and 8 are missing: they may look the same after any flip.
 FLIPS = {
     2: ("left-right", "up-down"),
     3: ("left-right", "both"),
@@ -40,9 +40,9 @@ def make_digit_anatomy(
 ) -> Bunch:
     """Grids of 3 x 3 handwritten digits, 1 to 9 in reading order: the DigitAnatomy of the SQUID paper.
 
-    The grids stand in for radiographs: alike in structure, different in detail, and labelled without a
-    physician. In an anomalous grid digits are missing, flipped, replaced by a zero, or in the places of
-    others.
+    The grids stand in for radiographs: they are alike in structure and different in detail, but no physician
+    is needed to label them. In an anomalous grid some digits are missing, flipped, replaced by a zero, or
+    exchanged with each other ("misordered").
 
     Parameters
     ----------
@@ -51,28 +51,29 @@ def make_digit_anatomy(
     kinds : sequence of {"normal", "missing", "misordered", "flipped", "zero"}, default=("normal",)
         Kinds of the images, taken in turn: with two kinds, every second image has the second kind.
     n_anomalous_cells : int, default=1
-        Number of cells changed in an anomalous grid, 1 to 7; a misordered grid has 2 at least.
+        Number of changed cells in an anomalous grid, 1 to 7; a misordered grid has at least 2.
     size : int, default=96
         Height and width in pixels, a multiple of 3.
     scale : tuple (low, high), default=(0.6, 1.3)
-        Area of the random square that is cut from a digit's image to fill a cell, as a share of that image.
+        Range of the area of the random square that is cut from the image of a digit and resized to fill a
+        cell. Areas are shares of that image.
     crop_policy : {"reject", "resize"}, default="reject"
-        Treatment of a square larger than the image. "reject" draws another, as in the public code, so that
-        digits are only ever enlarged; "resize" surrounds the image with black.
+        Treatment of a square larger than the image. "reject" draws another square, as in the public code, so
+        that a cell never shows more than the image; "resize" surrounds the image with black.
     digits : tuple (images, labels), default=None
-        Images, (m, h, w) uint8, and the digit 0 to 9 of each; None takes `load_mnist_digits`.
+        Images of digits (m, h, w) uint8, and the digit 0 to 9 of each. None takes `load_mnist_digits`.
     subset : {"train", "val", "test"}, default="train"
         Part of `load_mnist_digits` to draw from. No image is in two parts, and "train" has no zeros.
     random_state : int, RandomState or None, default=None
-        Seed or generator of all that is drawn; the same int gives the same bytes.
+        Seed or generator of everything that is drawn; the same int gives the same bytes.
 
     Returns
     -------
     data : sklearn.utils.Bunch
         ``images`` (n, size, size) uint8; ``target`` (n,), 1 normal and -1 anomalous; ``masks`` (n, size,
-        size) bool, the changed cells; ``kind`` (n,); ``cells`` (n, 9) bool, True for changed cells;
-        ``normal`` (n, size, size) uint8, the grid before the anomaly; ``digit_index`` (n, 9), index of each
-        digit of a grid among the images of digits drawn from.
+        size) bool, True in changed cells; ``kind`` (n,), the kind of each image; ``cells`` (n, 9) bool, True
+        for changed cells; ``normal`` (n, size, size) uint8, the grids before the change; ``digit_index`` (n,
+        9), index of the image, among those of digits, from which each cell of ``normal`` was cut.
 
     Notes
     -----
@@ -108,7 +109,7 @@ def make_digit_anatomy(
     kind = np.resize(np.asarray(kinds), n_samples)
     draw = {"scale": scale, "crop_policy": crop_policy, "size": size // SIDE, "rng": rng}
 
-    # Normal grids are drawn first and whole: kinds differ in the changed cells only, for the same seed.
+    # Normal grids are drawn first and as a whole: with the same seed, kinds differ in changed cells only.
     index = np.stack([rng.choice(rows_of[digit], n_samples) for digit in range(1, SIDE**2 + 1)], axis=1)
     normal = _crops(bank, index.ravel(), **draw).reshape(n_samples, SIDE**2, size // SIDE, size // SIDE)
     cells = np.zeros((n_samples, SIDE**2), dtype=bool)
@@ -152,7 +153,7 @@ def _check_scale(scale, crop_policy):
 
 
 def _bank(digits, subset, zero):
-    """Images of digits, and for each digit the numbers of its images."""
+    """Images of digits, and for each digit the indices of its images."""
     if digits is None:
         if subset not in ("train", "val", "test"):
             raise ValueError(f"subset must be 'train', 'val' or 'test', got {subset!r}")
@@ -185,12 +186,12 @@ def _crops(bank, index, *, scale, crop_policy, size, rng):
     while len(todo):
         length[todo] = np.round(side * np.sqrt(rng.uniform(*scale, len(todo))))
         todo = todo[(length[todo] < 1) | (length[todo] > side) & (crop_policy == "reject")]
-    # Between 0 and the room left; that is negative where the square is the larger, and the image moves in it.
+    # Between 0 and whole - length. If this is negative, the square is the larger, and the image moves in it.
     top, left = (
         np.round(rng.uniform(0, 1, len(index)) * (whole - length)).astype(int) for whole in bank.shape[1:]
     )
     place = (np.arange(size) + 0.5) * length[:, None] / size - 0.5
-    # Places beyond the middle of the outer pixels take their value, not that of a pixel outside the square.
+    # Places beyond the middle of an outer pixel take its value, not that of a pixel outside the square.
     place = place.clip(0, length[:, None] - 1)
     rows, columns = place + top[:, None], place + left[:, None]
     where = np.broadcast_arrays(index[:, None, None], rows[:, :, None], columns[:, None, :])

@@ -1,4 +1,4 @@
-"""Synthetic images of the retina, whose truth is known; they resemble real ones from afar only."""
+"""Synthetic images of the retina with known layers and lesions. They resemble real images only roughly."""
 
 from collections.abc import Sequence
 from numbers import Integral
@@ -21,7 +21,7 @@ OCT_LAYERS = (
 )
 OCTKind = Literal["normal", "intraretinal fluid", "subretinal fluid", "drusen"]
 VITREOUS, CHOROID, FLUID, DRUSE = 0.04, 0.40, 0.06, 0.60
-#: Columns for each vessel; a vessel casts a shadow on what lies behind it.
+#: Number of columns for each vessel. A vessel casts a shadow on the layers behind it.
 SHADOW_EVERY = 32
 
 
@@ -56,20 +56,22 @@ def make_oct(
     thickness_variation : float, default=0.1
         Largest share by which a layer is thicker or thinner somewhere along the scan.
     n_looks : float, default=4
-        Number of independent looks whose mean intensity is the image: fewer give stronger speckle, inf none.
+        Number of independent exposures (looks) whose intensities are averaged: fewer make stronger speckle,
+        ``inf`` makes none.
     noise : float, default=0.02
-        Standard deviation of the noise that the camera adds.
+        Standard deviation of the noise that the camera adds, for reflectivities in [0, 1].
     random_state : int, RandomState or None, default=None
-        Seed or generator of all that is drawn; the same int gives the same bytes.
+        Seed or generator of everything that is drawn; the same int gives the same bytes.
 
     Returns
     -------
     data : sklearn.utils.Bunch
         ``images`` (n, size, size) uint8; ``target`` (n,), 1 normal and -1 anomalous; ``masks`` (n, size,
-        size) bool, the lesions; ``layers`` (n, size, size) uint8, in depth order: 0 vitreous, 1 to L the
-        layers (a lesion has the label of the layer that it lies in, or under), L + 1 what is behind;
-        ``boundaries`` (n, L + 1, size) float, row of the upper end of layers 1 to L + 1 in each column;
-        ``kind`` and ``severity`` (n,), with severity 0 for normal images; ``layer_names``.
+        size) bool, True in lesions; ``layers`` (n, size, size) uint8, labels in depth order: 0 vitreous, 1 to
+        L the layers, L + 1 behind them (intraretinal fluid has the labels of the layers that it lies in,
+        subretinal fluid L - 1, drusen L + 1); ``boundaries`` (n, L + 1, size) float, row of the upper end of
+        layers 1 to L + 1 in each column; ``kind`` and ``severity`` (n,), with severity 0 for normal images;
+        ``layer_names``, list of L names.
 
     Examples
     --------
@@ -117,7 +119,7 @@ def check_whole(name, value, least):
 
 
 def _smooth(rng, n, length):
-    """A smooth random function of n places, in [-1, 1]."""
+    """Values of a smooth random function at n places, in [-1, 1]."""
     # The ends are cut off: there the filter mirrors its input, which flattens the function.
     values = ndimage.gaussian_filter1d(rng.normal(size=n + 8 * length), length)[4 * length : 4 * length + n]
     return values / np.abs(values).max()
@@ -137,7 +139,7 @@ def _oct(kind, severity, size, layers, thickness_variation, n_looks, noise, rng)
     boundaries = np.concatenate([tops, bottom[None]])
     columns = np.arange(size) + 0.5
     rows = columns[:, None]
-    # A lesion between layers: the boundary under it, how far those above are lifted, and its label.
+    # A lesion between layers: the boundary below it, its height, its label, and its reflectivity.
     floor, lift, label, value = bottom, np.zeros(size), 0, FLUID
     if kind == "subretinal fluid":
         floor, label = boundaries[-2].copy(), len(layers) - 1
@@ -149,11 +151,11 @@ def _oct(kind, severity, size, layers, thickness_variation, n_looks, noise, rng)
             height = scale * rng.uniform(3, 4 + 6 * severity)
             lift = np.maximum(lift, height * _bump(x, rng.uniform(-0.8, 0.8), rng.uniform(0.08, 0.16)))
         boundaries[-2:] -= lift
-        # The next boundary is lifted less and those beyond stay: a druse presses the two layers over it.
+        # The next boundary is lifted less, and those beyond stay: a druse compresses the two layers above it.
         boundaries[-3] -= lift * 0.8
     mask = (rows >= floor - lift) & (rows < floor)
     labels = np.where(mask, label, (rows[None] >= boundaries[:, None]).sum(0))
-    # Cysts come after the labels, which go on through them; the other lesions move the boundaries.
+    # Cysts come after the labels, which they do not change; the other lesions move the boundaries.
     if kind == "intraretinal fluid":
         for _ in range(1 + int(5 * severity)):
             height, width = (scale * rng.uniform(low, low + (0.3 + 0.7 * severity) * low) for low in (4, 6))
@@ -170,7 +172,7 @@ def _oct(kind, severity, size, layers, thickness_variation, n_looks, noise, rng)
         place, width = rng.uniform(0, size), scale * rng.uniform(1, 2.5)
         shadow = 1 - 0.5 * np.exp(-(((columns - place) / width) ** 2))
         reflectivity = np.where(labels > 1, reflectivity * shadow, reflectivity)
-    # Speckle is of the intensity, whose mean over looks is gamma distributed; the picture shows its root.
+    # Speckle multiplies intensities by a gamma distributed mean over looks; the image shows their roots.
     if np.isfinite(n_looks):
         reflectivity = reflectivity * np.sqrt(rng.gamma(n_looks, 1 / n_looks, reflectivity.shape))
     image = reflectivity + rng.normal(0, noise, reflectivity.shape)
@@ -179,7 +181,7 @@ def _oct(kind, severity, size, layers, thickness_variation, n_looks, noise, rng)
 
 
 def _bump(x, place, width):
-    """A hill of height 1 around a place, 0 beyond its width."""
+    """Values at `x` of a hill of height 1 around a place; they are 0 beyond its width."""
     t = np.clip(np.abs(x - place) / width, 0, 1)
     return (1 - t**2) ** 2
 
@@ -208,15 +210,15 @@ def make_fundus(
     size : int, default=128
         Height and width in pixels.
     noise : float, default=0.02
-        Standard deviation of the noise that the camera adds.
+        Standard deviation of the noise that the camera adds, for intensities in [0, 1].
     random_state : int, RandomState or None, default=None
-        Seed or generator of all that is drawn; the same int gives the same bytes.
+        Seed or generator of everything that is drawn; the same int gives the same bytes.
 
     Returns
     -------
     data : sklearn.utils.Bunch
-        ``images`` (n, size, size, 3) uint8; ``target`` (n,), 1 for grade 0 and -1 else; ``masks`` (n, size,
-        size) bool, the lesions; ``grade`` (n,) int.
+        ``images`` (n, size, size, 3) uint8; ``target`` (n,), 1 for grade 0 and -1 for other grades; ``masks``
+        (n, size, size) bool, True in lesions; ``grade`` (n,) int.
 
     Examples
     --------
@@ -287,13 +289,13 @@ def _line(px, py, width, size):
     inside = np.all([(0 <= p) & (p < size) for p in at], axis=0)
     reach = np.zeros((size, size))
     np.maximum.at(reach, (at[0][inside], at[1][inside]), width[inside] * size / 2)
-    # Distances to the line's middle, one transform for all its places; the width is the nearest place's.
+    # One transform has the distances to all places on the line; each pixel takes the nearest place's width.
     distance, (row, column) = ndimage.distance_transform_edt(reach == 0, return_indices=True)
     return np.clip(reach[row, column] + 0.5 - distance, 0, 1)
 
 
 def _spot(x, y, rng, sizes):
-    """A blot at a random place well inside the picture."""
+    """Opacity of a spot at a random place well inside the picture, in [0, 1]."""
     place, axes = rng.uniform(-0.6, 0.6, 2), rng.uniform(*sizes, 2)
     distance = np.hypot((x - place[0]) / axes[0], (y - place[1]) / axes[1])
     return expit(8 * (1 - distance))

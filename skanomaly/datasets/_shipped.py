@@ -31,9 +31,9 @@ def load_chest_xray(*, subset: Subset = "all", return_X_y: bool = False) -> Bunc
     Returns
     -------
     data : sklearn.utils.Bunch
-        ``images`` (n, 64, 64) uint8; ``target`` (n,) int, 1 normal and -1 anomalous; ``split``
-        (n,) str; ``groups`` (n,) str, the patient; ``class_names`` and ``class_index``, the finer
-        classes; ``DESCR``.
+        ``images`` (n, 64, 64) uint8; ``target`` (n,) int, 1 normal and -1 anomalous; ``split`` (n,) str, the
+        subset of each image; ``groups`` (n,) str, the patient; ``class_names``, names of finer classes, and
+        ``class_index`` (n,), the number of each image's class among them; ``DESCR``, a description.
 
     Examples
     --------
@@ -95,7 +95,8 @@ def load_mnist_digits(*, subset: Subset = "all", return_X_y: bool = False) -> Bu
     Returns
     -------
     data : sklearn.utils.Bunch
-        Fields as in `load_chest_xray`, with ``images`` (n, 28, 28); ``class_index`` is the digit.
+        Fields as in `load_chest_xray`, with ``images`` (n, 28, 28); ``class_index`` is the digit, and
+        ``groups`` are names of files.
 
     Examples
     --------
