@@ -2,13 +2,14 @@
 Search on a dask cluster
 ========================
 
-Fits of a grid search are spread over the processes of a dask cluster, with progress bars::
+The fits of a grid search are spread over the workers of a dask cluster::
 
     python examples/dask_search.py [--workers 2] [--scheduler tcp://host:8786] [--epochs 20]
 
 Without ``--scheduler`` the cluster is a LocalCluster: processes of this machine with one thread each, because
-torch has one random generator per process. With it, the workers are those of the scheduler at that address,
-each started by ``dask worker --nthreads 1 tcp://host:8786`` in an environment that has skanomaly.
+torch has one random generator per process. Progress bars are shown (with scikit-learn 1.9 or later). With
+``--scheduler`` the workers are those of the scheduler at that address, each started by ``dask worker
+--nthreads 1 tcp://host:8786`` in an environment in which skanomaly is installed.
 """
 
 import argparse
@@ -49,7 +50,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--workers", type=int, default=2, help="of the local cluster")
+    parser.add_argument("--workers", type=int, default=2, help="processes of the local cluster")
     parser.add_argument("--scheduler", help="address of a running scheduler")
     parser.add_argument("--epochs", type=int, default=20)
     arguments = parser.parse_args(arguments)

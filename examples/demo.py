@@ -2,14 +2,15 @@
 The main job
 ============
 
-Pneumonia is found in chest X-rays after seeing healthy ones only. ``make demo`` runs this script (minutes)::
+Two detectors look for pneumonia in chest X-rays, after they have been fitted to healthy ones only.
+``make demo`` runs this script, which takes minutes::
 
     python examples/demo.py [--folder demo]
 
 FAnoGAN and AutoEncoder are fitted to 433 normal chest X-rays of children. Their thresholds are set on 77
-further normal ones, and the report is on 335 unseen X-rays, 180 of them with pneumonia. Scores that need no
-learning stand beside them. The folder gets chest_xray.md, chest_xray.png, overview.png and the fitted
-detector.
+other normal X-rays. The report is on 335 unseen X-rays, 180 of them with pneumonia, and compares the
+detectors with scores that need no network. The report (chest_xray.md), two pictures (chest_xray.png and
+overview.png) and the fitted FAnoGAN are written to the folder.
 """
 
 # sphinx_gallery_thumbnail_path = '_static/chest_xray.png'
@@ -36,7 +37,7 @@ FALSE_ALARM_RATE = 0.05
 
 
 def trivial_scores(train, images):
-    """Anomaly scores without training, in the direction their name says."""
+    """Anomaly scores without a network; an image with more of what the name says is more anomalous."""
     rows, flat = train.reshape(len(train), -1) / 255, images.reshape(len(images), -1) / 255
     pca = PCA(30, random_state=SEED).fit(rows)
     rebuilt = pca.inverse_transform(pca.transform(flat))
@@ -63,13 +64,13 @@ def ranking_table(scores, test):
 def threshold_rows(name, detector, test):
     keys = "false_alarm_rate", "sensitivity", "specificity", "precision", "f1"
     score = -detector.decision_function(test.images)
-    # `predict` calls a score equal to the threshold normal.
+    # Above 0 by one step: `predict` calls an image normal if its score equals the threshold.
     values = classification_metrics(test.target, score, threshold=np.nextafter(0, 1))
     return f"| {name} | " + " | ".join(f"{values[key]:.3f}" for key in keys) + " |"
 
 
 def choose(suspicion, target):
-    """The most suspicious image of each class, and those a third and two thirds down the list."""
+    """For each class, the most suspicious image, and those a third and two thirds down the list."""
     chosen, titles = [], []
     for label, name in ((-1, "pneumonia"), (1, "normal")):
         ranked = np.flatnonzero(target == label)
@@ -80,7 +81,7 @@ def choose(suspicion, target):
 
 
 def overview(detector, suspicion, test):
-    """Images with what was flagged outlined, above their maps."""
+    """Images with outlines of the flagged pixels, above their maps."""
     chosen, titles = choose(suspicion, test.target)
     images = test.images[chosen]
     maps, masks = detector.anomaly_map(images), detector.segment(images, median_size=3, min_size=8)
@@ -99,7 +100,7 @@ def overview(detector, suspicion, test):
 
 
 def picture(detector, scores, test):
-    """Images with reconstruction, map and outline; ROC; histogram."""
+    """Figure of images with reconstructions, maps and outlines; of ROC curves; and of a histogram."""
     chosen, titles = choose(scores["FAnoGAN"], test.target)
     figure = plt.figure(figsize=(13.5, 10.5), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[1.45, 1])

@@ -2,8 +2,9 @@
 What a generative detector knows
 ================================
 
-f-AnoGAN learns to make normal images from codes, and then to find the code of an image. Its samples show
-what it takes for normal; images on the line between two codes show whether it knows anything in between.
+f-AnoGAN learns to make normal images from codes, and then to find the code of an image. Images from random
+codes show what it takes for normal. Images from codes on the line between two codes show whether it also
+knows what lies between two images.
 """
 
 import matplotlib.pyplot as plt
@@ -16,7 +17,7 @@ from skanomaly.plotting import AnomalyMapDisplay
 
 
 def half(images):
-    """Half the size, for the sake of time."""
+    """Images of half the size, to save time."""
     return images.reshape(-1, 32, 2, 32, 2).mean((2, 4)).astype("uint8")
 
 
@@ -28,8 +29,8 @@ detector.calibrate(half(val.images[val.target == 1]))
 # sphinx_gallery_thumbnail_number = 2
 
 # %%
-# Losses of both stages. The Wasserstein distance falls as the samples get better; with the defaults,
-# which take minutes, it falls further.
+# These are the losses of both stages. The Wasserstein distance falls as samples get better. With the default
+# parameters, which take minutes, it falls further.
 
 figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
 axes[0].plot(detector.history_["gan"][:, "wasserstein_distance"])
@@ -38,7 +39,7 @@ axes[1].plot(detector.history_["encoder"][:, "train_loss"])
 _ = axes[1].set(title="encoder", xlabel="epoch", ylabel="loss")
 
 # %%
-# Samples, which are blurred after so short a training:
+# Samples are images from random codes. They are blurred after so short a training:
 
 
 def strip(images, title):
@@ -52,14 +53,14 @@ def strip(images, title):
 strip(detector.sample(9, random_state=0), "samples")
 
 # %%
-# The line between the codes of two real images. Its images differ little: after so short a training the
-# encoder gives similar codes to all.
+# The next images are made from codes on the line between the codes of two real images. They differ little,
+# because after so short a training the encoder gives similar codes to all images.
 
 strip(detector.interpolate(half(train.images)[0], half(train.images)[1], 9), "between two X-rays")
 
 # %%
-# A score has components: the error of pixels, of the critic's features and of codes, and the critic's own
-# judgement of the image.
+# ``score_components`` returns the error of the pixels ("residual"), of the critic's features ("feature") and
+# of the codes ("latent"), and the critic's own judgement of the image ("critic").
 
 images = half(test.images)
 components = detector.score_components(images) | {"score": -detector.score_samples(images)}
@@ -67,7 +68,7 @@ for name, values in components.items():
     print(f"{name:10} AUROC {auroc(test.target, values):.3f}")
 
 # %%
-# The most anomalous image of each class:
+# This is the most anomalous image of each class:
 
 worst = [np.flatnonzero(test.target == label) for label in (-1, 1)]
 worst = [rows[np.argmax(components["score"][rows])] for rows in worst]

@@ -2,8 +2,9 @@
 Detect, then stage: photographs of the retina
 =============================================
 
-A detector that knows healthy eyes finds the others. Clusters of what it could not reconstruct say how
-advanced they are. The photographs are synthetic, so that the grades are known; fits do not see them.
+A detector that was fitted to healthy eyes finds ill ones. Then its residuals of ill eyes are clustered, and
+the clusters say how advanced the illness is. The photographs are synthetic, so that their grades are known.
+No fit sees the grades.
 """
 
 import numpy as np
@@ -18,9 +19,9 @@ healthy = make_fundus(150, size=64, random_state=0)
 clinic = make_fundus(120, grades=(0, 1, 4), size=64, random_state=1)
 
 # %%
-# Healthy and ill images are given together, told apart by y: 1 and -1. The detector is fitted to the
-# healthy ones, and two stages are found among the ill. Residuals are means of blocks of 8 x 8 pixels, so
-# that it matters little where in the eye a lesion is.
+# Healthy and ill images are passed together; y is 1 for healthy and -1 for ill images. The detector is
+# fitted to the healthy ones, and two stages are found among the ill ones. Residuals are averaged over
+# squares of 8 x 8 pixels, so that it matters less where exactly a lesion is.
 
 X = np.concatenate([healthy.images, clinic.images[clinic.target == -1]])
 y = np.repeat([1, -1], [len(healthy.images), np.sum(clinic.target == -1)])
@@ -28,16 +29,16 @@ detector = AutoEncoder(hidden_size=256, loss="l1", max_epochs=40, random_state=0
 stager = AnomalyStager(detector, n_stages=2, pooling=8, random_state=0).fit(X, y)
 
 # %%
-# New images of other eyes, of grade 0, 1 and 4. The bright disc of the optic nerve and the rim are hard
-# to reconstruct in every eye.
+# New images show other eyes, of grades 0, 1 and 4. The bright optic disc and the rim of the photograph are
+# hard to reconstruct in every eye.
 
 new = make_fundus(90, grades=(0, 1, 4), size=64, random_state=2)
 names = [f"grade {grade}" for grade in new.grade[:3]]
 display = AnomalyMapDisplay.from_estimator(stager.detector_, new.images[:3], titles=names, median_size=3)
 
 # %%
-# Grade 4 has large haemorrhages and is found. Grade 1 is some red dots of a pixel or two; the detector
-# takes most of these eyes for healthy.
+# Eyes of grade 4 have large haemorrhages and are found. Eyes of grade 1 have some red dots of a pixel or
+# two, and the detector takes most of these eyes for healthy.
 
 score = -stager.detector_.score_samples(new.images)
 for grade in (1, 4):
@@ -45,14 +46,14 @@ for grade in (1, 4):
     print(f"grade {grade} against 0: AUROC {auroc(new.target[rows], score[rows]):.2f}")
 
 # %%
-# Stage 0 is what the detector calls normal:
+# Images that the detector calls normal have stage 0:
 
 stages = stager.predict(new.images)
 for grade in (0, 1, 4):
     print(f"grade {grade}: {np.bincount(stages[new.grade == grade], minlength=3)} images of stages 0, 1, 2")
 
 # %%
-# Stages are steps; ``severity`` is continuous:
+# Stages are whole numbers; ``severity`` is continuous:
 
 ill = new.grade > 0
 ordered = auroc(np.where(new.grade[ill] == 4, -1, 1), stager.severity(new.images[ill]))

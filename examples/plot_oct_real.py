@@ -2,9 +2,9 @@
 Segment real tomography of the retina
 =====================================
 
-The package holds 17 real OCT B-scans, four of them normal. They are too few to measure anything, but
-enough to see what the steps do. Scans are flattened first, so that there is less to learn, and random
-views of the normal ones are added.
+The package holds 17 real OCT B-scans, four of them normal. They are too few to measure anything, but enough
+to see what each step does. Scans are flattened first, so that there is less to learn. Randomly changed
+copies of the normal scans are added to them for training.
 """
 
 import matplotlib.pyplot as plt
@@ -25,8 +25,9 @@ scans = extractor.flatten(data.images)[:, 36:100]
 scans = np.array([rescale_intensity(scan, tuple(np.percentile(scan, (1, 99.5)))) for scan in scans])
 
 # %%
-# Three layers are found in the scans: the inner retina, the outer nuclear layer, and photoreceptors with
-# pigment epithelium. White margins, from the registration of the scans, do not disturb.
+# Three layers are found in the scans: the inner retina, the outer nuclear layer, and the photoreceptors
+# together with the pigment epithelium. The white margins, which come from the registration of the scans, do
+# not disturb this.
 
 figure, axes = plt.subplots(2, 4, figsize=(11, 5.6), layout="constrained")
 boundaries = extractor.boundaries(data.images)
@@ -37,7 +38,7 @@ for ax, k in zip(axes.flat, (2, 10, 3, 4, 5, 13, 7, 15)):
     ax.set(xticks=[], yticks=[])
 
 # %%
-# An autoencoder learns from the normal scans, and thresholds are from these as well: there are no others.
+# An autoencoder learns from the normal scans. Thresholds are set on the same scans, for lack of others.
 
 torch.manual_seed(0)
 views = Compose((Crop(area=(0.8, 1.0)), Flip(), ColorJitter()))
@@ -51,10 +52,10 @@ segmenters = {
 }
 
 # %%
-# Fluid is dark and belongs to no layer: the layer mask shows it in the second and third scan, but not the
-# small cysts of the fourth. It says little of drusen and new vessels (CNV), which bend layers more than
-# they break them. The residual mask shows where the retina is brighter or thicker than the normal ones,
-# ill or not.
+# Fluid is dark and belongs to no layer. The layer mask shows it in the second and third scan, but does not
+# show the small cysts of the fourth. It shows little of drusen and new vessels (CNV), which bend layers more
+# than they break them. The residual mask shows where a retina is brighter or thicker than the normal ones,
+# be it ill or not.
 
 # sphinx_gallery_thumbnail_number = 2
 

@@ -2,9 +2,9 @@
 Detect, stage and segment: tomography of the retina
 ===================================================
 
-Three questions one after another, as the SSL-AnoVAE paper asks them: which scans are not normal, how
-advanced they are, and where the fluid is. Each step works with any detector that reconstructs; an
-AutoEncoder is quickly trained. The scans are synthetic, so that the truth is known.
+This example answers the questions of the SSL-AnoVAE paper, one after another: which scans are not normal,
+how advanced the illness is, and where the fluid is. Each step works with any detector that reconstructs. An
+AutoEncoder is used here because it is quickly trained. The scans are synthetic, so that the truth is known.
 """
 
 import matplotlib.pyplot as plt
@@ -23,15 +23,15 @@ normal = make_oct(150, size=64, random_state=0)
 new = make_oct(80, kinds=("normal", "subretinal fluid"), severity=(0.1, 1.0), size=64, random_state=1)
 
 # %%
-# Detection:
+# Detection, the first step:
 
 detector = AutoEncoder(hidden_size=256, loss="l1", max_epochs=40, random_state=0).fit(normal.images)
 print(f"AUROC {auroc(new.target, -detector.score_samples(new.images)):.2f}")
 
 # %%
-# Staging has three steps in the paper: residuals, clusters, and their order. Distances to centroids
-# cannot say which cluster is the worse; the anomaly scores of the images do. Residuals are pooled over
-# the whole scan: pixel by pixel, clusters would tell where fluid lies and not how much there is.
+# Staging has three steps in the paper: residuals, clusters, and their order. Distances to centroids cannot
+# say which cluster is worse, but the anomaly scores of the images can. Residuals are averaged over the whole
+# scan. Clusters of single pixels would tell where fluid lies, and not how much there is.
 
 ill, severity = new.images[new.target == -1], new.severity[new.target == -1]
 pipeline = Pipeline(
@@ -47,8 +47,8 @@ for stage in (1, 2):
     print(f"stage {stage}: {np.sum(stages == stage)} scans, severity {severity[stages == stage].mean():.2f}")
 
 # %%
-# Segmentation is done in two ways: by the residual, above a threshold from normal scans; and by the
-# layers of a scan against those of its reconstruction.
+# Segmentation is done in two ways: by a threshold on the residual, which is set on normal scans; and by
+# comparing the layers of a scan with those of its reconstruction.
 
 known = make_oct(40, size=64, random_state=2)
 segmenters = {
@@ -60,9 +60,10 @@ for name, found in masks.items():
     print(f"{name}: Dice {dice(new.masks[new.target == -1], found):.2f}")
 
 # %%
-# The worst scans, from left to right: scan, reconstruction, layers of either, and both masks with the
-# truth outlined. In the reconstruction the layers are not lifted, so that the residual shows where they
-# lie now. Fluid itself belongs to no layer, and that is what the comparison of layers shows.
+# The figure has the four most severe scans, one a row. From left to right: the scan, its reconstruction, the
+# layers of both, and both masks with outlines of the true fluid. Fluid lifts the layers of a scan, but not
+# those of its reconstruction, so that the residual shows where the lifted layers lie. The fluid itself
+# belongs to no layer, and the comparison of layers shows this.
 
 # sphinx_gallery_thumbnail_number = 1
 

@@ -2,8 +2,9 @@
 A large image, patch by patch
 =============================
 
-Networks for whole images take a few hundred pixels a side. A PatchDetector slides any detector over
-larger images and puts the maps of the windows together. Regions that it finds are listed in a table.
+Networks for whole images take images of a few hundred pixels a side. A PatchDetector slides any detector
+over larger images, window by window, and joins the maps of the windows. The regions that it finds are listed
+in a table.
 """
 
 import matplotlib.pyplot as plt
@@ -27,15 +28,15 @@ X = sheets(train.images, 8)
 print(X.shape)
 
 # %%
-# The detector learns from random crops of the size of a window. Small windows are quickly learned, and
-# give fine maps.
+# The detector learns from random crops of the size of a window. Small windows are quickly learned, and make
+# detailed maps.
 
 inner = AutoEncoder(latent_size=32, hidden_size=256, max_epochs=30)
 detector = PatchDetector(inner, patch_size=16, n_patches=300, random_state=0).fit(X)
 
 # %%
-# Three squares of grass are put into a sheet of other patients. They have the mean and contrast of what
-# they cover: brightness does not give them away.
+# Three squares of a photograph of grass are put into a sheet of X-rays of other patients. They have the mean
+# and contrast of the pixels that they cover, so that brightness does not give them away.
 
 image = sheets(test.images[test.target == 1], 8)[0]
 grass = skimage.data.grass().astype(float)
@@ -47,8 +48,8 @@ for top, left in [(60, 100), (200, 380), (400, 230)]:
 planted = planted.clip(0, 255).astype(np.uint8)
 
 # %%
-# The threshold of pixels comes from a sheet of normal images that were not trained on. One pixel in ten
-# of it is flagged; a median filter and a smallest size remove such speckle.
+# The threshold of pixels is set on a sheet of normal images that were not trained on, of which it flags one
+# pixel in ten. A median filter and a least size of regions remove such speckle.
 
 normal = sheets(val.images[val.target == 1], 8)
 detector.calibrate(normal, pixel_false_alarm_rate=0.1, false_alarm_rate=0.5)
@@ -63,7 +64,7 @@ for ax, title in zip(axes, ("image", "anomaly map", "mask")):
     ax.set(title=title, xticks=[], yticks=[])
 
 # %%
-# Regions of the mask, the largest first:
+# These are the regions of the mask, the largest first:
 
 table = regions(masks, maps)
 for row in np.argsort(-table["area"])[:5]:

@@ -2,7 +2,8 @@
 Save a detector, survive a crash
 ================================
 
-A fit that is killed goes on where it was; a fitted detector is saved to one file without code in it.
+A fit that was killed continues when it is called again. A fitted detector is saved to one file that holds no
+code.
 """
 
 import tempfile
@@ -19,7 +20,7 @@ folder = Path(tempfile.mkdtemp())
 
 
 class PowerCut(Callback):
-    """Ends the fit in its fourth epoch, once."""
+    """Callback that interrupts the fit in its fourth epoch, once."""
 
     happened = False
 
@@ -31,7 +32,7 @@ class PowerCut(Callback):
 
 
 # %%
-# With ``checkpoint_dir`` the state after each epoch is kept:
+# With ``checkpoint_dir``, the state of the fit is saved after each epoch:
 
 detector = AutoEncoder(
     hidden_size=256,
@@ -46,7 +47,7 @@ except KeyboardInterrupt:
     print("the power is gone")
 
 # %%
-# The same call goes on with epoch 4, and ends as if nothing had happened:
+# The same call continues with epoch 4, and ends as if nothing had happened:
 
 detector.fit(X)
 whole = AutoEncoder(hidden_size=256, max_epochs=6, random_state=0).fit(X)

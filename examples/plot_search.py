@@ -20,7 +20,7 @@ from skanomaly.model_selection import AnomalyScorer, NormalOnlyKFold
 
 
 def quarter(X):
-    """16 x 16 pixels, for the sake of time."""
+    """Images of 16 x 16 pixels, to save time."""
     return X.reshape(-1, 16, 4, 16, 4).mean((2, 4)).astype("uint8")
 
 
@@ -40,7 +40,7 @@ search = GridSearchCV(
 ).fit(X, y)
 
 # %%
-# Means and standard deviations over the folds:
+# The figure shows means and standard deviations over the folds:
 
 figure, ax = plt.subplots(layout="constrained")
 results = search.cv_results_
@@ -53,7 +53,8 @@ ax.set(xlabel="latent_size", ylabel="AUROC, mean and s.d. of 3 folds")
 _ = ax.legend(title="loss")
 
 # %%
-# The best candidate, fitted again to all of them, on images that took no part in the choice:
+# The best candidate was fitted again to all normal images of the search. It is now measured on images that
+# took no part in the choice:
 
 score = -search.score_samples(test.images)
 low, high = bootstrap_interval(auroc, test.target, score, groups=test.groups, random_state=0)
@@ -61,7 +62,7 @@ print(search.best_params_)
 print(f"AUROC on test {auroc(test.target, score):.3f}, 95 % interval {low:.3f} to {high:.3f}")
 
 # %%
-# ``skanomaly.anomaly_map`` reaches through the search and the Pipeline. Maps have the size that the
-# detector saw:
+# ``skanomaly.anomaly_map`` calls the detector inside the Pipeline inside the search. Maps have the size of
+# the images that this detector saw:
 
 print(skanomaly.anomaly_map(search, test.images[:5]).shape)

@@ -2,9 +2,9 @@
 What SQUID remembers
 ====================
 
-SQUID keeps features of the training images, the last 200 for each place, and paints every window of an
-image anew from the most similar ones. Grids of digits show what that means: in the place of the 5 only
-fives are retrieved, whatever the image has there.
+SQUID stores features of training images, the last 200 for each place. It replaces the feature of every
+window of an image by a combination of the most similar features stored for its place. Grids of digits show
+what this means: in the place of the 5, only features of fives are retrieved, whatever the image shows there.
 """
 
 import matplotlib.pyplot as plt
@@ -20,12 +20,12 @@ test = make_digit_anatomy(4, kinds=kinds, size=48, subset="test", random_state=8
 detector = SQUID(n_windows=3, width=6, max_epochs=15, random_state=0).fit(train.images)
 
 # %%
-# A memory holds features, not pictures. Each is shown by the window of a training image that has the most
-# similar feature in the same place.
+# A memory holds features, not pictures. Each feature is shown here as a picture: the window with the most
+# similar feature, among all windows of training images in the same place.
 
 
 def features(images):
-    """Features of each window, (n, 9, size), as they are compared with the memory."""
+    """Features of each window (n, 9, size), in the form in which they are compared with the memory."""
     network = detector.network_.eval()
     with torch.no_grad():
         x = torch.from_numpy(images)[:, None].float() / 255
@@ -33,7 +33,7 @@ def features(images):
 
 
 def windows(images):
-    """(n, 48, 48) to (n, 9, 16, 16)."""
+    """Images (n, 48, 48) to windows (n, 9, 16, 16)."""
     return images.reshape(-1, 3, 16, 3, 16).swapaxes(2, 3).reshape(-1, 9, 16, 16)
 
 
@@ -51,9 +51,9 @@ order = weights.argsort(dim=-1, descending=True).numpy()
 pictures, places = windows(train.images), np.arange(9)
 
 # %%
-# Three columns show the pattern with the largest weight in every place, the second, and the third. They
-# are the digits that belong there, in similar handwritings. The reconstruction is made of these and two
-# more, and of what the neighbours retrieved.
+# The columns "first pattern", "second" and "third" show the stored features with the three largest weights
+# for each place. They show the digits that belong there, in similar handwriting. The reconstruction is made
+# of these three and of two more (``k=5``), and of the features retrieved for neighbouring windows.
 
 titles = "input", "first pattern", "second", "third", "reconstruction", "map"
 shown, maps = detector.reconstruct(test.images), detector.anomaly_map(test.images)
@@ -67,9 +67,9 @@ for k, row in enumerate(axes):
 plt.show()
 
 # %%
-# The component "feature", the distance to what was retrieved, is larger for every kind of anomaly. The
-# residual is hardly larger, least of all for missing digits: an empty cell has no detail that could be
-# wrong.
+# The component "feature", the distance between features and those retrieved for them, is larger for every
+# kind of anomaly than for normal grids. The residual is hardly larger, least of all for missing digits: an
+# empty cell has no detail that could be wrong.
 
 grids = make_digit_anatomy(100, kinds=("normal", *kinds), size=48, subset="test", random_state=9)
 components = detector.score_components(grids.images)

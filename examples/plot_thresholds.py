@@ -2,8 +2,9 @@
 Why thresholds need calibration
 ===============================
 
-A detector knows its training images too well: a threshold that flags a tenth of them flags far more of
-new normal images. A threshold from normal images that it has not seen keeps what it promises.
+A detector has learned its training images: a threshold that flags a tenth of them flags far more than a
+tenth of new normal images. A threshold that was set on normal images the detector has not seen flags about
+as many new ones as it was asked to.
 """
 
 import matplotlib.pyplot as plt
@@ -14,7 +15,7 @@ from skanomaly.datasets import load_chest_xray
 
 
 def shrink(images):
-    """16 x 16 pixels, for the sake of time."""
+    """Images of 16 x 16 pixels, to save time."""
     return images.reshape(-1, 16, 4, 16, 4).mean((2, 4)).astype("uint8")
 
 
@@ -24,8 +25,8 @@ normal_val, normal_test = (shrink(part.images[part.target == 1]) for part in (va
 detector = AutoEncoder(hidden_size=256, loss="l1", max_epochs=80, contamination=0.1, random_state=0).fit(X)
 
 # %%
-# All three sets are normal X-rays of children. Scores of those not trained on are lower, which means less
-# normal.
+# All three sets are normal X-rays of children. X-rays that were not trained on have lower scores, which
+# means that they are less normal.
 
 from_training = detector.offset_
 detector.calibrate(normal_val, false_alarm_rate=0.05)
@@ -41,7 +42,7 @@ ax.set(xlabel="score (higher is more normal)", ylabel="density")
 _ = ax.legend()
 
 # %%
-# False alarms on normal test images:
+# These are the shares of normal test images that each threshold flags:
 
 for name, asked, threshold in (("training", 0.1, from_training), ("calibration", 0.05, detector.offset_)):
     rate = np.mean(scores["test, normal"] < threshold)

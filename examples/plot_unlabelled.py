@@ -2,9 +2,9 @@
 What unlabelled images add
 ==========================
 
-Every hospital has images that nobody has read for research: most are normal, some are not. DDAD trains
-one ensemble of autoencoders on normal images, and another on these and the unlabelled ones. Where the two
-reconstruct an image differently, it shows something that only the second has seen.
+Every hospital has images that nobody has labelled for research: most are normal, some are not. DDAD trains
+one ensemble of autoencoders on normal images, and another on normal and unlabelled ones. Where the two
+ensembles reconstruct an image differently, it shows something that only the second ensemble has seen.
 """
 
 import matplotlib.pyplot as plt
@@ -17,7 +17,7 @@ from skanomaly.plotting import ScoreHistogramDisplay
 
 
 def half(images):
-    """Half the size, for the sake of time."""
+    """Images of half the size, to save time."""
     return images.reshape(-1, 32, 2, 32, 2).mean((2, 4)).astype("uint8")
 
 
@@ -26,7 +26,7 @@ unlabelled = half(load_chest_xray(subset="val").images)  # half of them show pne
 test = load_chest_xray(subset="test")
 
 # %%
-# ``y`` is 1 for normal and 0 for unlabelled images. Ensembles have two members here, plain autoencoders
+# ``y`` is 1 for normal and 0 for unlabelled images. Each ensemble has two members here, plain autoencoders
 # that are small and trained for a short time.
 
 X = np.concatenate([normal, unlabelled])
@@ -36,8 +36,9 @@ detector = DDAD(n_members=2, refine=False, random_state=0, **small).fit(X, y)
 print(f"{detector.n_unlabelled_} of {len(X)} images are unlabelled")
 
 # %%
-# Three scores can be compared: A_rec, the error of the normal ensemble; A_intra, how much its members
-# differ; and A_inter, how much the ensembles differ. The last one alone makes use of unlabelled images.
+# Three scores are compared: A_rec, the error of the ensemble trained on normal images; A_intra, how much the
+# members of this ensemble differ; and A_inter, how much the two ensembles differ. Only A_inter makes use of
+# unlabelled images.
 
 components = detector.score_components(half(test.images))
 figure, axes = plt.subplots(1, 3, figsize=(11, 3), layout="compressed")
@@ -47,6 +48,6 @@ for name, ax in zip(("rec", "intra", "inter"), axes):
 plt.show()
 
 # %%
-# ``refine=False`` leaves out the paper's last step, a network that refines the maps of both differences.
-# It needs more images than there are here: the page of results says what it does with these, and with
-# other shares of anomalous images.
+# ``refine=False`` leaves out the paper's last step, networks that refine the maps of A_intra and A_inter.
+# These networks need more images than there are here. The page of results shows what they do with these
+# images, and what other shares of anomalous images do.
