@@ -39,13 +39,13 @@ PARAMETERS = """
         Share of the pixels in maps of the training images that `segment` flags, in (0, 0.5]; it sets
         ``pixel_offset_``.
     intensity_range : "auto" or (low, high), default="auto"
-        Intensities in X that become the lower and the upper end of the network's range. Other intensities are
-        scaled alike and not clipped. "auto" is (0, 255) for uint8, and the minimum and maximum of the
+        Intensities in X that become the ends of the range that the network expects, [0, 1] or [-1, 1].
+        Intensities beyond are not clipped. "auto" is (0, 255) for uint8, and the minimum and maximum of the
         training images for any other dtype.
     channel_axis : "auto", int or None, default="auto"
         Axis of X that holds the channels. None is for grey images (n, H, W). "auto" takes an X with three
         axes for grey images. If X has four axes, "auto" is the second or the last axis, whichever has length
-        1 to 4; it is an error if both have, or neither.
+        1 to 4; `fit` raises an error if both axes have such a length, or neither.
     image_shape : tuple, default=None
         Shape (H, W) or (C, H, W) of the images if X has rows (n, d). With None, a row is an image of 1 x d
         pixels.
@@ -78,7 +78,7 @@ ATTRIBUTES = """
     network_ : nn.Module
         Network with all parts of the method. Statistics that were learned are buffers of it.
     history_ : dict of str to skorch.history.History
-        Losses of each epoch, for each training stage by its name.
+        History of each training stage by its name: the losses of each epoch.
     n_iter_ : int
         Number of epochs, added up over all training stages.
     offset_ : float
@@ -90,7 +90,7 @@ ATTRIBUTES = """
     image_shape_ : tuple (C, H, W)
         Shape of an image, channels first.
     intensity_range_ : tuple (low, high)
-        Intensities in X that become the ends of the network's range.
+        Intensities in X that become the ends of the range that the network expects.
     device_ : str
         Name of the torch device in use.
     n_features_in_ : int
@@ -177,6 +177,6 @@ def fill_docstring(doc, names, *, trained, steps):
 
 
 def _entries(text, wanted):
-    """Entries of a text, as far as `wanted` says yes to their names."""
+    """Entries of a text whose names `wanted` accepts."""
     entries = re.split(r"\n(?=\w)", inspect.cleandoc(text))
     return "\n".join(entry for entry in entries if wanted(entry.partition(" : ")[0]))
