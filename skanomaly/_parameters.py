@@ -151,7 +151,8 @@ def constraints_of(names, own):
 def fill_docstring(doc, names, *, trained, steps):
     """Docstring of a class with ``{size}``, ``{parameters}`` and ``{attributes}`` replaced.
 
-    ``{max_epochs steps}`` becomes the number of training steps that ``max_epochs=None`` stands for, and so on.
+    ``{max_epochs steps}`` becomes the number of training steps that ``max_epochs=None`` stands for. The same
+    holds for other parameters in `steps`.
 
     Parameters
     ----------
