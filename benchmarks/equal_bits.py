@@ -78,7 +78,9 @@ def run(folder, load_from):
             for kind, X, labels in (("grey", grey, y), ("colour", colour, None)):
                 if kind == "colour" and options:
                     continue
-                detector = tiny(cls, **parameters).fit(X, labels)
+                detector = tiny(cls, **parameters, channel_axis=1 if kind == "colour" else "auto").fit(
+                    X, labels
+                )
                 key, file = f"{name} {k} {kind}", f"{name}-{k}-{kind}.skanomaly"
                 judged = outputs(detector, X)
                 found[key] = dict(judged)

@@ -1,19 +1,22 @@
 """Format of the images of a fit: layout, kind and range of intensities. All checks of X are here."""
 
+import warnings
 from dataclasses import dataclass
 from numbers import Integral, Real
 
 import numpy as np
-import torch
-from scipy import sparse
-from sklearn.utils import assert_all_finite, check_array
+from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
-from ._images import Images, blocks
+from ._containers import Lazy, holds_tensors, is_lazy, read_container
+from ._images import Images, blocks, refuse_non_finite
 from .labels import training_rows
 
 #: Lengths of an axis that may be that of the channels, if the user does not name it.
 CHANNELS = range(1, 5)
+
+#: Number of values of the training images that tell whether a few of them set the range.
+N_SAMPLED = 10**5
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,18 @@ class Layout:
     rows: bool = False
 
     @classmethod
-    def of(cls, shape, channel_axis="auto", image_shape=None):
+    def of(cls, shape, channel_axis="auto", image_shape=None, *, known=False, tensor=False):
         """Layout of an X of this shape, by the parameters of a detector.
+
+        Parameters
+        ----------
+        shape : tuple
+        channel_axis, image_shape
+            Parameters of a detector.
+        known : bool, default=False
+            Whether the result will be compared with the shape of known images, so that doubts need no answer.
+        tensor : bool, default=False
+            Whether X is made of torch tensors, whose channels come first.
 
         Raises
         ------
@@ -44,6 +57,11 @@ class Layout:
         """
         if len(shape) == 2:
             found = (1, 1, shape[1]) if image_shape is None else _full_shape(image_shape)
+            if not known and image_shape is not None and found[2] in CHANNELS and found[0] not in CHANNELS:
+                raise ValueError(
+                    f"image_shape is (C, H, W), and {tuple(image_shape)} seems to be (H, W, C); give images "
+                    f"instead of rows, X.reshape(-1, {', '.join(map(str, found))})"
+                )
             if int(np.prod(found)) != shape[1]:
                 raise ValueError(
                     "image_shape must have as many values as X has columns: "
@@ -60,6 +78,8 @@ class Layout:
         found = (1 if axis is None else int(shape[axis]), *sides)
         if not all(found):
             raise ValueError(f"images in X must have pixels and channels, got shape {tuple(shape)}")
+        if channel_axis == "auto" and image_shape is None and not known:
+            _refuse_doubts(shape, axis, tensor)
         if image_shape is not None and _full_shape(image_shape) != found:
             raise ValueError(
                 f"image_shape={tuple(image_shape)} is for X given as rows, and must be left None or agree "
@@ -117,6 +137,21 @@ def _find_channel_axis(shape, channel_axis):
     return 1 if first else 3
 
 
+def _refuse_doubts(shape, axis, tensor):
+    """Raise an error if a short axis that was found for the channels may be another."""
+    n, height, width = (side for i, side in enumerate(shape) if i != axis)
+    if axis == 1 and shape[1] > 1 and not tensor:
+        raise ValueError(
+            f"X of shape {tuple(shape)} may hold images of {shape[1]} channels, or volumes of {shape[1]} "
+            f"slices; set channel_axis=1 for channels, or give slices: X.reshape(-1, {height}, {width})"
+        )
+    if axis == 3 and shape[3] == 4:
+        raise ValueError(
+            f"X of shape {tuple(shape)} has 4 channels, the last of which may be the alpha of RGBA; leave it "
+            "out, X[..., :3], or set channel_axis=-1 for four channels"
+        )
+
+
 def kind(dtype):
     """Kind of intensities that a dtype holds: 'uint8', other 'integer', or 'float'."""
     dtype = np.dtype(dtype)  # a lazy X may name its dtype by a class or a string
@@ -130,11 +165,17 @@ def find_intensity_range(X, intensity_range, used):
 
     Parameters
     ----------
-    X : object with `shape`, `dtype` and slicing
+    X : object with `shape`, `dtype` and slicing, or list of arrays of one dtype
     intensity_range : "auto" or (low, high)
     used : (n,) bool array
         Rows that count for the minimum and maximum.
+
+    Warns
+    -----
+    UserWarning
+        If "auto" finds a range that is set by a few values.
     """
+    dtype = (X[0] if isinstance(X, list) else X).dtype
     given = not isinstance(intensity_range, str)
     if given:
         are_two = len(intensity_range) == 2 and all(isinstance(end, Real) for end in intensity_range)
@@ -144,45 +185,96 @@ def find_intensity_range(X, intensity_range, used):
                 f"got {intensity_range}"
             )
         low, high = map(float, intensity_range)
-    elif kind(X.dtype) == "uint8":
+    elif kind(dtype) == "uint8":
         low, high = 0.0, 255.0
     else:
         low, high = np.inf, -np.inf
     # Floats are read even if the range is known: they may hold NaN.
-    if kind(X.dtype) != "float" and low <= high:
+    if kind(dtype) != "float" and low <= high:
         return low, high
-    for block in blocks(X):
-        values = np.asarray(X[block])
-        assert_all_finite(values, input_name="X")
-        values = values[used[block]]
+    sample, rng = [], np.random.default_rng(0)
+    share = min(1.0, N_SAMPLED / (sum(x.size for x in X) if isinstance(X, list) else np.prod(X.shape)))
+    for values, counts in _read_all(X, used):
+        refuse_non_finite(values)
+        values = values[counts]
         if not given and values.size:
             low, high = min(low, float(values.min())), max(high, float(values.max()))
+            values = values.reshape(-1)
+            # At random: every k-th value of an image might be those of one column.
+            some = rng.integers(values.size, size=int(share * values.size) + 1) if share < 1 else slice(None)
+            sample.append(values[some])
+    if sample and low < high:
+        _warn_of_extremes(np.sort(np.concatenate(sample)), low, high)
     return low, high
 
 
-def is_lazy(X):
-    """Whether X can only be read in slices: no array, and nothing that scikit-learn makes an array of."""
-    if isinstance(X, np.ndarray) or sparse.issparse(X) or hasattr(X, "iloc"):
-        return False
-    return all(hasattr(X, name) for name in ("shape", "dtype", "__getitem__")) and len(X.shape) > 1
+def _read_all(X, used):
+    """Yield parts of X, or of a list of images, and which of their rows are used."""
+    if isinstance(X, list):
+        yield from ((x[None], u) for x, u in zip(X, used[:, None]))
+    else:
+        yield from ((np.asarray(X[block]), used[block]) for block in blocks(X))
+
+
+def _warn_of_extremes(values, low, high):
+    """Warn if 999 of 1000 values, which are sorted, lie within a tenth of the range."""
+    values = values.astype(np.float64)
+    n = -(-999 * len(values) // 1000)
+    widths = values[n - 1 :] - values[: len(values) - n + 1]
+    narrowest = widths.argmin()
+    if widths[narrowest] <= (high - low) / 10:
+        start, end = values[narrowest], values[narrowest + n - 1]
+        warnings.warn(
+            f"99.9 % of the values of X lie within ({start:g}, {end:g}), and intensity_range='auto' is "
+            f"({low:g}, {high:g}): a few pixels, hot ones or padding, leave the others next to no contrast; "
+            "set intensity_range=(low, high)",
+            stacklevel=8,
+        )
+
+
+def warn_of_constants(X, used):
+    """Warn if the used images, of an X or a list, are all equal, or each of one intensity."""
+    first, equal, flat = None, True, True
+    for row in np.flatnonzero(used):
+        image = X[row] if isinstance(X, list) else np.asarray(X[row : row + 1])
+        first = image if first is None else first
+        equal = equal and np.array_equal(image, first)
+        flat = flat and image.size > 1 and bool((image == image.flat[0]).all())
+        # Images as they should be end this at the second.
+        if not equal and not flat:
+            return
+    what = "equal" if equal else "constant, each of one intensity"
+    warnings.warn(
+        f"all {used.sum()} training images are {what}: they teach nothing; were they read right?",
+        stacklevel=7,
+    )
 
 
 def check_X(X, estimator, *, fitting):
-    """X as a numpy array, or the lazy object itself; nothing is copied or converted to float.
+    """X, as `read_container` gives it, as a numpy array or a `Lazy`; nothing is copied or converted to float.
 
     ``n_features_in_`` and ``feature_names_in_`` of the estimator are set if fitting, else compared with X.
     """
-    if isinstance(X, torch.Tensor):
-        X = X.detach().cpu().numpy()
     min_samples = 2 if fitting else 1
     if is_lazy(X):
+        if not all(isinstance(side, Integral) for side in X.shape):
+            raise ValueError(
+                f"X must know its shape, got {tuple(X.shape)}; X.compute_chunk_sizes() finds that of dask"
+            )
         if X.shape[0] < min_samples:
             raise ValueError(
                 f"Found array with {X.shape[0]} sample(s) while a minimum of {min_samples} is required."
             )
-        if np.dtype(X.dtype).kind not in "biuf":
+        X = Lazy(X)
+        if X.dtype.kind not in "biuf":
             raise TypeError(f"X must hold real numbers, got dtype {X.dtype}")
     else:
+        if isinstance(X, list) and all(isinstance(image, np.ndarray) and image.ndim > 1 for image in X) and X:
+            shapes = sorted({image.shape for image in X})
+            raise ValueError(
+                f"images in a list must have one shape, got {str(shapes[:3])[1:-1]}; resize them, or take a "
+                "PatchDetector, which takes images of any size"
+            )
         given = X
         # NaN is looked for when X is read in blocks; here that would be one more pass over X.
         options = {"allow_nd": True, "ensure_all_finite": False, "ensure_min_samples": min_samples}
@@ -195,6 +287,16 @@ def check_X(X, estimator, *, fitting):
     if fitting:
         note_features(estimator, X.shape[1])
     return X
+
+
+def refuse_one_image(shape, layout):
+    """Raise an error if X has the shape of one image of the layout, and not that of a batch."""
+    channels, *size = layout.image_shape
+    shapes = [[channels, *size], [*size, channels], *([size] if channels == 1 else [])]
+    is_batch = list(shape[1:]) == size if len(shape) == 3 and channels == 1 else False
+    is_row = len(shape) == 2 and shape[1] == np.prod(layout.image_shape)
+    if list(shape) in shapes and not is_batch and not is_row and not layout.rows:
+        raise ValueError(f"X must be a batch, got one image of shape {tuple(shape)}; give X[None]")
 
 
 def note_features(estimator, n_features):
@@ -239,10 +341,12 @@ class InputFormat:
     @classmethod
     def learn(cls, X, y, detector, image_range):
         """Format of X, and Images of the rows of X that are no known anomalies."""
-        X = check_X(X, detector, fitting=True)
-        layout = Layout.of(X.shape, detector.channel_axis, detector.image_shape)
+        tensor = holds_tensors(X)
+        X = check_X(read_container(X), detector, fitting=True)
+        layout = Layout.of(X.shape, detector.channel_axis, detector.image_shape, tensor=tensor)
         used, codes = training_rows(y, X.shape[0])
         intensity_range = find_intensity_range(X, detector.intensity_range, used)
+        warn_of_constants(X, used)
         learned = cls(layout, kind(X.dtype), intensity_range, image_range)
         return learned, learned._images(X, layout, None if used.all() else np.flatnonzero(used), codes)
 
@@ -254,8 +358,10 @@ class InputFormat:
         ValueError
             If the images have another shape or kind than those of the fit.
         """
+        X = read_container(X)
+        refuse_one_image(getattr(X, "shape", ()), self.layout)
         X = check_X(X, detector, fitting=False)
-        layout = Layout.of(X.shape, detector.channel_axis, detector.image_shape)
+        layout = Layout.of(X.shape, detector.channel_axis, detector.image_shape, known=True)
         # scikit-learn compares n_features_in_ only, the length of one axis.
         if layout.image_shape != self.image_shape:
             raise ValueError(

@@ -4,10 +4,17 @@ import hashlib
 
 import numpy as np
 import torch
+from sklearn import config_context
 from sklearn.utils import assert_all_finite, gen_batches
 
 #: Number of bytes that are read at once in a pass over all of X.
 BLOCK_BYTES = 2**24
+
+
+def refuse_non_finite(values):
+    """Raise an error if values hold NaN or infinity, even if scikit-learn is set to assume_finite."""
+    with config_context(assume_finite=False):
+        assert_all_finite(values, input_name="X")
 
 
 class Images:
@@ -77,7 +84,7 @@ class Images:
             values += bottom
             values = self.layout.to_network(values).astype(np.float32, copy=False)
         if batch.dtype.kind == "f" and not np.isfinite(values).all():
-            assert_all_finite(batch, input_name="X")
+            refuse_non_finite(batch)
             raise ValueError(
                 "X has values too large for float32 once scaled by "
                 f"intensity_range={self.intensity_range}; set intensity_range to the values you expect"

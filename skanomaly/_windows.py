@@ -1,10 +1,11 @@
 """Windows of images: their places, their pixels, and the weights by which their maps are blended."""
 
+from functools import partial
 from itertools import product
 
 import numpy as np
 
-from ._format import Layout, find_intensity_range
+from ._format import Layout
 
 
 class ImageStack:
@@ -15,6 +16,8 @@ class ImageStack:
     X : array, lazy object, or list of arrays
     channel_axis, image_shape
         Parameters of a detector.
+    known, tensor : bool, default=False
+        Options of `Layout.of`.
     rows : (n,) int array, default=None
         Rows of X to use; None means all.
     y : (n,) array, default=None
@@ -26,20 +29,21 @@ class ImageStack:
         Height and width of each image.
     """
 
-    def __init__(self, X, channel_axis, image_shape, rows=None, y=None):
+    def __init__(self, X, channel_axis, image_shape, rows=None, y=None, *, known=False, tensor=False):
         self.X, self.y, self.is_list = X, y, isinstance(X, (list, tuple))
         self.dtype = np.dtype((X[0] if self.is_list else X).dtype)
         n = len(X) if self.is_list else X.shape[0]
         self.rows = np.arange(n) if rows is None else rows
         shapes = [(1, *image.shape) for image in X] if self.is_list else [X.shape]
-        self.layouts = [Layout.of(shape, channel_axis, image_shape) for shape in shapes]
+        doubts = {"known": known, "tensor": tensor}
+        self.layouts = [Layout.of(shape, channel_axis, image_shape, **doubts) for shape in shapes]
         channels = {layout.image_shape[0] for layout in self.layouts}
         if len(channels) > 1:
             raise ValueError(f"images in a list must have equally many channels, got {sorted(channels)}")
         self.channels = channels.pop()
         sizes = np.array([layout.image_shape[1:] for layout in self.layouts])
         self.sizes = sizes[self.rows] if self.is_list else np.tile(sizes, (len(self.rows), 1))
-        self.options = channel_axis, image_shape
+        self.subset_of = partial(ImageStack, X, channel_axis, image_shape, **doubts)
         self._last = None, None
 
     def __len__(self):
@@ -64,7 +68,7 @@ class ImageStack:
     def subset(self, index):
         """Images of some of the rows."""
         y = None if self.y is None else self.y[index]
-        return ImageStack(self.X, *self.options, self.rows[index], y)
+        return self.subset_of(self.rows[index], y)
 
     def __getitem__(self, i):
         """Image i, (C, H, W): a view where X is an array."""
@@ -74,14 +78,6 @@ class ImageStack:
             one = self.X[row][None] if self.is_list else np.asarray(self.X[row : row + 1])
             self._last = i, self.layouts[row if self.is_list else 0].to_network(one)[0]
         return self._last[1]
-
-    def find_intensity_range(self, intensity_range, used):
-        """Range (low, high) of the intensities of all images, found or given."""
-        if not self.is_list:
-            return find_intensity_range(self.X, intensity_range, used)
-        ranges = [find_intensity_range(x[None], intensity_range, u) for x, u in zip(self.X, used[:, None])]
-        lows, highs = zip(*ranges)
-        return min(lows), max(highs)
 
     def grid(self, size, stride):
         """Windows that cover every image, in order."""

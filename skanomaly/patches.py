@@ -10,8 +10,18 @@ from sklearn.utils import Bunch
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
 from ._arrays import check_masks
+from ._containers import holds_tensors, read_container
 from ._finite import unlimited
-from ._format import InputFormat, check_kind, check_X, kind, note_features
+from ._format import (
+    InputFormat,
+    check_kind,
+    check_X,
+    find_intensity_range,
+    kind,
+    note_features,
+    refuse_one_image,
+    warn_of_constants,
+)
 from ._random import draw_seed
 from ._windows import ImageStack, cover, profile, starts
 from .base import CompositeDetector, Judgement, tells_unlabelled
@@ -30,9 +40,10 @@ class StackFormat(InputFormat):
 
     @classmethod
     def learn(cls, X, y, detector, image_range):
-        images = cls._stack(X, detector, fitting=True)
+        images = cls._stack(read_container(X), detector, fitting=True, tensor=holds_tensors(X))
         used, codes = training_rows(y, len(images))
-        intensity_range = images.find_intensity_range(cls._given_range(detector), used)
+        intensity_range = find_intensity_range(images.X, cls._given_range(detector), used)
+        warn_of_constants(images.X, used)
         normal = images.subset(np.flatnonzero(used))
         normal.y = codes
         smallest = normal.sizes[normal.sizes.prod(1).argmin()]
@@ -40,6 +51,11 @@ class StackFormat(InputFormat):
         return cls(layout, kind(images.dtype), intensity_range, image_range), normal
 
     def open(self, X, detector):
+        X = read_container(X)
+        shape = getattr(X, "shape", ())
+        if len(shape) == 2:
+            # Images may have any size, also that of X.
+            refuse_one_image(shape, replace(self.layout, image_shape=(self.image_shape[0], *shape)))
         images = self._stack(X, detector, fitting=False)
         window = self.image_shape[0], *detector.patch_size_
         for size in images.sizes.tolist():
@@ -57,19 +73,16 @@ class StackFormat(InputFormat):
         return "auto" if detector.detector is None else detector.detector.intensity_range
 
     @staticmethod
-    def _stack(X, detector, *, fitting):
+    def _stack(X, detector, *, fitting, tensor=False):
         """Images of X after the checks that do not depend on what was fitted."""
         if not _is_list_of_images(X):
             X = check_X(X, detector, fitting=fitting)
-        elif len({image.dtype for image in X}) > 1:
-            raise ValueError(
-                f"images in a list must have one dtype, got {sorted({str(image.dtype) for image in X})}"
-            )
         elif X[0].dtype.kind not in "biuf":
             raise TypeError(f"X must hold real numbers, got dtype {X[0].dtype}")
         elif fitting:
             note_features(detector, min(len(image) for image in X))
-        return ImageStack(X, detector.channel_axis, detector.image_shape)
+        parameters = detector.channel_axis, detector.image_shape
+        return ImageStack(X, *parameters, known=not fitting, tensor=tensor)
 
 
 class PatchDetector(CompositeDetector):
@@ -266,12 +279,8 @@ class PatchDetector(CompositeDetector):
 
 
 def _is_list_of_images(X):
-    """Whether X is a list of images that differ in shape; any other list is made an array."""
-    return (
-        isinstance(X, (list, tuple))
-        and all(isinstance(image, np.ndarray) and image.ndim in (2, 3) for image in X)
-        and len({image.shape for image in X}) > 1
-    )
+    """Whether X, of `read_container`, is a list of images that differ in shape."""
+    return isinstance(X, list) and all(isinstance(image, np.ndarray) and image.ndim > 1 for image in X)
 
 
 def _pair(value, name):
@@ -318,7 +327,7 @@ def extract_patches(
 
     Parameters
     ----------
-    images : array of images, or list of arrays of different sizes
+    images : array of images, or list of images of different sizes
         Images, as `PatchDetector` takes them.
     masks : (n, H, W) bool array or list of (H, W) arrays, default=None
         Masks of the anomalous pixels of the images; None means that there are none.
@@ -337,7 +346,9 @@ def extract_patches(
         ``images`` (m, h, w) or (m, C, h, w); ``masks`` (m, h, w) bool; ``target`` (m,), -1 where the mask
         is not empty, else 1; ``groups`` (m,), the number of the image that a crop is from.
     """
-    stack = ImageStack(images if _is_list_of_images(images) else np.asarray(images), channel_axis, None)
+    tensor, images = holds_tensors(images), read_container(images)
+    images = images if _is_list_of_images(images) else np.asarray(images)
+    stack = ImageStack(images, channel_axis, None, tensor=tensor)
     size = _find_patch_size(patch_size, stack.sizes)
     windows = stack.random_windows(size, n_patches, np.random.default_rng(draw_seed(random_state)))
     crops = windows[:]

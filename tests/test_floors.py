@@ -23,7 +23,7 @@ FLOORS = [
         "retina.comparison",
         "segmentation",
     },
-    {"_images", "_random", "_inference", "_losses", "_search", "_storage", "networks"},
+    {"_containers", "_images", "_random", "_inference", "_losses", "_search", "_storage", "networks"},
     {"_format"},
     {"_windows", "synthesis", "training", "transforms"},
     {"base"},

@@ -22,7 +22,9 @@ from skanomaly.testing import SliceOnly, make_images
         ((5, 8, 9), "auto", None, Layout((1, 8, 9))),
         ((5, 8, 9), None, None, Layout((1, 8, 9))),
         ((5, 8, 9, 3), "auto", None, Layout((3, 8, 9), 3)),
-        ((5, 3, 8, 9), "auto", None, Layout((3, 8, 9), 1)),
+        ((5, 1, 8, 9), "auto", None, Layout((1, 8, 9), 1)),
+        ((5, 3, 8, 9), "auto", (3, 8, 9), Layout((3, 8, 9), 1)),
+        ((5, 8, 9, 4), "auto", (4, 8, 9), Layout((4, 8, 9), 3)),
         ((5, 8, 9, 7), -1, None, Layout((7, 8, 9), 3)),
         ((5, 8, 7, 9), 2, None, Layout((7, 8, 9), 2)),
         ((5, 3, 3, 3), 1, None, Layout((3, 3, 3), 1)),
@@ -36,6 +38,10 @@ def test_layout(shape, channel_axis, image_shape, expected):
     ("shape", "channel_axis", "image_shape", "words"),
     [
         ((5, 3, 8, 3), "auto", None, ["both axes", "channel_axis=1 or channel_axis=-1"]),
+        ((5, 3, 8, 9), "auto", None, ["3 channels, or volumes of 3 slices", "channel_axis=1"]),
+        ((5, 8, 9, 4), "auto", None, ["alpha", "X[..., :3]", "channel_axis=-1"]),
+        ((5, 2304), "auto", (32, 24, 3), ["(C, H, W)", "X.reshape(-1, 32, 24, 3)"]),
+        ((5, 768), "auto", (32, 24, 1), ["(C, H, W)", "X.reshape(-1, 32, 24, 1)"]),
         ((5, 9, 8, 7), "auto", None, ["no axis", "channel_axis=1 or channel_axis=-1"]),
         ((5, 9, 8, 7), 0, None, ["channel_axis must be one of", "got 0"]),
         ((5, 9, 8, 7), 4, None, ["channel_axis must be one of", "got 4"]),
@@ -62,7 +68,7 @@ def test_layout_errors(shape, channel_axis, image_shape, words):
 )
 def test_there_and_back(dtype, shape, low, span):
     """to_network is the affine map of the range, and from_network undoes it."""
-    layout = Layout.of(shape)
+    layout = Layout.of(shape, 1 if shape == (4, 2, 5, 6) else "auto")
     X = make_images(shape, dtype)
     images = Images(X, layout, (low, low + span), (-1.0, 1.0))
     x = images[:]

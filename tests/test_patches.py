@@ -126,6 +126,7 @@ def test_thresholds_are_from_normal_images():
         assert detector.offset_ != np.percentile(detector.score_samples(X)[: 32 - n], 30)
 
 
+@pytest.mark.filterwarnings("ignore:all .* training images are constant")
 def test_the_detector_learns_from_crops_of_normal_images(monkeypatch):
     X = np.arange(6, dtype="uint8")[:, None, None] * np.ones((6, 30, 30), "uint8")
     seen = []

@@ -2,22 +2,28 @@
 
 import copy
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Thread
 
+import dask.array
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from toys import LinearAutoEncoder, MaplessAutoEncoder, NearestImages
 
 from skanomaly import AutoEncoder, PatchDetector, persistence
+from skanomaly.patches import extract_patches
 from skanomaly.segmenters import ResidualSegmenter
 from skanomaly.staging import CentroidStager
-from skanomaly.testing import all_detectors, make_images, tiny
+from skanomaly.testing import SliceOnly, all_detectors, make_images, tiny
 
 #: netCDF's default fill value.
 FILL = 9.96921e36
@@ -280,3 +286,269 @@ def test_gradients_are_freed():
     """Fault 16: those of the last step took as much memory as the weights."""
     detector = LinearAutoEncoder(random_state=0).fit(X)
     assert all(parameter.grad is None for parameter in detector.network_.parameters())
+
+
+# What an array says, and what it holds.
+
+
+class Scaled:
+    """A file of scaled integers, as nibabel reads it: it names the dtype of the file, and gives floats."""
+
+    def __init__(self, stored):
+        self.stored = stored
+        self.shape, self.dtype = stored.shape, stored.dtype
+
+    def __getitem__(self, rows):
+        return self.stored[rows] / 255
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16"])
+@pytest.mark.parametrize("detector", [NearestImages(), tiny(PatchDetector)])
+def test_the_dtype_is_that_of_the_values(detector, dtype):
+    """Fault 5: values from 0 to 1 got the range (0, 255), and the network saw a constant."""
+    lazy = Scaled(make_images().astype(dtype))
+    array = lazy[0:12]
+    a, b = (clone(detector).fit(images) for images in (lazy, array))
+    assert a.intensity_range_ == b.intensity_range_ == (array.min(), array.max())
+    assert_array_equal(a.score_samples(lazy), b.score_samples(array))
+    assert_array_equal(a.score_samples(array), b.score_samples(lazy))
+
+
+def test_blocks_of_a_lazy_source_have_one_dtype():
+    """Fault 5: a source whose dtype changes is refused, with both."""
+    with pytest.raises(TypeError, match="float64 for .* and float32 for"):
+        NearestImages().fit(Scaled(make_images())).score_samples(Changing(make_images()))
+    with pytest.raises(TypeError, match="float64 for .* and float32 for"):
+        NearestImages().fit(Changing(make_images((300, 8, 8))))
+
+
+class Changing(Scaled):
+    """Doubles for one row, singles for more."""
+
+    def __getitem__(self, rows):
+        block = super().__getitem__(rows)
+        return block if len(block) == 1 else block.astype("f4")
+
+
+def test_nibabel(tmp_path):
+    """Fault 5, of nibabel itself."""
+    nibabel = pytest.importorskip("nibabel")
+    image = nibabel.Nifti1Image(np.random.default_rng(0).random((20, 16, 16)), np.eye(4))
+    image.set_data_dtype("uint8")
+    nibabel.save(image, tmp_path / "volume.nii")
+    lazy = nibabel.load(tmp_path / "volume.nii").dataobj
+    a, b = (NearestImages().fit(images) for images in (lazy, np.asarray(lazy)))
+    assert a.intensity_range_ == b.intensity_range_
+    assert_array_equal(a.score_samples(lazy), b.score_samples(np.asarray(lazy)))
+
+
+class Masked(Scaled):
+    """netCDF4 gives masked arrays."""
+
+    def __getitem__(self, rows):
+        return np.ma.masked_greater(super().__getitem__(rows), 0.9)
+
+
+def test_masked_values_are_refused(fitted):
+    """Fault 10: what lies below the mask was read."""
+    images = np.ma.masked_greater(X, 4000)
+    for source in (images, list(images), Masked(make_images())):
+        with pytest.raises(TypeError, match=r"X has masked values.*X.filled\(value\)"):
+            small().fit(source)
+    with pytest.raises(TypeError, match="masked values"):
+        fitted.score_samples(images)
+    whole = np.ma.array(X, mask=np.zeros(X.shape, bool))
+    assert_array_equal(fitted.score_samples(whole), fitted.score_samples(X))
+
+
+def test_a_hot_pixel_that_sets_the_range_warns():
+    """Fault 11: AUROC .75 became .27."""
+    images = np.random.default_rng(0).integers(0, 4096, (30, 16, 16), dtype=np.uint16)
+    NearestImages().fit(images)
+    images[0, 0, 0] = 65535
+    for source in (images, list(images), SliceOnly(images), images.astype("f8")):
+        with pytest.warns(
+            UserWarning, match=r"99.9 % .*65535\).* set intensity_range=\(low, high\)"
+        ) as warned:
+            NearestImages().fit(source)
+        assert {warning.filename for warning in warned} == {__file__}
+    several = [*images, images[0, :12]]
+    with pytest.warns(UserWarning, match=r"99.9 %"):
+        PatchDetector(small(), patch_size=8, random_state=0).fit(several)
+    NearestImages(intensity_range=(0, 4095)).fit(images)
+    NearestImages().fit(images, np.r_[-1, np.ones(29)])
+
+
+@pytest.mark.parametrize("shape", [(32, 24, 3), (32, 24, 1)])
+def test_an_image_shape_with_channels_last_is_refused(shape):
+    """Fault 12: (32, 24, 3) was taken for 32 channels of 24 x 3 pixels."""
+    rows = make_images((10, np.prod(shape)))
+    with pytest.raises(ValueError, match=r"image_shape is \(C, H, W\), and .* seems to be \(H, W, C\)"):
+        NearestImages(image_shape=shape).fit(rows)
+    detector = NearestImages().fit(rows.reshape(-1, *shape))
+    assert detector.anomaly_map(rows.reshape(-1, *shape)).shape == (10, 32, 24)
+
+
+def test_one_image_is_told_to_be_a_batch():
+    """Fault 15: the message was about features."""
+    images = make_images((9, 22, 13))
+    colour = make_images((9, 22, 13, 3))
+    patches = PatchDetector(small(), patch_size=8, random_state=0).fit(images)
+    for detector, one in (
+        (NearestImages().fit(images), images[0]),
+        (NearestImages().fit(images), torch.from_numpy(images[0])),
+        (NearestImages().fit(images), Image.fromarray(images[0])),
+        (NearestImages().fit(make_images()), make_images()[0]),
+        (NearestImages().fit(colour), colour[0]),
+        (NearestImages().fit(colour[..., :1]), colour[0, ..., :1]),
+        (patches, images[0]),
+        (patches, images[0].T),
+    ):
+        with pytest.raises(ValueError, match=r"one image of shape .* give X\[None\]"):
+            detector.predict(one)
+    rows = NearestImages(image_shape=(4, 4)).fit(make_images((9, 16)))
+    assert rows.predict(make_images((4, 16))).shape == (4,)
+
+
+BIG = [np.random.default_rng(i).random(shape).astype("f4") for i, shape in enumerate([(40, 36), (33, 50)])]
+
+
+def objects(images):
+    made = np.empty(len(images), object)
+    made[:] = images
+    return made
+
+
+CONTAINERS = {
+    "tuple": tuple,
+    "tensors": lambda images: [torch.from_numpy(image) for image in images],
+    "PIL": lambda images: [Image.fromarray(image) for image in images],
+    "objects": objects,
+    "tensors in objects": lambda images: objects([torch.from_numpy(image) for image in images]),
+}
+
+
+@pytest.mark.parametrize("container", CONTAINERS.values(), ids=CONTAINERS)
+def test_containers_of_images_that_differ_in_size(container):
+    """Fault 18: only lists of ndarrays were read."""
+    detector = PatchDetector(small(), patch_size=16, n_patches=2, random_state=0).fit(BIG)
+    expected = detector.score_samples(BIG)
+    assert_array_equal(detector.score_samples(container(BIG)), expected)
+    assert_array_equal(clone(detector).fit(container(BIG)).score_samples(BIG), expected)
+    patches = extract_patches(container(BIG), patch_size=16, random_state=0)
+    assert_array_equal(patches.images, extract_patches(BIG, patch_size=16, random_state=0).images)
+    with pytest.raises(ValueError, match=r"must have one shape, got \(33, 50\), \(40, 36\).*PatchDetector"):
+        small().fit(container(BIG))
+
+
+@given(
+    name=st.sampled_from(
+        [*CONTAINERS, "array", "lazy", "Fortran", "strided", "read-only", "tensor", "nested"]
+    ),
+    dtype=st.sampled_from(["uint8", "int16", "int32", "float16", "float32", "float64"]),
+    size=st.sampled_from([(5, 7), (1, 9), (8, 8), (6, 5, 3)]),
+)
+def test_containers_of_equal_values_give_equal_bits(name, dtype, size):
+    """Fault 18: any container of the same values gives the same bits, or says what it lacks."""
+    images = make_images((6, *size), dtype)
+    given = {
+        "array": np.array,
+        "lazy": SliceOnly,
+        "Fortran": np.asfortranarray,
+        "strided": lambda images: np.repeat(images, 2, 0)[::2],
+        "read-only": lambda images: np.frombuffer(images.tobytes(), images.dtype).reshape(images.shape),
+        "tensor": torch.from_numpy,
+        "nested": lambda images: [image.tolist() for image in images],
+        **CONTAINERS,
+    }[name]
+    expected = NearestImages().fit(images)
+    try:
+        other = given(images)
+    except (TypeError, ValueError):  # PIL has no such image
+        return
+    if name == "nested" and dtype != "float64":
+        return  # lists of numbers have the types of Python
+    fitted = NearestImages().fit(other)
+    assert fitted.intensity_range_ == expected.intensity_range_
+    if name == "PIL" and np.asarray(other[0]).dtype != images.dtype:
+        return
+    assert_array_equal(fitted.score_samples(other), expected.score_samples(images))
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ("scans", TypeError, r"got the path 'scans'; read the files.*Image.open\(file\)"),
+        (Path("scans"), TypeError, r"sorted\(Path\(X\).iterdir\(\)\)"),
+        ([Path(f"scans/{i}.png") for i in range(300)], TypeError, r"got the path 'scans.0.png'.* in X\]\)$"),
+        (np.array(["a.png", "b.png"]), TypeError, "got the path 'a.png'"),
+        (pd.Series(["a.png", "b.png"]), TypeError, "got the path 'a.png'"),
+        (
+            make_images((8, 3, 16, 16)),
+            ValueError,
+            "images of 3 channels, or volumes of 3 slices; .*channel_axis=1",
+        ),
+        (make_images((8, 16, 16, 4)), ValueError, r"alpha of RGBA.*X\[..., :3\].*channel_axis=-1"),
+        ([Image.new("RGBA", (9, 8))] * 3, ValueError, "alpha of RGBA"),
+        ([Image.new("LA", (9, 8))] * 3, ValueError, r"mode 'LA'.*convert\('L'\)"),
+        ([Image.new("P", (9, 8))] * 3, ValueError, r"mode 'P'.*convert\('RGB'\)"),
+        (
+            [np.zeros((4, 4), "u1"), np.zeros((4, 4), "f4")],
+            ValueError,
+            r"one dtype, got \['float32', 'uint8'\]",
+        ),
+        (dask.array.from_array(X)[dask.array.from_array(X[:, 0, 0] > 9)], ValueError, "compute_chunk_sizes"),
+    ],
+    ids=str,
+)
+def test_X_that_needs_a_word_is_asked_for_it(given, error, words):
+    """Smaller faults: folders, lists of paths, volumes, alpha, palettes, dask of unknown length."""
+    with pytest.raises(error, match=words) as raised:
+        NearestImages().fit(given)
+    assert len(str(raised.value)) < 400
+
+
+def test_what_the_user_names_is_not_asked_for():
+    """Smaller faults: channel_axis, image_shape or a tensor say what the axes are, and so does the fit."""
+    X = make_images((8, 3, 16, 16))
+    expected = NearestImages(channel_axis=1).fit(X)
+    for detector, source in (
+        (NearestImages(), torch.from_numpy(X)),
+        (NearestImages(), [torch.from_numpy(x) for x in X]),
+        (NearestImages(image_shape=(3, 16, 16)), X),
+        (NearestImages(), X.transpose(0, 2, 3, 1)),
+    ):
+        assert_array_equal(detector.fit(source).score_samples(X), expected.score_samples(X))
+    assert NearestImages(channel_axis=-1).fit(make_images((8, 16, 16, 4))).image_shape_ == (4, 16, 16)
+
+
+def test_bfloat16():
+    """Smaller faults: "Got unsupported ScalarType BFloat16"."""
+    tensor = torch.from_numpy(X).bfloat16()
+    detector = NearestImages().fit(tensor)
+    assert_array_equal(detector.score_samples(tensor), detector.score_samples(tensor.float().numpy()))
+
+
+def test_nan_is_called_so_where_scikit_learn_looks_away(fitted):
+    """Smaller faults: with assume_finite it was called too large for (inf, -inf)."""
+    images = X[:12].copy()
+    images[3, 0, 0] = np.nan
+    with config_context(assume_finite=True):
+        for call in (small().fit, fitted.score_samples):
+            with pytest.raises(ValueError, match="X contains NaN"):
+                call(images)
+
+
+def test_equal_or_constant_training_images_warn():
+    """Smaller faults: 32 identical images, whose errors after training are not those of training."""
+    scan = make_images()[0]
+    for images in ([scan] * 8, SliceOnly(np.stack([scan] * 8)), torch.from_numpy(np.stack([scan] * 8))):
+        with pytest.warns(UserWarning, match="all 8 training images are equal") as warned:
+            NearestImages().fit(images)
+        assert {warning.filename for warning in warned} == {__file__}
+    flat = np.arange(8, dtype="f4")[:, None, None] + np.zeros((8, 5, 5), "f4")
+    with pytest.warns(UserWarning, match="training images are constant"):
+        NearestImages().fit(flat)
+    with pytest.warns(UserWarning, match="all 2 training images are equal"):
+        NearestImages().fit(np.stack([scan, scan, scan + 1]), [1, 1, -1])
+    NearestImages().fit(flat[:, 0, :1])  # rows of one number

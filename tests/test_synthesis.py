@@ -90,7 +90,7 @@ def test_of_arrays(dtype, shape):
     assert not (differs & ~made.masks).any()
     assert differs.any()
     if len(shape) == 4:
-        first = interpolate_foreign_patches(X.transpose(0, 3, 1, 2), random_state=3)
+        first = interpolate_foreign_patches(X.transpose(0, 3, 1, 2), channel_axis=1, random_state=3)
         assert np.array_equal(first.images.transpose(0, 2, 3, 1), made.images)
         assert np.array_equal(first.masks, made.masks)
     alone = interpolate_foreign_patches(np.stack([X[0]] * 4), random_state=0)
