@@ -44,8 +44,9 @@ PARAMETERS = """
         training images for any other dtype.
     channel_axis : "auto", int or None, default="auto"
         Axis of X that holds the channels. None is for grey images (n, H, W). "auto" takes an X with three
-        axes for grey images. If X has four axes, "auto" is the second or the last axis, whichever has length
-        1 to 4; `fit` raises an error if both axes have such a length, or neither.
+        axes for grey images. If X has four axes, "auto" finds 1 to 3 channels on the last axis, 1 channel on
+        the second axis, or 1 to 4 channels on the second axis of a torch tensor. In any other case, and if
+        both axes are possible, `fit` raises an error that says what to set.
     image_shape : tuple, default=None
         Shape (H, W) or (C, H, W) of the images if X has rows (n, d). With None, a row is an image of 1 x d
         pixels.

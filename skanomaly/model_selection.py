@@ -151,7 +151,7 @@ class AnomalyScorer:
     Parameters
     ----------
     metric : "auroc", "average_precision" or callable, default="auroc"
-        Metric, or a function (y, anomaly_score, anomaly_label=) -> float.
+        Name of a metric in `skanomaly.metrics`, or a function (y, anomaly_score, anomaly_label=) -> float.
     anomaly_label : object, default=-1
         Label of anomalous images. If it is not -1, all other values are normal.
 

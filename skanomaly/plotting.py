@@ -154,7 +154,7 @@ class AnomalyMapDisplay:
                 if row == 0:
                     ax.set_title(name, fontsize=9)
             for outlined, colour in ((true_masks, "deepskyblue"), (masks, "orangered")):
-                # Contours need an edge (else matplotlib warns) and two pixels a side, which rows lack.
+                # Contours need an edge (else matplotlib warns) and sides of two pixels, which 1 x d lacks.
                 if outlined is not None and 0 < outlined[row].mean() < 1 and min(outlined[row].shape) > 1:
                     row_axes[-1].contour(outlined[row], [0.5], colors=colour, linewidths=0.9)
             if self.titles is not None:

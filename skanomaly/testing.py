@@ -363,7 +363,7 @@ def _assert_share_above(maps, threshold, share, tolerance):
 
 
 def check_labels(detector):
-    """Rows with -1 are not trained on; labels other than -1 and 0 change nothing, and warn."""
+    """Rows with -1 are not trained on; labels other than -1 and 0 change nothing, but some of them warn."""
     X = make_images((24, 16, 16))
     y = np.ones(24, int)
     y[::4] = -1

@@ -175,7 +175,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
             ``shape``, ``dtype`` and ``X[a:b]``.
         y : array-like of shape (n,), default=None
             Labels: 1 normal, 0 unlabelled, -1 known anomaly. Rows with -1 are left out; rows with any other
-            label count as normal. `skanomaly.labels.from_anomalies` makes such labels of your own.
+            label count as normal. `skanomaly.labels.from_anomalies` makes such labels from labels of yours.
 
         Returns
         -------
@@ -188,7 +188,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
             two images are usable, or a parameter is out of range. A fit that fails leaves the detector as it
             was.
         FloatingPointError
-            If a loss, a score or a learned statistic is not finite; the message names the stage and the
+            If a loss, a score or a learned statistic is not finite. The message names the stage and the
             epoch, or the image.
 
         Warns
@@ -383,8 +383,8 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         Returns
         -------
         scores : (n,) float64 ndarray
-            Anomaly scores of the method, multiplied by -1: higher is more normal. An image whose score leaves
-            float32 has the lowest finite float32.
+            Anomaly scores of the method, multiplied by -1: higher is more normal. An image whose score is
+            beyond float32 gets the lowest finite float32.
         """
         parts = self._limited_judgements(self._open(X), lambda judgement: judgement.score)
         return -np.concatenate([score.astype(np.float64) for _, score in parts])

@@ -18,7 +18,7 @@ from .._random import seeded
 from ._composite import CompositeDetector
 from ._trained import TrainedDetector
 
-#: Attributes of a fitted detector, and the rule for each, for `save` and for `load`. A file may be forged:
+#: Attributes of a fitted detector, and a test of each value, for `save` and for `load`. A file may be forged:
 #: wrong values must fail here, not later in a score.
 FITTED = {
     "offset_": lambda v: _is_finite(v),

@@ -140,8 +140,8 @@ class UNetLayerExtractor(LayerExtractor):
     code passes the likeliest label of each pixel to the discriminator. No gradient flows back through this
     choice, so that the U-Net of the public code does not adapt to the target scans at all. Here the
     discriminator gets the probabilities of all labels. Adam has its usual momentum (0.1 and 0.9 in the public
-    code). With `X_target`, the running statistics of batch normalisation are a blend of those of labelled and
-    of target scans, about half each; scans of either device are read with this blend.
+    code). With `X_target`, the running statistics of batch normalisation come from labelled and target scans,
+    about half each. `predict` uses these statistics for scans of either device.
 
     References
     ----------
