@@ -143,7 +143,7 @@ def main():
         print(f"{name}: fitting {len(train.images)} normal X-rays", flush=True)
         detector.fit(train.images)
         rows.append(threshold_rows(f"{name}, from training (contamination 0.1)", detector, test))
-        detector.calibrate(val.images[val.target == 1], false_alarm_rate=FALSE_ALARM_RATE)
+        detector.calibrate(val.images, val.target, false_alarm_rate=FALSE_ALARM_RATE)
         rows.append(
             threshold_rows(f"{name}, calibrated (false alarm rate {FALSE_ALARM_RATE})", detector, test)
         )

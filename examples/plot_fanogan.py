@@ -24,7 +24,7 @@ def half(images):
 train, val, test = (load_chest_xray(subset=subset) for subset in ("train", "val", "test"))
 quick = {"width": 4, "n_critic": 2, "batch_size": 32, "lr": 1e-3}
 detector = FAnoGAN(**quick, max_epochs=20, encoder_epochs=6, random_state=0).fit(half(train.images))
-detector.calibrate(half(val.images[val.target == 1]))
+detector.calibrate(half(val.images), val.target)
 
 # sphinx_gallery_thumbnail_number = 2
 

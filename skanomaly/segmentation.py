@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
-from ._arrays import check_masks, refuse_masked
+from . import _arrays
 from .retina.comparison import NO_LAYER as NO_LAYER
 from .retina.comparison import check_depth_order as check_depth_order
 from .retina.comparison import layer_codes as layer_codes
@@ -69,7 +69,7 @@ def connected_regions(masks):
     n_regions : int
         Number of regions in all.
     """
-    return ndimage.label(check_masks(masks), structure=_IN_PLANE)
+    return ndimage.label(_arrays.check_masks(masks), structure=_IN_PLANE)
 
 
 def regions(masks, maps):
@@ -102,8 +102,8 @@ def regions(masks, maps):
     """
     from skimage.measure import regionprops_table  # takes a second to import
 
-    refuse_masked(maps, "maps")
-    masks, maps = check_masks(masks), np.asarray(maps)
+    _arrays.refuse_masked(maps, "maps")
+    masks, maps = _arrays.check_masks(masks), np.asarray(maps)
     if masks.shape != maps.shape or masks.ndim not in (2, 3):
         raise ValueError(
             f"masks and maps must both have shape (n, H, W) or (H, W), got {masks.shape} and {maps.shape}"

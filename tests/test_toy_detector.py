@@ -10,6 +10,7 @@ from skanomaly.testing import DTYPES, all_detectors, check_images, detector_chec
 TOYS = [LinearAutoEncoder, MaplessAutoEncoder, NearestImages]
 
 
+@pytest.mark.filterwarnings("ignore::skanomaly.labels.LabelWarning")
 @pytest.mark.parametrize(
     ("detector", "check"),
     [(toy, check) for toy in TOYS for _, check in estimator_checks_generator(toy())],
