@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import threading
 from pathlib import Path
 
@@ -45,8 +46,15 @@ def write(path, kind, content, encode=None):
     content : dict, list, tuple or set
         Content, which may nest containers of None, bool, int, float, str, numpy scalars and arrays, and
         tensors.
-    encode : callable (value) -> (tag, content), default=None
-        Encoder of any other type. It raises TypeError for types it does not know.
+    encode : callable (value) -> (tag, content) or None, default=None
+        Encoder of any other type; None for types that it does not know.
+
+    Raises
+    ------
+    TypeError
+        If a value cannot be written; the message says where in the content it is.
+    FileNotFoundError
+        If there is no folder for the file.
     """
     tensors = {}
     packed = _pack(content, "", tensors, encode)
@@ -59,7 +67,9 @@ def write(path, kind, content, encode=None):
             "every batch?"
         )
     # Write to the target of a symbolic link: os.replace would put a file in the place of the link.
-    path = Path(os.path.realpath(path))
+    path = Path(os.path.realpath(Path(path).expanduser()))
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(path.parent)!r} to write {path.name!r} to")
     unfinished = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{UNFINISHED}")
     try:
         with open(unfinished, "wb") as file:
@@ -92,7 +102,7 @@ def read(path, kind, decode=None):
     ValueError
         If the file is damaged, of another kind, or of a later format.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"there is no file {str(path)!r}")
     try:
@@ -175,18 +185,37 @@ def _pack(value, path, tensors, encode):
     if isinstance(value, dict):
         return {"pairs": [[inner(key, "key"), inner(part, key)] for key, part in value.items()]}
     is_array = isinstance(value, np.ndarray)
-    if is_array and value.dtype.kind in "OU" and all(isinstance(v, str) for v in value.flat):
+    if is_array and value.dtype.kind == "O" and all(isinstance(v, str) for v in value.flat):
         return {"strings": value.tolist()}
     if is_array or isinstance(value, torch.Tensor):
         if path in tensors:
             raise ValueError(f"two values are both named {path}")
-        # A copy: safetensors refuses tensors that share memory.
-        tensors[path] = torch.as_tensor(value).detach().cpu().clone(memory_format=torch.contiguous_format)
-        return {"array" if is_array else "tensor": path}
-    if encode is None:
-        raise TypeError(f"{path} is of type {type(value).__name__}, which cannot be written")
-    tag, content = encode(value)
-    return {tag: inner(content, tag)}
+        tensors[path] = (_array_to_tensor if is_array else _plain_tensor)(value, path)
+        tag = "tensor" if not is_array else "text" if value.dtype.kind == "U" else "array"
+        return {tag: path}
+    if encoded := encode and encode(value):
+        tag, content = encoded
+        return {tag: inner(content, tag)}
+    raise TypeError(f"{path} is of type {type(value).__name__}, which cannot be saved without code")
+
+
+def _array_to_tensor(value, path):
+    native = value.dtype.newbyteorder("=")
+    if native.kind == "U":
+        # As numbers: strings in the JSON could be forged to fill the memory, all as long as the longest.
+        return torch.from_numpy(np.array(value, dtype=native, order="C")[..., None].view(np.int32))
+    if np.ma.is_masked(value) or native.name not in SCALARS:
+        what = "masked values" if np.ma.is_masked(value) else f"dtype {value.dtype}"
+        raise TypeError(f"{path} is an array of {what}, which cannot be saved; save numbers without a mask")
+    # A copy in C order and native bytes: torch takes neither negative strides nor foreign bytes.
+    return torch.from_numpy(np.array(value, dtype=native, order="C", subok=False))
+
+
+def _plain_tensor(value, path):
+    if value.layout != torch.strided or value.is_complex() or value.is_quantized or value.is_meta:
+        raise TypeError(f"{path} is a tensor of {value.dtype}, {value.layout}, which cannot be saved")
+    # A copy: safetensors refuses tensors that share memory.
+    return value.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def _unpack(packed, tensors, decode):
@@ -206,6 +235,11 @@ def _unpack(packed, tensors, decode):
         return {_unpack(key, tensors, decode): _unpack(part, tensors, decode) for key, part in content}
     if tag == "scalar" and content[0] in SCALARS and isinstance(content[1], (bool, int, float)):
         return np.dtype(content[0]).type(content[1])
+    if tag == "text":
+        codes = tensors.pop(content).numpy()
+        if codes.dtype != np.int32 or codes.size and not 0 <= codes.min() <= codes.max() <= sys.maxunicode:
+            raise ValueError(f"{content} is no text")
+        return codes.view(f"U{codes.shape[-1]}").reshape(codes.shape[:-1])
     if tag == "strings":
         strings = np.empty(np.shape(content), dtype=object)
         strings[...] = content

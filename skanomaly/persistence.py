@@ -34,7 +34,8 @@ def save(detector: BaseDetector, path: str | PathLike, *, leave_out: Sequence[st
         ``callbacks``, ``checkpoint_dir``, ``device``, ``verbose`` and RandomState objects are not saved; the
         loaded detector has the defaults of these parameters.
     path : str or Path
-        File to write. It is replaced as a whole: an interrupted `save` leaves the old file.
+        File to write. It is replaced as a whole: an interrupted `save` leaves the old file. A leading "~" is
+        the home folder.
     leave_out : sequence of str, default=()
         Names of parameters that cannot be saved, because they hold a module or a function, for example. Their
         values must be passed to `load`. Parameters of a nested detector have names like
@@ -43,7 +44,8 @@ def save(detector: BaseDetector, path: str | PathLike, *, leave_out: Sequence[st
     Raises
     ------
     TypeError
-        If a parameter cannot be saved, or the estimator is not a detector.
+        If a parameter or an attribute cannot be saved, which the message names, or the estimator is not a
+        detector.
     ValueError
         If parameters were changed after `fit`, so that they no longer describe the network, or if an
         attribute is one that `load` would refuse, such as a threshold of nan.
@@ -132,10 +134,7 @@ def _encode(value):
     """Tag and content of an attribute whose type the storage does not know."""
     if isinstance(value, Layout):
         return "layout", (value.image_shape, value.channel_axis, value.rows)
-    raise TypeError(
-        f"the fitted detector holds a {type(value).__name__}, which cannot be saved without code; "
-        "joblib.dump can"
-    )
+    return None
 
 
 def _decode(tag, content):

@@ -552,3 +552,83 @@ def test_equal_or_constant_training_images_warn():
     with pytest.warns(UserWarning, match="all 2 training images are equal"):
         NearestImages().fit(np.stack([scan, scan, scan + 1]), [1, 1, -1])
     NearestImages().fit(flat[:, 0, :1])  # rows of one number
+
+
+# Files.
+
+A = np.random.default_rng(0).random((5, 3))
+
+
+class Holder(NearestImages):
+    """A detector of one's own, with a fitted attribute."""
+
+
+def saved(tmp_path, value):
+    detector = Holder().fit(X[:4])
+    detector.components_ = value
+    persistence.save(detector, tmp_path / "file")
+    return persistence.load(tmp_path / "file", types=[Holder]).components_
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        A[::-1],
+        A[:, ::-1],
+        A.astype(">f8"),
+        (A * 9).astype(">i2")[::-2],
+        np.asfortranarray(A),
+        A[::2, ::2],
+        A[0, 0:1].reshape(()),
+        A[:0],
+        np.array(["a", "bcd", "\u00e9\U0001f600"]),
+        np.array([["a", "b"], ["c", ""]]).T,
+        np.array("word"),
+        np.array([], dtype="U3"),
+        np.array(["x", "y"], dtype=object),
+        np.ma.array(A),
+    ],
+    ids=lambda value: f"{value.dtype.str} {value.shape} {value.strides}",
+)
+def test_arrays_are_saved_as_they_are(tmp_path, value):
+    """Fault 14: negative strides and foreign bytes were torch's own errors, and strings became objects."""
+    found = saved(tmp_path, value)
+    assert_array_equal(found, value)
+    assert found.dtype == value.dtype.newbyteorder("=")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        A + 1j,
+        A.astype("longdouble"),
+        np.array(["2020-01-01"], "M8[D]"),
+        np.ma.masked_greater(A, 0.5),
+        np.array([1, None, "a"], dtype=object),
+        np.zeros(2, "f4,i4"),
+        torch.zeros(2, dtype=torch.complex64),
+        torch.eye(2).to_sparse(),
+        {"deep": [1, A + 1j]},
+        [slice(3)],
+        1 + 1j,
+        np.complex64(1),
+    ],
+    ids=lambda value: f"{type(value).__name__} {getattr(value, 'dtype', '')}",
+)
+def test_what_cannot_be_saved_is_named(tmp_path, value):
+    """Fault 14: the errors were raw, and a mask was lost."""
+    with pytest.raises(TypeError, match="components_.*cannot be saved"):
+        saved(tmp_path, value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_not_there(tmp_path, monkeypatch, fitted):
+    """Smaller faults: the error named a file "....unfinished", and "~" was a folder."""
+    with pytest.raises(FileNotFoundError, match="there is no folder .*absent' to write 'file' to$"):
+        persistence.save(fitted, tmp_path / "absent" / "file")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    persistence.save(fitted, "~/file")
+    assert (tmp_path / "file").exists()
+    assert_array_equal(persistence.load("~/file").score_samples(X), fitted.score_samples(X))
+    LinearAutoEncoder(checkpoint_dir="~/states", random_state=0).fit(X)
+    assert list((tmp_path / "states").iterdir())

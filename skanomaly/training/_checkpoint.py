@@ -34,7 +34,7 @@ class Checkpoint:
     """
 
     def __init__(self, folder, fit, seed):
-        self.folder, self.fit, self.seed = Path(folder), fit, seed
+        self.folder, self.fit, self.seed = Path(folder).expanduser(), fit, seed
         self.rounding = {"torch": torch.__version__, "torch threads": str(torch.get_num_threads())}
         self.stages = set()
         self.folder.mkdir(parents=True, exist_ok=True)
