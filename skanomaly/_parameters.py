@@ -41,7 +41,7 @@ PARAMETERS = """
     intensity_range : "auto" or (low, high), default="auto"
         Intensities in X that become the ends of the range that the network expects, [0, 1] or [-1, 1].
         Intensities beyond are not clipped. "auto" is (0, 255) for uint8, and the minimum and maximum of the
-        training images for any other dtype.
+        training images for any other dtype; `fit` warns if a few pixels set them.
     channel_axis : "auto", int or None, default="auto"
         Axis of X that holds the channels. None is for grey images (n, H, W). "auto" takes an X with three
         axes for grey images. If X has four axes, "auto" finds 1 to 3 channels on the last axis, 1 channel on
@@ -49,7 +49,7 @@ PARAMETERS = """
         both axes are possible, `fit` raises an error that says what to set.
     image_shape : tuple, default=None
         Shape (H, W) or (C, H, W) of the images if X has rows (n, d). With None, a row is an image of 1 x d
-        pixels.
+        pixels. A shape (H, W, C) is refused.
     verbose : int, default=0
         Verbosity: 1 prints a line per epoch.
     random_state : int, RandomState or None, default=None

@@ -1,7 +1,9 @@
 """Values that were wrong once: each test names the report of a fault that it stands for."""
 
 import copy
-from contextlib import contextmanager
+import importlib
+import re
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 
@@ -17,9 +19,11 @@ from PIL import Image
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import cross_val_score
 from toys import LinearAutoEncoder, MaplessAutoEncoder, NearestImages
 
 from skanomaly import AutoEncoder, PatchDetector, persistence
+from skanomaly.model_selection import AnomalyScorer, NormalOnlyKFold
 from skanomaly.patches import extract_patches
 from skanomaly.segmenters import ResidualSegmenter
 from skanomaly.staging import CentroidStager
@@ -632,3 +636,38 @@ def test_a_folder_that_is_not_there(tmp_path, monkeypatch, fitted):
     assert_array_equal(persistence.load("~/file").score_samples(X), fitted.score_samples(X))
     LinearAutoEncoder(checkpoint_dir="~/states", random_state=0).fit(X)
     assert list((tmp_path / "states").iterdir())
+
+
+# The guide.
+
+
+class ZarrLike:
+    """As zarr 3: rows are taken by slices, and by `oindex`."""
+
+    def __init__(self, values):
+        self.values, self.shape, self.dtype = values, values.shape, values.dtype
+        self.oindex = self
+
+    def __getitem__(self, rows):
+        if isinstance(rows, tuple):
+            raise TypeError("truth value of an array")
+        return self.values[rows]
+
+
+def test_the_wrapper_of_the_guide_searches_over_zarr():
+    """Fault 17: anything that splits failed."""
+    guide = (Path(__file__).parents[1] / "doc" / "guide" / "scaling.rst").read_text()
+    wrapper = re.search(r">>> class Rows:.*?(?=\n\n)", guide, re.DOTALL)[0]
+    exec(re.sub(r"^(>>>|\.\.\.) ", "", wrapper, flags=re.MULTILINE), namespace := {"np": np})
+    images, y = make_images((24, 8, 8)), np.repeat([1, -1], 12)
+    images[12:, 2:5, 2:5] = 255
+    cv, scoring = NormalOnlyKFold(2, random_state=0), AnomalyScorer()
+    expected = cross_val_score(NearestImages(), images, y, cv=cv, scoring=scoring)
+    sources = [ZarrLike(images)]
+    with suppress(ImportError):
+        sources.append(importlib.import_module("zarr").array(images))
+    for source in sources:
+        with pytest.raises((TypeError, ValueError)):
+            cross_val_score(NearestImages(), source, y, cv=cv, scoring=scoring, error_score="raise")
+        found = cross_val_score(NearestImages(), namespace["Rows"](source), y, cv=cv, scoring=scoring)
+        assert_array_equal(found, expected)

@@ -99,6 +99,7 @@ def layouts(draw):
     return ((n, channels, *size), 1) if kind == "first" else ((n, *size, channels), -1)
 
 
+@pytest.mark.filterwarnings("ignore:all . training images are")  # of one pixel
 @given(layout=layouts(), dtype=st.sampled_from(DTYPES))
 def test_any_layout(layout, dtype):
     shape, channel_axis = layout

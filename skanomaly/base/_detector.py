@@ -171,8 +171,8 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like of shape (n, H, W), (n, H, W, C), (n, C, H, W) or (n, d)
-            Images, or rows: a numpy array, memmap, CPU tensor, list, DataFrame of rows, or any object with
-            ``shape``, ``dtype`` and ``X[a:b]``.
+            Images, or rows: a numpy array, memmap, CPU tensor, list of arrays, tensors or PIL images, DataFrame
+            of rows, or any object with ``shape``, ``dtype`` and ``X[a:b]``.
         y : array-like of shape (n,), default=None
             Labels: 1 normal, 0 unlabelled, -1 known anomaly. Rows with -1 are left out; rows with any other
             label count as normal. `skanomaly.labels.from_anomalies` makes such labels from labels of yours.
@@ -187,6 +187,8 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
             If X holds NaN or infinity, its shape is ambiguous or impossible, a label is missing, fewer than
             two images are usable, or a parameter is out of range. A fit that fails leaves the detector as it
             was.
+        TypeError
+            If X holds paths, masked values or no real numbers, or if a lazy X reads as several dtypes.
         FloatingPointError
             If a loss, a score or a learned statistic is not finite. The message names the stage and the
             epoch, or the image.
@@ -452,7 +454,8 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         X : array-like
             Images of the fitted shape.
         out : array-like of shape (n, H, W), default=None
-            Array into which the maps are written, for example a writable memmap.
+            Array into which the maps are written, for example a writable memmap. A dtype that cannot hold
+            float32 is refused.
 
         Returns
         -------
