@@ -82,7 +82,7 @@ def test_the_memory_is_written_after_the_step_with_what_was_asked_for():
     net, other = network(), network()
     start = net.inpainting.memory.items.clone()
     step(net)
-    with torch.no_grad(), seeded(0):
+    with seeded(0), torch.no_grad():
         other.train()
         _, vectors, _ = other.paint(other.encode(images()))
     assert net.inpainting.memory.pointer == 0, "8 images, 8 slots"
@@ -140,7 +140,7 @@ def test_the_weight_of_the_discriminator():
 def test_the_losses():
     net = network()
     losses, _ = step(network(), weights={"student": 3.0, "distillation": 0.5})
-    with torch.no_grad(), seeded(0):
+    with seeded(0), torch.no_grad():
         net.train()
         x = images()
         levels = net.encode(x)
@@ -158,7 +158,7 @@ def test_the_losses():
         assert_allclose(losses[name], value, rtol=1e-4, err_msg=name)
     total = losses["teacher_loss"] + 3 * losses["student_loss"] + 0.5 * losses["distillation_loss"]
     assert_allclose(losses["train_loss"], total + losses["adversarial_loss"], rtol=1e-5)
-    with torch.no_grad(), seeded(0):
+    with seeded(0), torch.no_grad():
         net.discriminator.load_state_dict(_after_discriminator(net, x, y))
         assert_allclose(losses["adversarial_loss"], softplus(-net.discriminator(y)).mean(), rtol=1e-3)
 
