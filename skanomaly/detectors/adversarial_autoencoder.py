@@ -1,6 +1,6 @@
 """AdversarialAutoEncoder: an autoencoder with an opponent, which judges its codes or its images."""
 
-from numbers import Integral
+from numbers import Integral, Real
 
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -11,6 +11,9 @@ from ..base import Judgement, TrainedDetector
 from ..networks.adversarial import ConvDiscriminator
 from ..networks.autoencoder import ConvAutoEncoder
 from ..training import Training, discriminator_loss, generator_loss
+
+#: Default weight of each opponent's judgement, chosen on validation images of chests.
+ADVERSARIAL_WEIGHTS = {"latent": 0.01, "image": 0.001}
 
 
 class AdversarialAutoEncoderNetwork(ConvAutoEncoder):
@@ -41,8 +44,8 @@ def reconstruction_loss(network, x, constraint_weight):
 class LatentAdversarial(Training):
     """A WGAN-GP critic pulls the codes towards a normal distribution.
 
-    The idea is from Makhzani et al. 2015, and the critic from Baur et al. 2021. Each batch trains encoder and
-    decoder by the reconstruction loss, then the critic `n_critic` times, then the encoder against the critic.
+    The idea is from Makhzani et al. 2015, and the critic from Baur et al. 2021. Each batch trains the critic
+    `n_critic` times, then encoder and decoder by the reconstruction loss plus the critic's judgement.
 
     Parameters
     ----------
@@ -51,14 +54,8 @@ class LatentAdversarial(Training):
     n_critic : int
     """
 
-    # The encoder has a second Adam for the adversarial loss, as in the public code. Adam ignores the scale of
-    # a loss, so of all values of `adversarial_weight` only 0 makes a difference.
-    moves = {
-        "optimizer": ["encoder", "decoder"],
-        "optimizer_opponent": ["opponent"],
-        "optimizer_encoder": ["encoder"],
-    }
-    losses = "train_loss", "critic_loss", "encoder_loss"
+    moves = {"optimizer": ["encoder", "decoder"], "optimizer_opponent": ["opponent"]}
+    losses = "critic_loss", "encoder_loss", "train_loss"
     betas = 0.5, 0.9
 
     def __init__(
@@ -70,18 +67,17 @@ class LatentAdversarial(Training):
 
     def step(self, network, x):
         critic = network.opponent
-        *_, loss = reconstruction_loss(network, x, self.constraint_weight)
-        self.move("optimizer", train_loss=loss)
-        # Encoded again, because the encoder has moved; no_grad, because only the critic learns from these.
-        with torch.no_grad():
-            z = network.encoder(x)
+        _, z, loss = reconstruction_loss(network, x, self.constraint_weight)
+        codes = z.detach()  # only the critic learns from these
         for _ in range(self.n_critic):
-            prior = torch.randn_like(z)
-            gap = critic(z).mean() - critic(prior).mean()
-            loss = gap + self.penalty_weight * gradient_penalty(critic, prior, z)
-            self.move("optimizer_opponent", critic_loss=loss)
-        loss = -self.adversarial_weight * critic(network.encoder(x)).mean()
-        self.move("optimizer_encoder", encoder_loss=loss)
+            prior = torch.randn_like(codes)
+            gap = critic(codes).mean() - critic(prior).mean()
+            penalty = gradient_penalty(critic, prior, codes)
+            self.move("optimizer_opponent", critic_loss=gap + self.penalty_weight * penalty)
+        adversarial = -critic(z).mean()
+        self.record(encoder_loss=adversarial)
+        # One loss, not a second Adam for the encoder: Adam ignores the scale of a loss, and so the weight.
+        self.move("optimizer", train_loss=loss + self.adversarial_weight * adversarial)
 
 
 class ImageAdversarial(Training):
@@ -132,10 +128,9 @@ class AdversarialAutoEncoder(TrainedDetector):
         Channels of the first level. The next levels have 2 and 4 times as many.
     n_levels : int, default=None
         Number of times each side is halved. None halves sides to about 4 pixels (4 times at 64 x 64).
-    adversarial_weight : float, default=0.1
-        Weight of the opponent's judgement in the loss of the autoencoder. For "latent" the encoder learns
-        from this judgement in steps of its own, by Adam, which ignores the scale of a loss: all values above
-        0 give nearly the same training.
+    adversarial_weight : float, default=None
+        Weight of the opponent's judgement beside the mean squared error, in the loss of encoder and decoder.
+        A judgement of codes has no gradient in the decoder. None is 0.01 for "latent" and 0.001 for "image".
     penalty_weight : float, default=10.0
         Weight of the gradient penalty of the critic, for "latent".
     n_critic : int, default=5
@@ -162,7 +157,9 @@ class AdversarialAutoEncoder(TrainedDetector):
     :Map: squared error of each pixel
     :Departures: encoder and decoder are those of AutoEncoder; the critic of codes is that of Baur et al.
         [2]_, with layers of 50, 50 and 1 units, but takes `n_critic` steps a batch instead of 20; its
-        gradient penalty is taken between codes and draws, where the public code takes it beyond the codes
+        gradient penalty is taken between codes and draws, where the public code takes it beyond the codes;
+        its judgement is part of one loss, where the public code has a step of its own for the encoder, by
+        Adam, which ignores the weight of a loss
     :Variants:
         * AAE: ``AdversarialAutoEncoder()``
         * constrained AAE: ``AdversarialAutoEncoder(constrained=True)``
@@ -194,7 +191,8 @@ class AdversarialAutoEncoder(TrainedDetector):
     _image_range = (-1.0, 1.0)
 
     _parameter_constraints = {
-        "adversary": [StrOptions({"latent", "image"})],
+        "adversary": [StrOptions(set(ADVERSARIAL_WEIGHTS))],
+        "adversarial_weight": [Interval(Real, 0, None, closed="left"), None],
         "n_critic": [Interval(Integral, 1, None, closed="left")],
         "constrained": ["boolean"],
     }
@@ -207,7 +205,7 @@ class AdversarialAutoEncoder(TrainedDetector):
         hidden_size=2048,
         width=16,
         n_levels=None,
-        adversarial_weight=0.1,
+        adversarial_weight=None,
         penalty_weight=10.0,
         n_critic=5,
         constrained=False,
@@ -240,7 +238,9 @@ class AdversarialAutoEncoder(TrainedDetector):
 
     def _train(self, run, network, images):
         constraint_weight = self.constraint_weight if self.constrained else 0.0
-        options = {"adversarial_weight": self.adversarial_weight, "constraint_weight": constraint_weight}
+        weight = self.adversarial_weight
+        weight = ADVERSARIAL_WEIGHTS[self.adversary] if weight is None else weight
+        options = {"adversarial_weight": weight, "constraint_weight": constraint_weight}
         training = ImageAdversarial
         if self.adversary == "latent":
             training = LatentAdversarial
