@@ -226,9 +226,12 @@ def components_in_the_glossary():
     return found
 
 
+@pytest.mark.filterwarnings("ignore:ASR-Net points the wrong way")
 @pytest.mark.parametrize(("name", "detector"), testing.all_detectors())
 def test_the_glossary_has_every_score_component(name, detector):
     X, made = testing.make_images(), testing.tiny(detector)
+    if "refine" in made.get_params():
+        made.set_params(refine=True)
     found = made.fit(X, np.repeat([1, 0], 6) if tells_unlabelled(made) else None).score_components(X)
     if name == "PatchDetector":  # those of the detector inside
         name = "AutoEncoder"

@@ -1,7 +1,8 @@
 """How many training steps a method needs: AUROC after 250, 500, 1000, 2000 and 4000, for sets of other sizes.
 
     python benchmarks/studies/steps.py [--detectors NAME[:parameter=value,...] ...] [--images N ...]
-                                       [--seeds 1] [--epochs N] [--limit 0] [--threads 1] [--results DIR] [--adopt [CLASS ...]]
+                                       [--seeds 1] [--epochs N] [--limit 0] [--threads 1] [--results DIR]
+                                       [--adopt [CLASS ...]]
 
 Trained on cxr_pneumonia_64 once, judged on the way on `val` and on `test`. The default numbers of steps are
 chosen on `val`. 433 images are all there are; 100 are the first of a random order, 1500 are drawn with
@@ -42,7 +43,9 @@ def evaluate(detector, parts):
     images = parts["train"].images
     # Its network takes the weights of the one that is in training, of which fit shows no scores.
     twin = _comparison.with_epochs(_comparison.make(type(detector).__name__), 1)
-    twin.set_params(**{k: v for k, v in detector.get_params().items() if not k.endswith("_epochs")}).fit(images)
+    twin.set_params(**{k: v for k, v in detector.get_params().items() if not k.endswith("_epochs")}).fit(
+        images
+    )
     found = {}
 
     class Curve(Callback):

@@ -171,8 +171,8 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like of shape (n, H, W), (n, H, W, C), (n, C, H, W) or (n, d)
-            Images, or rows: a numpy array, memmap, CPU tensor, list of arrays, tensors or PIL images, DataFrame
-            of rows, or any object with ``shape``, ``dtype`` and ``X[a:b]``.
+            Images, or rows: a numpy array, memmap, CPU tensor, DataFrame of rows, list of arrays, tensors or
+            PIL images, or any object with ``shape``, ``dtype`` and ``X[a:b]``.
         y : array-like of shape (n,), default=None
             Labels: 1 normal, 0 unlabelled, -1 known anomaly. Rows with -1 are left out; rows with any other
             label count as normal. `skanomaly.labels.from_anomalies` makes such labels from labels of yours.

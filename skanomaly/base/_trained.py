@@ -100,7 +100,11 @@ class TrainedDetector(BaseDetector):
         def run(stage, training, network, images, *, epochs="max_epochs", **options):
             if stage in histories:
                 raise ValueError(f"two stages are named {stage!r}; their histories would be one")
-            options = {"lr": self.lr, "batch_size": self.batch_size, "max_epochs": getattr(self, epochs)} | options
+            options = {
+                "lr": self.lr,
+                "batch_size": self.batch_size,
+                "max_epochs": getattr(self, epochs),
+            } | options
             if options["max_epochs"] is None:
                 n_batches = images.n_batches(options["batch_size"])
                 options["max_epochs"] = math.ceil(self._steps[epochs] / n_batches)

@@ -256,12 +256,12 @@ class DDAD(TrainedDetector):
     is "refinement". These are the names in ``history_`` and in `callbacks`. `lr` and `batch_size` apply to
     the members. The stage "refinement" has a learning rate of 1e-4 and batches of 8, as in the public code.
 
-    The paper's score is R_dual, by ``refine=True``. Pieces of other images that are mixed in hardly change the
-    discrepancies, so ASR-Net has little to learn from, and R_dual may be higher for normal images than for
-    anomalous ones: the study benchmarks/studies/ddad.py has an AUROC of .31 for R_dual and of .88 for A_inter
-    on one data set. Therefore `fit` compares the order that the refined score gives the training images with
-    the order by the discrepancy itself. If the two are opposed, `fit` warns, and the default score is not
-    refined; ``score_component="dual"`` is R_dual all the same.
+    The paper's score is R_dual, by ``refine=True``. Pieces of other images that are mixed in hardly change
+    the discrepancies, so ASR-Net has little to learn from, and R_dual may be higher for normal images than
+    for anomalous ones: the study benchmarks/studies/ddad.py has an AUROC of .31 for R_dual and of .88 for
+    A_inter on one data set. Therefore `fit` compares two orders of the training images: by the refined score,
+    and by the discrepancy itself. If they are opposed, `fit` warns, and the default score is not refined;
+    ``score_component="dual"`` is R_dual all the same.
 
     The components of `score_components` are the discrepancies "rec", "intra" and "inter" (A_rec, A_intra and
     A_inter in the paper), and the refined discrepancies "refined_intra" and "refined_dual" (R_intra and
@@ -449,24 +449,25 @@ class DDAD(TrainedDetector):
     def _measure(self, network, images):
         """Compare the order of the images by refined scores with their order by what was refined."""
         self.refinement_direction_ = {}
+        if not self.refine:
+            return
 
         def scores(x):
             maps = network.discrepancies(x)
-            pairs = {name: (network.refine(name, maps), maps[RAW[name]]) for name in network.refinements}
-            return {name: torch.stack(pair, 1).mean((2, 3)) for name, pair in pairs.items()}
+            pairs = [(network.refine(name, maps), maps[RAW[name]]) for name in network.refinements]
+            return torch.stack([torch.stack(pair, 1).mean((2, 3)) for pair in pairs], 1)
 
-        parts = [part for _, part in _inference.run(scores, network, images, self.device_)] if self.refine else ()
-        for name in network.refinements if self.refine else ():
-            refined, raw = np.concatenate([part[name] for part in parts]).T
+        found = _inference.collect(scores, network, images, self.device_)
+        for name, (refined, raw) in zip(network.refinements, found.transpose(1, 2, 0)):
             constant = np.ptp(refined) == 0 or np.ptp(raw) == 0  # no order, so none that is wrong
             self.refinement_direction_[name] = 0.0 if constant else float(spearmanr(refined, raw).statistic)
         asked = self.score_component or ("dual" if self.n_unlabelled_ else "intra")
         direction = self.refinement_direction_.get(asked, 0.0)
         if direction < 0:
             warnings.warn(
-                f"ASR-Net points the wrong way: R_{asked} puts the training images in an order opposed to that "
-                f"of A_{RAW[asked]} (rank correlation {direction:.2f}); it is the score only if score_component "
-                "asks for it. Give refinement_epochs more epochs, or set refine=False",
+                f"ASR-Net points the wrong way: R_{asked} puts the training images in an order opposed to "
+                f"that of A_{RAW[asked]} (rank correlation {direction:.2f}); it is the score only if "
+                "score_component asks for it. Raise refinement_epochs, or set refine=False",
                 stacklevel=7,
             )
 

@@ -76,7 +76,7 @@ def n_groups(n_channels):
 
 
 class _UpBlock(nn.Module):
-    """What comes up, enlarged and joined with the skip, then two convolutions."""
+    """Features from below, enlarged and joined with the skip, then two convolutions."""
 
     def __init__(self, n_in, n_out, stride, block):
         super().__init__()

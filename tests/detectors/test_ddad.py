@@ -228,7 +228,9 @@ def test_a_step_of_the_refinement_by_hand():
     losses, moved = run_step(Refinement, both_refinements(), x)
     assert moved == {"refinements"}
     with seeded(0), torch.no_grad():
-        assert_allclose(losses["refinement_loss"], refinement_loss_by_hand(both_refinements().train(), x), rtol=1e-4)
+        assert_allclose(
+            losses["refinement_loss"], refinement_loss_by_hand(both_refinements().train(), x), rtol=1e-4
+        )
     assert_descends(Refinement, both_refinements(), x, refinement_loss_by_hand, {"refinements"})
 
 
@@ -416,7 +418,9 @@ def test_a_refinement_that_points_the_wrong_way_is_not_used(tmp_path, monkeypatc
         save(detector, tmp_path / "a")
         assert np.array_equal(load(tmp_path / "a").score_samples(X), detector.score_samples(X))
         detector.set_params(score_component=asked)
-        assert_allclose(-detector.score_samples(X), detector.score_components(X)[f"refined_{asked}"], rtol=1e-6)
+        assert_allclose(
+            -detector.score_samples(X), detector.score_components(X)[f"refined_{asked}"], rtol=1e-6
+        )
     assert plain.refinement_direction_ == {}
     monkeypatch.setattr(DDADNetwork, "refine", lambda self, name, maps: torch.zeros_like(maps[RAW[name]]))
     assert refining().fit(X, y).refinement_direction_[asked] == 0, "there is no order"

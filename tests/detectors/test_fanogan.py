@@ -207,7 +207,9 @@ def test_bad_parameters(parameters, message):
 @pytest.mark.learning
 def test_learns_what_a_chest_looks_like():
     small = {"width": 8, "latent_size": 64, "n_levels": 2, "n_critic": 1, "random_state": 0}
-    check_learns(FAnoGAN(max_epochs=5, encoder_epochs=8, lr=2e-3, encoder_lr=2e-3, **small), beats_the_mean=True)
+    check_learns(
+        FAnoGAN(max_epochs=5, encoder_epochs=8, lr=2e-3, encoder_lr=2e-3, **small), beats_the_mean=True
+    )
 
 
 def test_the_iterative_search_shares_the_network_and_leaves_it():
