@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
-from sklearn.model_selection import GridSearchCV, cross_val_predict
+from sklearn.metrics import RocCurveDisplay
+from sklearn.model_selection import GridSearchCV, KFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from toys import LinearAutoEncoder, NearestImages
@@ -305,6 +306,13 @@ def test_calibrate_warns_of_other_labels():
     ):
         detector.calibrate(NEW, ["ill", "well"] * 20)
     tiny(DDAD).fit(X, np.repeat([0, 1], 6)).calibrate(NEW, np.repeat([0, 1], 20))
+
+
+def test_the_tools_of_scikit_learn_that_the_guide_names():
+    assert cross_val_predict(LinearAutoEncoder(), X, cv=KFold(3), method="decision_function").shape == (12,)
+    y = np.resize([1, -1], 12)
+    drawn = RocCurveDisplay.from_predictions(y == -1, -FITTED.score_samples(X))
+    assert drawn.roc_auc == pytest.approx(metrics.auroc(y, -FITTED.score_samples(X)))
 
 
 def test_a_checkpoint_is_of_what_labels_mean(tmp_path):

@@ -77,8 +77,11 @@ def test_scorers():
     assert AnomalyScorer("average_precision")(Constant(), X, y) > 0.5
     assert AnomalyScorer(lambda y, score, anomaly_label: score[0])(Constant(), X, y) == 0
     assert repr(pickle.loads(pickle.dumps(AnomalyScorer()))) == "AnomalyScorer('auroc', anomaly_label=-1)"
-    with pytest.raises(ValueError, match="got 'auc'"):
-        AnomalyScorer("auc")(Constant(), X, y)
+    for metric in "auc", "pixel_auroc", "np", None, 1:
+        with pytest.raises(
+            ValueError, match="metric must be 'auroc', 'average_precision' or a function, got"
+        ):
+            AnomalyScorer(metric)
 
 
 def test_scikit_learns_own_scorer_agrees_for_our_labels():
