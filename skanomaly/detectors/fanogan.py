@@ -70,11 +70,15 @@ class Inversion(Training):
         super().__init__(network, **options)
 
     def step(self, network, x):
-        self.move("optimizer", train_loss=self.validate(network, x))
+        self.move("optimizer", train_loss=self.loss(network, x))
 
     def validate(self, network, x):
+        # The same codes each epoch, so that early stopping compares encoders and not draws.
+        with seeded(0, x.device):
+            return self.loss(network, x)
+
+    def loss(self, network, x):
         if self.kind == "ziz":
-            # Codes are drawn anew in every epoch, also to validate: valid_loss has the noise of these draws.
             z = network.draw_codes(len(x))
             return (network.encoder(network.generator(z)) - z).square().mean()
         y = network(x)
