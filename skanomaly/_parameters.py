@@ -63,7 +63,8 @@ SIZE_PARAMETERS = """
     latent_size : int, default=16
         Length of a code, or number of channels of a spatial code.
     hidden_size : int, default=2048
-        Number of units in the dense layers on either side of the code; unused with a spatial code.
+        Number of units in the dense layers on either side of the code, or of channels on either side of a
+        spatial code.
     width : int, default=16
         Number of channels of the network's first level. Each level halves the sides of the image. The second
         level has 2 times as many channels as the first, all further levels have 4 times as many.
@@ -71,7 +72,7 @@ SIZE_PARAMETERS = """
         Number of levels. None halves each side to about 4 pixels, which takes 4 levels at 64 x 64.
     bottleneck : {"dense", "spatial"}, default="dense"
         Kind of code. "dense": a single code for the image. "spatial": a code for each place of the last
-        level, by 1 x 1 convolutions.
+        level, by two 1 x 1 convolutions on either side.
 """
 
 #: Entries of class docstrings on fitted attributes.

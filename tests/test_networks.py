@@ -17,6 +17,7 @@ from skanomaly.networks.adversarial import (
 )
 from skanomaly.networks.autoencoder import ConvAutoEncoder
 from skanomaly.networks.blocks import choose_strides, crop_to, last_size, pad_to, padded_size
+from skanomaly.networks.unet import DenoisingUNet
 
 SHAPE = (1, 64, 64)
 
@@ -27,6 +28,8 @@ def count(module):
 
 def test_published_parameter_counts():
     assert count(ConvAutoEncoder(SHAPE, 16, hidden_size=2048, width=16)) == 4_487_248
+    assert count(ConvAutoEncoder(SHAPE, 16, hidden_size=1024, width=16, spatial=True)) == 382_016
+    assert count(DenoisingUNet(SHAPE, width=64)) == 31_042_369
     assert count(ResidualGenerator(SHAPE, 128, width=64)) == 8_539_329
     assert count(ResidualCritic(SHAPE, width=64)) == 7_490_689
     assert count(ResidualEncoder(SHAPE, 128, width=64, output="tanh", bound=1.0)) == 8_531_200
@@ -88,8 +91,8 @@ def test_encoder_outputs(output):
 )
 def test_any_size_comes_back(shape):
     x = torch.randn(2, *shape)
-    for hidden_size in 4, None:
-        network = ConvAutoEncoder(shape, 2, hidden_size=hidden_size, width=1)
+    for spatial in False, True:
+        network = ConvAutoEncoder(shape, 2, hidden_size=4, width=1, spatial=spatial)
         assert network(x).shape == x.shape
     generator = ResidualGenerator(shape, 3, width=1)
     assert generator(torch.randn(2, 3)).shape == x.shape

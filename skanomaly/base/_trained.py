@@ -66,7 +66,7 @@ class TrainedDetector(BaseDetector):
         names = "latent_size", "hidden_size", "width", "n_levels"
         size = {name: getattr(self, name) for name in names if hasattr(self, name)}
         if getattr(self, "bottleneck", "dense") == "spatial":
-            size["hidden_size"] = None
+            size["spatial"] = True
         return size
 
     def _check_process(self):

@@ -46,17 +46,17 @@ class AutoEncoder(TrainedDetector):
     :Score: mean error over pixels
     :Map: error of each pixel
     :Departures: SSIM is computed with replicated borders, whereas the code of MedIAnomaly computes a
-        smaller map and enlarges it
+        smaller map and enlarges it; reconstructions are not clipped for SSIM
     :Variants:
         * l2-AE: ``AutoEncoder()``
         * l1-AE: ``AutoEncoder(loss="l1")``
         * SSIM-AE: ``AutoEncoder(loss="ssim")``
         * spatial AE: ``AutoEncoder(bottleneck="spatial")``
 
-    With the defaults and grey images of 64 x 64 pixels, this is the network of DDAD [1]_ and
-    MedIAnomaly [2]_ (4,487,248 parameters). It is trained by Adam. Images are scaled to [-1, 1], and
-    errors are measured on that scale. A side that is not a multiple of the network's stride is padded
-    by repeating the border; reconstructions are cropped back.
+    With the defaults and grey images of 64 x 64 pixels, this is the network of DDAD [1]_ (4,487,248
+    parameters). With ``hidden_size=1024`` it is that of MedIAnomaly [2]_, for both kinds of bottleneck. It is
+    trained by Adam. Images are scaled to [-1, 1], and errors are measured on that scale. A side that is not a
+    multiple of the network's stride is padded by repeating the border; reconstructions are cropped back.
 
     References
     ----------

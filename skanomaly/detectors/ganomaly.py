@@ -94,11 +94,11 @@ class GANomaly(TrainedDetector):
     :Trained on: normal images
     :Score: mean squared difference between the codes of image and reconstruction
     :Map: absolute error of each pixel
-    :Departures: encoders and decoder are those of AutoEncoder with a code of 16 numbers, similar to
-        MedIAnomaly's; scores are not scaled to the range of the test images; to judge images,
-        batch normalisation uses the statistics of training, whereas the public code uses those of the test
-        batch; a discriminator whose loss vanishes is not initialised again; encoders and decoder start from
-        torch's default weights
+    :Departures: encoders and decoder are those of AutoEncoder with a code of 16 numbers; those of MedIAnomaly
+        have no batch normalisation in the dense layers, and another discriminator; scores are not scaled to
+        the range of the test images; to judge images, batch normalisation uses the statistics of training,
+        whereas the public code uses those of the test batch; a discriminator whose loss vanishes is not
+        initialised again; encoders and decoder start from torch's default weights
 
     References
     ----------

@@ -4,7 +4,16 @@ import math
 
 from torch import nn
 
-from .blocks import choose_strides, crop_to, kernel_size, last_size, level_widths, pad_to, padded_size
+from .blocks import (
+    choose_strides,
+    conv_layers,
+    crop_to,
+    kernel_size,
+    last_size,
+    level_widths,
+    pad_to,
+    padded_size,
+)
 from .memory import MemoryMatrix
 
 #: Bounds of log-variances, which the published methods do not have. Without bounds AE-U drives log-variances
@@ -17,6 +26,12 @@ def _resize(layer, n_in, n_out, stride):
     return layer(n_in, n_out, kernel_size(stride), stride=stride, padding=1, bias=False)
 
 
+def _spatial(n_in, hidden_size, n_out):
+    """Two 1 x 1 convolutions, which treat each place by itself."""
+    # No bias in the last one either, although no BatchNorm follows it: MedIAnomaly's has none.
+    return nn.Sequential(*conv_layers(n_in, hidden_size, 1), nn.Conv2d(hidden_size, n_out, 1, bias=False))
+
+
 class ConvEncoder(nn.Module):
     """Images to codes: one strided convolution a level, then a bottleneck.
 
@@ -24,16 +39,17 @@ class ConvEncoder(nn.Module):
     ----------
     image_shape : tuple (C, H, W)
     latent_size : int
-    hidden_size : int or None
-        Units of the dense layer before a code (n, latent_size). None makes a spatial code
-        (n, latent_size, h, w) instead, by a 1 x 1 convolution.
+    hidden_size : int
+        Units of the dense layer before a code (n, latent_size), or channels before a spatial code.
+    spatial : bool, default=False
+        Whether the code is spatial, (n, latent_size, h, w), by 1 x 1 convolutions.
     width : int
         Channels of the first level. The second has 2 times as many, all others 4 times.
     n_levels : int or None
         Number of levels, as in `choose_strides`.
     """
 
-    def __init__(self, image_shape, latent_size, *, hidden_size, width, n_levels=None):
+    def __init__(self, image_shape, latent_size, *, hidden_size, width, n_levels=None, spatial=False):
         super().__init__()
         strides = choose_strides(image_shape, n_levels)
         self.size = padded_size(image_shape, strides)
@@ -44,8 +60,8 @@ class ConvEncoder(nn.Module):
         self.down = nn.Sequential(*down)
         n_flat = widths[-1] * math.prod(last_size(image_shape, strides))
         self.code = (
-            nn.Conv2d(widths[-1], latent_size, 1)
-            if hidden_size is None
+            _spatial(widths[-1], hidden_size, latent_size)
+            if spatial
             else nn.Sequential(
                 nn.Flatten(),
                 nn.Linear(n_flat, hidden_size),
@@ -62,15 +78,15 @@ class ConvEncoder(nn.Module):
 class ConvDecoder(nn.Module):
     """Codes to images: the layers of `ConvEncoder` in reverse. No activation bounds the images."""
 
-    def __init__(self, image_shape, latent_size, *, hidden_size, width, n_levels=None):
+    def __init__(self, image_shape, latent_size, *, hidden_size, width, n_levels=None, spatial=False):
         super().__init__()
         strides = choose_strides(image_shape, n_levels)
         widths = level_widths(width, len(strides), 4)[::-1]
         base = widths[0], *last_size(image_shape, strides)
         self.image_size = image_shape[1:]
         self.features = (
-            nn.Conv2d(latent_size, widths[0], 1)
-            if hidden_size is None
+            _spatial(latent_size, hidden_size, widths[0])
+            if spatial
             else nn.Sequential(
                 nn.Linear(latent_size, hidden_size),
                 nn.BatchNorm1d(hidden_size),

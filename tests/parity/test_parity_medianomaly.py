@@ -51,18 +51,25 @@ def image_means(maps):
     return maps.mean((1, 2))
 
 
-def test_autoencoder(numbers):
-    network = ConvAutoEncoder(SHAPE, 5, **SIZE)
-    numbers.put("ae", network)
+@pytest.mark.parametrize("name", ["ae", "ae_spatial"])
+def test_autoencoder(numbers, name):
+    network = ConvAutoEncoder(SHAPE, 5, spatial=name == "ae_spatial", **SIZE)
+    numbers.put(name, network)
     x = numbers.input("images")
     y = network(x)
     error = squared_error(y, x)
-    numbers.agrees("ae/code", network.encoder(x))
-    numbers.agrees("ae/reconstruction", y)
-    numbers.agrees("ae/loss", error.mean())
-    numbers.agrees("ae/map", error[:, None])
-    numbers.agrees("ae/score", image_means(error))
-    numbers.agrees("ae/l1_score", image_means(absolute_error(y, x)))
+    numbers.agrees(f"{name}/code", network.encoder(x))
+    numbers.agrees(f"{name}/reconstruction", y)
+    numbers.agrees(f"{name}/loss", error.mean())
+    numbers.agrees(f"{name}/map", error[:, None])
+    numbers.agrees(f"{name}/score", image_means(error))
+    numbers.agrees(f"{name}/l1_score", image_means(absolute_error(y, x)))
+
+
+def test_gradient_map(numbers):
+    network = ConvAutoEncoder(SHAPE, 5, **SIZE)
+    numbers.put("ae", network)
+    x = numbers.input("images")
     gradient = gradient_map(lambda x: image_means(squared_error(network(x), x)), x)
     numbers.agrees("ae/gradient_map_one_image_at_a_time", gradient[:, None])
 
@@ -188,6 +195,7 @@ def test_sizes(numbers):
     shape, memory = (1, 64, 64), {"n_slots": 25, "threshold": 0.0025, "cosine": False}
     networks = {
         "ae": ConvAutoEncoder(shape, 16, **PUBLISHED),
+        "ae_spatial": ConvAutoEncoder(shape, 16, spatial=True, **PUBLISHED),
         "vae": VariationalAutoEncoder(shape, 16, **PUBLISHED),
         "aeu": UncertainAutoEncoder(shape, 16, **PUBLISHED),
         "memae": MemoryAutoEncoder(shape, 16, **memory, **PUBLISHED),
