@@ -8,9 +8,10 @@ for ASR-Net; D_t is `test`.
 
 headline: AUROC and AP of every score of DDAD on three sets, with the backbones alone, by their own defaults,
 beside it. All seeds with AE-U, one with AE and MemAE.
-ratio: the share of anomalous images in D_u, whose size stays. pathologies: D_u without anomalies and with
-those of one kind; that kind and one that D_u never has, each against as many normal images of `test`. Both on
-chest X-rays, with one seed and without refinement. tried: other refinements, on cxr_nih, with one seed.
+ratio: the share of anomalous images in D_u, whose size stays, on two sets. pathologies: D_u without anomalies
+and with those of one kind; that kind and one that D_u never has, each against as many normal images of
+`test`, on chest X-rays. Both with one seed and without refinement. tried: other refinements, on cxr_nih, with
+one seed.
 
 --full is that at 128 pixels with all seeds, 250 and 100 epochs, and refinement everywhere, for a GPU.
 
@@ -48,7 +49,8 @@ SCORES = {
 METRICS = {"auroc": metrics.auroc, "ap": metrics.average_precision}
 ONE_CLASS = list(SCORES)[:3]
 STUDY = "DDAD (AEU)"
-RATIOS = "0 %", "50 %", "100 %"
+RATIOS = "0 %", "25 %", "50 %", "75 %", "100 %"
+RATIO_SETS = SETS[:2]
 #: What might make the refinement learn; all narrow, for time.
 TRIED = {
     "narrow": "refinement_width=16",
@@ -162,7 +164,11 @@ def report(cells, size, refined):
         for of in (ONE_CLASS, list(SCORES)[3:])
     )
     scores = list(SCORES) if refined else ["rec", "intra", "inter"]
-    ratios = [[ratio, *figures(cells, f"{studied}, {ratio}", STUDY, scores)] for ratio in RATIOS]
+    ratios = [
+        [f"{name}_{size}", ratio, *figures(cells, f"{name}_{size}, {ratio}", STUDY, scores)]
+        for name in RATIO_SETS
+        for ratio in RATIOS
+    ]
     kinds = [
         [SCORES[score], shown, *figures(cells, f"{studied}, {of}", STUDY, [score], (SEEN, UNSEEN))]
         for score, shown, of in (
@@ -179,8 +185,8 @@ def report(cells, size, refined):
         headline(cells, sets, alone + one_class),
         "With unlabelled images:\n",
         headline(cells, sets, dual),
-        f"{studied}, {STUDY}, by the anomalous share of D_u:\n",
-        table(["D_u", "seeds", *pairs(SCORES[score] for score in scores)], ratios),
+        f"{STUDY}, by the anomalous share of D_u:\n",
+        table(["data", "D_u", "seeds", *pairs(SCORES[score] for score in scores)], ratios),
         f"{studied}, {STUDY}, tests with one kind of anomaly and as many normal images:\n",
         table(["score", "D_u", "seeds", *pairs((SEEN, UNSEEN))], kinds),
         f"{sets[1]}, {STUDY}, other refinements:\n",
@@ -192,24 +198,29 @@ def report(cells, size, refined):
 def main():
     sets, parts = ({"default": names, "choices": names} for names in (SETS, PARTS))
     options = parse(__doc__, __file__, f"{CELLS} full", sets=sets, parts=parts)
-    size, epochs = (128, "max_epochs=250,refinement_epochs=100") if options.full else (64, "max_epochs=100")
+    size, epochs = (128, (250, 100)) if options.full else (64, (100, 20))
+    epochs = "max_epochs={},refinement_epochs={}".format(*epochs)
+    refined = f"{epochs},refine=True"
     cells = []
     for seed in range(options.seeds):
         for backbone, (name, _) in BACKBONES.items() if "headline" in options.parts else ():
             if seed == 0 or backbone == "aeu" or options.full:
-                detectors = {name: name, f"DDAD ({name})": f"DDAD:backbone={backbone},{epochs}"}
+                detectors = {name: name, f"DDAD ({name})": f"DDAD:backbone={backbone},{refined}"}
                 cells += [
                     (f"{data}_{size}", label, variant, seed)
                     for data in options.sets
                     for label, variant in detectors.items()
                 ]
         if seed == 0 or options.full:
-            shown = {"ratio": RATIOS, "pathologies": (RATIOS[0], SEEN)}
+            shown = {
+                "ratio": [(name, ratio) for name in RATIO_SETS for ratio in RATIOS],
+                "pathologies": [(STUDIED, RATIOS[0]), (STUDIED, SEEN)],
+            }
             unlabelled = dict.fromkeys(of for part in options.parts for of in shown.get(part, ()))
-            variant = f"DDAD:backbone=aeu,{epochs},refine={options.full}"
-            cells += [(f"{STUDIED}_{size}, {of}", STUDY, variant, seed) for of in unlabelled]
+            variant = f"DDAD:backbone=aeu,{refined if options.full else epochs}"
+            cells += [(f"{name}_{size}, {of}", STUDY, variant, seed) for name, of in unlabelled]
             for label, settings in TRIED.items() if "tried" in options.parts else ():
-                variant = f"DDAD:backbone=aeu,{epochs},{settings}"
+                variant = f"DDAD:backbone=aeu,{refined},{settings}"
                 cells.append((f"{SETS[1]}_{size}", f"{STUDY}, {label}", variant, seed))
 
     def prepared(data, label, variant, seed):
