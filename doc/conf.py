@@ -172,9 +172,16 @@ def false_alarms():
     return list_table(["Detector", "Images", "From training (0.1)", "Calibrated (0.05)"], rows)
 
 
+def parity():
+    """What is compared with the authors' code, method by method."""
+    results = HERE.parent / "benchmarks" / "results" / "parity"
+    return "\n".join(path.read_text() for path in sorted(results.glob("*.md")))
+
+
 write_api_pages()
 write(HERE / "methods.rst", methods_page())
 write(HERE / "guide" / "false_alarms.inc", false_alarms())
+write(HERE / "results" / "parity.inc", parity())
 
 
 def skip_what_is_not_ours(app, what, name, member, skip, options):
