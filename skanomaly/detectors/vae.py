@@ -58,8 +58,8 @@ class VAE(TrainedDetector):
         * VAE by the gradient of the KL divergence: ``VAE(score_component="kl_gradient")``
         * VAE by error times KL gradient: ``VAE(score_component="combination")``
 
-    The network and the weight of the divergence are those of MedIAnomaly [2]_. Scores from derivatives are
-    compared in [3]_.
+    The network and the weight of the divergence are those of MedIAnomaly [2]_, whose hidden size is 1024.
+    Scores from derivatives are compared in [3]_.
 
     References
     ----------
