@@ -31,7 +31,7 @@ def unlimited(values):
 
 
 def check_learned(**learned):
-    """Raise an error if a number that a fit is about to store is not finite.
+    """Raise an error if a number that is about to be stored, or drawn by, is not finite.
 
     Parameters
     ----------
@@ -42,6 +42,6 @@ def check_learned(**learned):
         # Not isfinite: of limited maps, a quantile is finite whatever the maps were.
         if not np.all(np.abs(np.asarray(value, dtype=np.float64)) < WORST):
             raise NotFiniteError(
-                f"{name} would not be a finite number: the images hold values far beyond others, such as a "
+                f"{name} is no finite number: the images hold values far beyond others, such as a "
                 "fill value, or the training diverged"
             )

@@ -17,7 +17,8 @@ def _close():
 
 
 def fitted(shape=(12, 16, 16)):
-    return tiny(AutoEncoder).fit(make_images(shape))
+    channel_axis = 1 if shape[1] == 2 else "auto"
+    return tiny(AutoEncoder, channel_axis=channel_axis).fit(make_images(shape))
 
 
 def test_maps_share_the_scale_of_training():

@@ -1,9 +1,8 @@
 """Values that were wrong once: each test names the report of a fault that it stands for."""
 
 import copy
-import importlib
 import re
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 
@@ -25,6 +24,7 @@ from toys import LinearAutoEncoder, MaplessAutoEncoder, NearestImages
 from skanomaly import AutoEncoder, PatchDetector, persistence
 from skanomaly.model_selection import AnomalyScorer, NormalOnlyKFold
 from skanomaly.patches import extract_patches
+from skanomaly.plotting import AnomalyMapDisplay
 from skanomaly.segmenters import ResidualSegmenter
 from skanomaly.staging import CentroidStager
 from skanomaly.testing import SliceOnly, all_detectors, make_images, tiny
@@ -105,9 +105,16 @@ def test_a_threshold_of_maps_is_a_number(fitted):
     Y = X[:4].copy()
     Y[:, :8] = FILL
     segmenter = ResidualSegmenter(FrozenEstimator(fitted))
-    with pytest.raises(ValueError, match="threshold_ would not be a finite number"):
+    with pytest.raises(ValueError, match="threshold_ is no finite number"):
         segmenter.fit(Y)
     assert not hasattr(segmenter, "threshold_")
+
+
+def test_a_colour_scale_is_a_number(fitted):
+    """Fault 1, of displays: each map would get a scale of its own."""
+    display = AnomalyMapDisplay(X[:2], X[:2], X[:2] > 9, map_range=(0.0, np.nan))
+    with pytest.raises(ValueError, match="map_range is no finite number"):
+        display.plot()
 
 
 @pytest.mark.filterwarnings("ignore")  # of KMeans, on the way to the error
@@ -133,7 +140,7 @@ class Measured(LinearAutoEncoder):
 
 def test_a_statistic_that_is_not_finite_ends_the_fit():
     """Fault 1: of what is measured."""
-    with pytest.raises(FloatingPointError, match="spread would not be a finite number"):
+    with pytest.raises(FloatingPointError, match="spread is no finite number"):
         Measured(random_state=0).fit(X)
 
 
@@ -196,7 +203,7 @@ def test_out_must_hold_the_result(fitted, tmp_path):
     disk = np.memmap(tmp_path / "maps", mode="w+", shape=(9, 16, 16))
     patches = PatchDetector(small(), patch_size=8, random_state=0).fit(X[:4])
     for fill in (fitted.anomaly_map, patches.anomaly_map, fitted.reconstruct):
-        with pytest.raises(TypeError, match="out must .* float32, got dtype uint8"):
+        with pytest.raises(TypeError, match="out must hold float32, got dtype uint8"):
             fill(X[:9], out=disk)
     assert not disk.any(), "written to"
     for wrong, error in (([], TypeError), (torch.empty(9, 16, 16), TypeError), (disk[:8], ValueError)):
@@ -332,18 +339,6 @@ class Changing(Scaled):
     def __getitem__(self, rows):
         block = super().__getitem__(rows)
         return block if len(block) == 1 else block.astype("f4")
-
-
-def test_nibabel(tmp_path):
-    """Fault 5, of nibabel itself."""
-    nibabel = pytest.importorskip("nibabel")
-    image = nibabel.Nifti1Image(np.random.default_rng(0).random((20, 16, 16)), np.eye(4))
-    image.set_data_dtype("uint8")
-    nibabel.save(image, tmp_path / "volume.nii")
-    lazy = nibabel.load(tmp_path / "volume.nii").dataobj
-    a, b = (NearestImages().fit(images) for images in (lazy, np.asarray(lazy)))
-    assert a.intensity_range_ == b.intensity_range_
-    assert_array_equal(a.score_samples(lazy), b.score_samples(np.asarray(lazy)))
 
 
 class Masked(Scaled):
@@ -663,11 +658,8 @@ def test_the_wrapper_of_the_guide_searches_over_zarr():
     images[12:, 2:5, 2:5] = 255
     cv, scoring = NormalOnlyKFold(2, random_state=0), AnomalyScorer()
     expected = cross_val_score(NearestImages(), images, y, cv=cv, scoring=scoring)
-    sources = [ZarrLike(images)]
-    with suppress(ImportError):
-        sources.append(importlib.import_module("zarr").array(images))
-    for source in sources:
-        with pytest.raises((TypeError, ValueError)):
-            cross_val_score(NearestImages(), source, y, cv=cv, scoring=scoring, error_score="raise")
-        found = cross_val_score(NearestImages(), namespace["Rows"](source), y, cv=cv, scoring=scoring)
-        assert_array_equal(found, expected)
+    source = ZarrLike(images)
+    with pytest.raises(TypeError, match="truth value"):
+        cross_val_score(NearestImages(), source, y, cv=cv, scoring=scoring)
+    found = cross_val_score(NearestImages(), namespace["Rows"](source), y, cv=cv, scoring=scoring)
+    assert_array_equal(found, expected)

@@ -623,14 +623,16 @@ def _collect(parts, shape, dtype, out):
 
 def _check_out(out, shape, dtype):
     """Raise an error if `out` cannot hold results of this shape and dtype."""
-    if not hasattr(out, "shape") or not hasattr(out, "dtype"):
+    if not hasattr(out, "shape"):
         raise TypeError(f"out must be an array to write to, got {type(out).__name__}")
     if tuple(out.shape) != shape:
         raise ValueError(f"out must have shape {shape}, got {tuple(out.shape)}")
+    if isinstance(out, torch.Tensor):
+        raise TypeError("out must be a numpy array, or write like one, got a tensor; give tensor.numpy()")
     # As numpy's own out=: uint8, the default of a memmap, would cut maps to whole numbers.
-    held = None if isinstance(out.dtype, torch.dtype) else np.dtype(out.dtype)
-    if held is None or held.kind not in "biufcO" or not np.can_cast(dtype, held, "same_kind"):
-        raise TypeError(f"out must be a numpy-like array that holds {dtype}, got dtype {out.dtype}")
+    held = np.dtype(getattr(out, "dtype", dtype))
+    if held.kind not in "biufcO" or not np.can_cast(dtype, held, "same_kind"):
+        raise TypeError(f"out must hold {dtype}, got dtype {held}")
     if not getattr(getattr(out, "flags", None), "writeable", True):
         raise ValueError("out must be writable, got a read-only array")
 
