@@ -28,7 +28,7 @@ QUOTED = {
             "ddad: DDAD (AutoEncoder), A_inter / cxr_pneumonia_64 AUROC",
             "ddad: DDAD (MemAE), A_inter / cxr_pneumonia_64 AUROC",
         ),
-        "that are all normal it is {},": ("ddad: 0 % / A_inter AUROC",),
+        "that are all normal it is {},": ("ddad: cxr_pneumonia_64 / 0 % / A_inter AUROC",),
         "with AE: {} for {} on cxr_nih, {} for {} on brain_mri.": (
             "ddad: DDAD (AutoEncoder), A_inter / cxr_nih_64 AUROC",
             "ddad: AutoEncoder alone / cxr_nih_64 AUROC",
@@ -105,7 +105,7 @@ QUOTED = {
         ),
     },
     "skanomaly/detectors/ddad.py": {
-        "has AUROCs of {} for it where A_inter has {}.": (
+        "has an AUROC of {} for R_dual and of {} for A_inter on one data set": (
             "ddad: DDAD (AEU), R_dual / cxr_pneumonia_64 AUROC",
             "ddad: DDAD (AEU), A_inter / cxr_pneumonia_64 AUROC",
         ),
