@@ -17,7 +17,7 @@ image_shapes = st.tuples(st.integers(1, 3), st.integers(1, 24), st.integers(4, 2
 
 def test_it_removes_coarse_noise():
     X = make_images((64, 16, 16))
-    detector = tiny(DenoisingAutoEncoder, max_epochs=30, width=8, noise_size=4, lr=0.01).fit(X)
+    detector = tiny(DenoisingAutoEncoder, max_epochs=20, width=6, noise_size=4, lr=0.01).fit(X)
     x = torch.from_numpy(X[:, None] / 255).float()
     with seeded(0), torch.no_grad():
         noisy = add_coarse_noise(x, deviation=0.2, size=4)
@@ -79,4 +79,4 @@ def test_bad_parameters():
 
 @pytest.mark.learning
 def test_learns_what_a_chest_looks_like():
-    check_learns(DenoisingAutoEncoder(width=8, noise_size=4, max_epochs=20, lr=3e-3, random_state=0))
+    check_learns(DenoisingAutoEncoder(width=4, noise_size=4, max_epochs=25, lr=3e-3, random_state=0))
