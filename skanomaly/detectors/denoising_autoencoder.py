@@ -26,6 +26,8 @@ class DenoisingAutoEncoder(TrainedDetector):
     noise_size : int, default=16
         Number of noise values along each side. They are enlarged to the size of the image and shifted at
         random; what leaves the image on one side enters on the other.
+    foreground : bool, default=False
+        Whether noise is left out where an image has its lowest value, as in the black around a brain.
     width : int, default=16
         Channels of the first level. Each further level has twice as many. The public code's width is 64.
     {parameters}
@@ -44,8 +46,10 @@ class DenoisingAutoEncoder(TrainedDetector):
     :Trained on: normal images
     :Score: mean squared error of the pixels
     :Map: squared error of each pixel
-    :Departures: noise is added to the whole image, also to black background, which the authors' code leaves
-        out; MedIAnomaly's code subtracts 1 from every image along with the noise, a slip that is left out
+    :Departures: noise is added to the background, too, unless told otherwise; MedIAnomaly's code subtracts 1
+        from every image along with the noise, a slip that is left out
+    :Variants:
+        * DAE for brains: ``DenoisingAutoEncoder(foreground=True)``
 
     References
     ----------
@@ -68,6 +72,7 @@ class DenoisingAutoEncoder(TrainedDetector):
     _parameter_constraints = {
         "noise_deviation": [Interval(Real, 0, None, closed="neither")],
         "noise_size": [Interval(Integral, 1, None, closed="left")],
+        "foreground": ["boolean"],
     }
 
     def __init__(
@@ -75,6 +80,7 @@ class DenoisingAutoEncoder(TrainedDetector):
         *,
         noise_deviation=0.2,
         noise_size=16,
+        foreground=False,
         width=16,
         max_epochs=None,
         batch_size=16,
@@ -93,15 +99,23 @@ class DenoisingAutoEncoder(TrainedDetector):
     ):
         self.noise_deviation = noise_deviation
         self.noise_size = noise_size
+        self.foreground = foreground
         self._assign_shared(locals())
 
     def _build(self, image_shape):
         return DenoisingUNet(image_shape, width=self.width)
 
     def _train(self, run, network, images):
-        noise = partial(add_coarse_noise, deviation=self.noise_deviation, size=self.noise_size)
+        noise = {"deviation": self.noise_deviation, "size": self.noise_size, "foreground": self.foreground}
         # None moves all parts: a U-Net has none named `encoder` and `decoder`, the default.
-        run("reconstruction", Reconstruction, network, images, corrupt=noise, parts=None)
+        run(
+            "reconstruction",
+            Reconstruction,
+            network,
+            images,
+            corrupt=partial(add_coarse_noise, **noise),
+            parts=None,
+        )
 
     def _reconstruct(self, network, x):
         return network(x)

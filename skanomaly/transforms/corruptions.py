@@ -24,10 +24,16 @@ def erase_squares(x, *, area, value):
     return x.masked_fill(square.to(x.device), value)
 
 
-def add_coarse_noise(x, *, deviation, size):
-    """Images (n, c, h, w) plus Gaussian noise: `size` x `size` values, enlarged and rolled at random."""
+def add_coarse_noise(x, *, deviation, size, foreground=False):
+    """Images (n, c, h, w) plus Gaussian noise: `size` x `size` values, enlarged and rolled at random.
+
+    With `foreground` a pixel stays as it is where all channels have the lowest value of their image.
+    """
     noise = deviation * torch.randn(*x.shape[:2], size, size)
     noise = F.interpolate(noise, x.shape[2:], mode="bilinear", align_corners=True)
     # Rolled, or the few places of the coarse values would be the same in every batch.
     shifts = [int(torch.randint(side, ())) for side in x.shape[2:]]
-    return x + noise.roll(shifts, (2, 3)).to(x)
+    noise = noise.roll(shifts, (2, 3)).to(x)
+    if foreground:
+        noise = noise * (x > x.amin((1, 2, 3), keepdim=True)).any(1, keepdim=True)
+    return x + noise

@@ -45,6 +45,18 @@ def test_noise_lies_anywhere_along_either_side():
         assert len({int(image.amax(1 - axis).argmax()) for image in noise}) > side // 2
 
 
+@given(image_shapes, st.floats(-3, 3), st.integers(0, 2**31))
+def test_noise_of_the_foreground(shape, low, seed):
+    """The same noise, but where all channels have the lowest value of their image."""
+    noisy = []
+    for foreground in False, True:
+        with seeded(seed):
+            x = (torch.rand(3, *shape) + low).clamp(min=low + 0.4)
+            noisy.append(add_coarse_noise(x, deviation=0.2, size=4, foreground=foreground))
+    background = (x == x.amin((1, 2, 3), keepdim=True)).all(1, keepdim=True)
+    assert_close(noisy[1], torch.where(background, x, noisy[0]))
+
+
 def test_noise_has_its_draws_at_even_places(monkeypatch):
     """From border to border, as in the public code, where it is not rolled."""
     with seeded(3):
@@ -63,7 +75,9 @@ def test_the_score_is_the_mean_squared_error():
     assert_allclose(-detector.score_samples(X), error.mean((1, 2)), rtol=1e-4)
 
 
-@pytest.mark.parametrize("parameters", [{"noise_deviation": 0.5}, {"noise_size": 2}], ids=str)
+@pytest.mark.parametrize(
+    "parameters", [{"noise_deviation": 0.5}, {"noise_size": 2}, {"foreground": True}], ids=str
+)
 def test_options_are_heard(parameters):
     X = make_images()
     plain, other = (tiny(DenoisingAutoEncoder, **o).fit(X).score_samples(X) for o in ({}, parameters))

@@ -176,12 +176,14 @@ def test_denoising_autoencoder(numbers):
     numbers.agrees("dae/reconstruction", network(numbers.input("dae/images")))
 
 
-def test_noise(numbers, draws):
+@pytest.mark.parametrize("name", ["masked", "unmasked"])
+def test_noise(numbers, draws, name):
     draws("randn", numbers.input("dae/noise/draws"))
     draws("randint", *numbers.input("dae/noise/rolls"))
     x = numbers.input("dae/noise/images")
-    noise = add_coarse_noise(0 * x, deviation=1.0, size=16)
-    numbers.agrees("dae/noise/unmasked/added", 2 * noise - 1)
+    noise = add_coarse_noise(x, deviation=1.0, size=16, foreground=name == "masked") - x
+    numbers.agrees(f"dae/noise/{name}/added", 2 * noise - 1)
+    numbers.agrees(f"dae/noise/{name}/noisy", x + 2 * noise - 1)
 
 
 def test_ssim(numbers):
