@@ -492,3 +492,11 @@ def test_what_is_not_labelled(ddad, tmp_path):
         found = kinds(data.test.images[rows])
         assert found[0] == found[k] > 0
         assert sum(found) == 2 * found[k]
+
+
+def test_the_report_of_parity(script):
+    differences = {"score": 3.21e-16, "code": 0.0}
+    text = script("parity").report("toy", "a/b, commit 1234567", "Why.\n", differences)
+    assert text.startswith("## toy\n\nWhy.\n\nNumbers of a/b, commit 1234567.")
+    assert "2 comparisons, at most 3e-16 apart" in text
+    assert text.index("| `code` | 0 |") < text.index("| `score` | 3e-16 |")
