@@ -31,6 +31,14 @@ def default_modes():
     Grad mode, inference mode and default dtype of the caller are restored at its end. A generator must not
     yield inside it.
     """
+    # Both modes: in inference mode, grad mode has no effect.
+    with _float32(), torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@contextmanager
+def _float32():
+    """Context in which torch's default dtype is float32."""
     global _entered, _callers_dtype
     with _COUNTING:
         # The first to enter changes the dtype, and the last to leave restores it, or threads would undo it.
@@ -39,9 +47,7 @@ def default_modes():
             torch.set_default_dtype(torch.float32)
         _entered += 1
     try:
-        # Both: grad mode has no effect in inference mode.
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
+        yield
     finally:
         with _COUNTING:
             _entered -= 1
@@ -51,11 +57,12 @@ def default_modes():
 
 @contextmanager
 def seeded(seed, device="cpu"):
-    """Context with seeded torch generators, in `default_modes`; the caller's are restored at its end."""
+    """Context with seeded torch generators that draw float32; the caller's are restored at its end."""
     device, cuda = torch.device(device), []
     if device.type == "cuda":
         cuda = [torch.cuda.current_device() if device.index is None else device.index]
-    with _ONE_AT_A_TIME, torch.random.fork_rng(devices=cuda), default_modes():
+    # Not default_modes: a validation loss is drawn without gradients.
+    with _ONE_AT_A_TIME, torch.random.fork_rng(devices=cuda), _float32():
         # Not torch.manual_seed: it seeds every accelerator of the process, also those not restored.
         torch.default_generator.manual_seed(seed)
         for index in cuda:

@@ -22,6 +22,8 @@ from sklearn.model_selection import cross_val_score
 from toys import LinearAutoEncoder, MaplessAutoEncoder, NearestImages
 
 from skanomaly import AutoEncoder, PatchDetector, persistence
+from skanomaly._random import seeded
+from skanomaly.layers import UNetLayerExtractor
 from skanomaly.model_selection import AnomalyScorer, NormalOnlyKFold
 from skanomaly.patches import extract_patches
 from skanomaly.plotting import AnomalyMapDisplay
@@ -264,6 +266,24 @@ def test_the_modes_of_torch_change_nothing(cls, tmp_path):
         assert_array_equal(loaded.score_samples(images), scores)
         assert_array_equal(again.score_samples(images), scores)
         assert all(parameter.grad is None for parameter in again.network_.parameters())
+
+
+def test_a_seed_does_not_turn_gradients_on():
+    """Fault 8: a validation loss is drawn without them."""
+    with torch.no_grad(), double_precision(), seeded(0):
+        assert not torch.is_grad_enabled()
+        assert torch.rand(1).dtype is torch.float32
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_layers_are_learned_in_any_mode(mode):
+    """Fault 8, of the extractor of layers."""
+    scans, layers = make_images((4, 16, 16)), np.repeat([0, 1, 2, 3], 4)[None, :, None].repeat(4, 0)
+    extractor = UNetLayerExtractor(width=2, max_epochs=1, random_state=0)
+    expected = extractor.fit(scans, layers, X_target=scans[:2]).predict(scans)
+    with mode():
+        assert_array_equal(extractor.fit(scans, layers, X_target=scans[:2]).predict(scans), expected)
+    assert all(parameter.grad is None for parameter in extractor.network_.parameters())
 
 
 def test_batches_leave_the_modes_of_torch_alone(fitted):

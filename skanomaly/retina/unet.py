@@ -11,7 +11,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from .._atomic import atomic_fit
 from .._inference import collect, resolve_device
 from .._parameters import constraints_of
-from .._random import draw_seed, seeded
+from .._random import default_modes, draw_seed, seeded
 from ..networks.blocks import choose_strides, kernel_size, pad_to, padded_size
 from ..networks.unet import UNet
 from ..training import Training
@@ -217,7 +217,7 @@ class UNetLayerExtractor(LayerExtractor):
         labels -= self._first
         self._range, self._size = (float(scans.min()), float(scans.max())), scans.shape[1:]
         device = resolve_device(self.device)
-        with seeded(draw_seed(self.random_state), device):
+        with default_modes(), seeded(draw_seed(self.random_state), device):
             target = None if X_target is None else self._tensor(X_target, "X_target")
             network, n_classes = nn.Module(), int(labels.max()) + 1
             network.unet = UNet((1, *self._size), n_classes, width=self.width)
