@@ -1,6 +1,7 @@
 """Values that were wrong once: each test names the report of a fault that it stands for."""
 
 import copy
+import pickle
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -261,9 +262,11 @@ def test_the_modes_of_torch_change_nothing(cls, tmp_path):
                 assert_array_equal(values, components[name])
             assert_array_equal(again.anomaly_map(images), fitted.anomaly_map(images))
             persistence.save(again, file)
-            loaded = persistence.load(file)
+            loaded, copied = persistence.load(file), pickle.loads(pickle.dumps(fitted))
+            assert_array_equal(copied.score_samples(images), scores)
             assert_array_equal(loaded.score_samples(images), scores)
         assert_array_equal(loaded.score_samples(images), scores)
+        assert_array_equal(copied.score_samples(images), scores)
         assert_array_equal(again.score_samples(images), scores)
         assert all(parameter.grad is None for parameter in again.network_.parameters())
 

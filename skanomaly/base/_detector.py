@@ -597,7 +597,12 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
                 self.device_ = _inference.resolve_device(self.device)
             except ValueError:  # this machine may lack the device
                 self.device_ = "cpu"
-            self.network_ = self._place(self.network_)
+            with default_modes():
+                network = self.network_
+                # Tensors that were unpickled in inference mode could never have a gradient.
+                if any(tensor.is_inference() for tensor in network.state_dict().values()):
+                    network = copy.deepcopy(network)
+                self.network_ = self._place(network)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
