@@ -19,7 +19,7 @@ from . import _storage
 from ._discovery import all_detectors
 from ._format import Layout
 from ._random import default_modes
-from .base import PROCESS_PARAMETERS, BaseDetector, is_fitted, restore, state_of
+from .base import PROCESS_PARAMETERS, BaseDetector, restore, state_of
 
 __all__ = ["load", "save"]
 
@@ -47,8 +47,8 @@ def save(detector: BaseDetector, path: str | PathLike, *, leave_out: Sequence[st
         If a parameter or an attribute cannot be saved, which the message names, or the estimator is not a
         detector.
     ValueError
-        If parameters were changed after `fit`, so that they no longer describe the network, or if an
-        attribute is one that `load` would refuse, such as a threshold of nan.
+        If parameters were changed after `fit`, so that they no longer describe the network, or if `load`
+        would refuse a parameter or an attribute, such as a threshold of nan.
 
     See Also
     --------
@@ -169,9 +169,9 @@ def _describe(detector, prefix, leave_out):
         "left_out": left_out,
         "version": cls._file_version,
     }
-    if not is_fitted(detector):
-        return description
     attributes, tensors = state_of(detector)
+    if attributes is None:
+        return description
     fitted = {
         name: _describe_value(value, f"attribute {name}", _prefix_of(name, prefix), leave_out)
         for name, value in attributes.items()

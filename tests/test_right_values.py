@@ -166,6 +166,13 @@ def test_save_refuses_what_load_would_refuse(fitted, tmp_path, name, value):
     assert not list(tmp_path.iterdir())
 
 
+def test_save_refuses_parameters_that_load_would_refuse(fitted, tmp_path):
+    """Fault 1: fitted or not, the file could not be read again."""
+    for detector in (copy.deepcopy(fitted), small()):
+        with pytest.raises(ValueError, match="'contamination' parameter of AutoEncoder"):
+            persistence.save(detector.set_params(contamination=2), tmp_path / "file")
+
+
 def test_a_detector_without_maps_is_saved(tmp_path):
     """Fault 1: pixel_offset_ of nan stays legal where there is no map."""
     detector = MaplessAutoEncoder(random_state=0).fit(X)

@@ -5,7 +5,6 @@ from ._composite import CompositeDetector
 from ._detector import BaseDetector, Judgement
 from ._detector import open_images as open_images
 from ._detector import tells_unlabelled as tells_unlabelled
-from ._state import is_fitted as is_fitted
 from ._state import restore as restore
 from ._state import state_of as state_of
 from ._trained import TrainedDetector

@@ -64,12 +64,17 @@ def _check_attributes(detector, attributes):
 def state_of(detector):
     """Attributes of a fitted detector, and the tensors of its network (None without a network of its own).
 
+    Both are None if the detector is not fitted.
+
     Raises
     ------
     ValueError
-        If parameters were changed after `fit`, so that they no longer describe the network, or if attributes
-        cannot be those of a fit, such as a threshold of nan.
+        If a parameter is out of range, if parameters were changed after `fit`, so that they no longer
+        describe the network, or if attributes cannot be those of a fit, such as a threshold of nan.
     """
+    detector._validate_params()
+    if "_format" not in vars(detector):
+        return None, None
     # vars, not hasattr: PatchDetector's network is that of the detector inside, and is saved with it.
     tensors = dict(detector.network_.state_dict()) if "network_" in vars(detector) else None
     if tensors is not None and (problem := _misfit(detector, tensors)):
@@ -182,8 +187,3 @@ def _misfit(detector, state):
 def _first_line(error):
     """First line of an error message, without the stack that torch appends to the message."""
     return str(error).partition("\n")[0]
-
-
-def is_fitted(detector):
-    """Whether a detector has been fitted."""
-    return "_format" in vars(detector)
