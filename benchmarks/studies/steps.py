@@ -91,8 +91,8 @@ def main():
                 for label in options.detectors:
                     detector = make(label, random_state=seed)
                     epochs = math.ceil(STEPS[-1] / math.ceil(n / detector.batch_size))
-                    stages = [name for name in detector.get_params() if name.endswith("_epochs")]
-                    detector.set_params(**{stages[-1]: options.epochs or epochs})
+                    stage = "encoder_epochs" if "encoder_epochs" in detector.get_params() else "max_epochs"
+                    detector.set_params(**{stage: options.epochs or epochs})
                     yield f"{DATA}, {n} images", label, detector
 
     compare(options, ((*cell, evaluate) for cell in cells()), report, load=load)

@@ -25,7 +25,7 @@ class TrainedDetector(BaseDetector):
     """
 
     #: Training steps of a stage whose number of epochs is None, by the parameter that gives the number.
-    _steps = {"max_epochs": 1000}
+    _steps = {"max_epochs": 2000}
 
     max_epochs: int | None
     batch_size: int

@@ -310,7 +310,7 @@ class SSLAnoVAE(TrainedDetector):
     ((2,), (2, 64, 64))
     """
 
-    _steps = {"max_epochs": 1000, "ssl_epochs": 1000}
+    _steps = {"max_epochs": 2000, "ssl_epochs": 2000}
 
     _parameter_constraints = {
         "transforms": [StrOptions({"auto", *PRESETS}), callable, tuple, None],
