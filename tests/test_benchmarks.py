@@ -500,3 +500,29 @@ def test_the_report_of_parity(script):
     assert text.startswith("## toy\n\nWhy.\n\nNumbers of a/b, commit 1234567.")
     assert "2 comparisons, at most 3e-16 apart" in text
     assert text.index("| `code` | 0 |") < text.index("| `score` | 3e-16 |")
+
+
+@pytest.mark.study
+def test_the_study_of_steps(script, tmp_path, monkeypatch, capsys):
+    study = script("steps")
+    split = np.repeat(["train", "val", "test"], 20)
+    labels = np.arange(60) % 2 * (np.arange(60) > 19)
+    np.savez(tmp_path / "good.npz", images=make_images((60, 16, 16)), labels=labels, split=split)
+    monkeypatch.setattr(study, "DATA", "good")
+    monkeypatch.setattr(study, "STEPS", (1, 2))
+    small = "width=2,hidden_size=16,batch_size=8"
+    plain, gan = f"AutoEncoder:{small}", "FAnoGAN:width=2,max_epochs=1,batch_size=8"
+    study.run("--detectors", plain, gan, "--images", 16, 30)
+    table = (tmp_path / "steps" / "table.md").read_text()
+    for data, label in (("good, 16 images", plain), ("good, 30 images", gan)):
+        assert f"| {data} | {label} | val | 1 | 0." in table
+        assert f"| {data} | {label} | test | 1 | 0." in table
+    parts = study.load("good, 30 images", tmp_path)
+    assert len(parts["train"].images) == 30, "20 drawn with replacement"
+    # The curve is that of fits that end there.
+    cells = [json.loads(line) for line in (tmp_path / "steps" / "cells.jsonl").read_text().splitlines()]
+    cell = next(cell for cell in cells if cell["detector"] == plain and cell["data"] == "good, 16 images")
+    parts = study.load("good, 16 images", tmp_path)
+    shorter = _comparison.make(plain, random_state=0, max_epochs=1).fit(parts["train"].images)
+    found = study.auroc(parts["val"].target, -shorter.score_samples(parts["val"].images))
+    assert cell["2"]["val"] == pytest.approx(found)
