@@ -511,7 +511,7 @@ def test_the_study_of_steps(script, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "DATA", "good")
     monkeypatch.setattr(study, "STEPS", (1, 2))
     small = "width=2,hidden_size=16,batch_size=8"
-    plain, gan = f"AutoEncoder:{small}", "FAnoGAN:width=2,max_epochs=1,batch_size=8"
+    plain, gan = f"AutoEncoder:{small}", "FAnoGAN:width=2,n_critic=1,max_epochs=1,batch_size=8"
     study.run("--detectors", plain, gan, "--images", 16, 30)
     table = (tmp_path / "steps" / "table.md").read_text()
     for data, label in (("good, 16 images", plain), ("good, 30 images", gan)):
