@@ -75,7 +75,8 @@ class AnoGAN(TrainedDetector):
         discriminator's features
     :Map: absolute difference of each pixel
     :Departures: the search uses Adam, codes are clamped to [-1, 1], the range of the codes in training, and
-        the searches for all images begin at the same random codes
+        the searches for all images begin at the same random codes; {max_epochs steps} training steps, about
+        312,000 in the paper (20 passes over a million patches)
 
     R and D are sums, as in the paper. With means, lambda would set another balance between pixels and
     features.

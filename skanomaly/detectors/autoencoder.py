@@ -45,8 +45,9 @@ class AutoEncoder(TrainedDetector):
     :Trained on: normal images
     :Score: mean error over pixels
     :Map: error of each pixel
-    :Departures: SSIM is computed with replicated borders, whereas the code of MedIAnomaly computes a
-        smaller map and enlarges it; reconstructions are not clipped for SSIM
+    :Departures: SSIM is computed with replicated borders, whereas the code of MedIAnomaly computes a smaller
+        map and enlarges it; reconstructions are not clipped for SSIM; {max_epochs steps} training steps,
+        15,250 in MedIAnomaly on RSNA
     :Variants:
         * l2-AE: ``AutoEncoder()``
         * l1-AE: ``AutoEncoder(loss="l1")``

@@ -72,7 +72,7 @@ class ConstrainedAE(TrainedDetector):
     :Trained on: normal images
     :Score: mean squared error of the pixels
     :Map: squared error of each pixel
-    :Departures: none known
+    :Departures: {max_epochs steps} training steps, 15,250 in MedIAnomaly on RSNA
 
     The network is that of AutoEncoder. The running statistics of the encoder's batch normalisation are those
     of images and reconstructions, about half each, as in the public code, although images alone are judged

@@ -150,11 +150,12 @@ class FAnoGAN(TrainedDetector):
     :Trained on: normal images
     :Score: A_R + kappa A_D: mean squared error of the pixels, and of the critic's features
     :Map: squared error of each pixel
-    :Departures: learning rates are larger and batches smaller than in the public code, which has 1e-4
-        for the GAN, 5e-5 for the encoder and batches of 64; images are not flipped at random, since a
-        mirrored chest is not normal; momentum and eps of batch normalisation, and the first weights, are
-        torch's; m_x, the zero of the critic score, is the mean over up to 32,000 training images, whereas the
-        paper takes test images
+    :Departures: learning rates are larger and batches smaller than in the public code, which has 1e-4 for the
+        GAN, 5e-5 for the encoder and batches of 64; images are not flipped at random, since a mirrored chest
+        is not normal; momentum and eps of batch normalisation, and the first weights, are torch's; m_x, the
+        zero of the critic score, is the mean over up to 32,000 training images, whereas the paper takes test
+        images; {max_epochs steps} critic steps and {encoder_epochs steps} steps of the encoder, for which the
+        public code takes 50,000
     :Variants:
         * f-AnoGAN with the izi_f encoder: ``FAnoGAN()``
         * f-AnoGAN with the izi encoder: ``FAnoGAN(encoder_training="izi")``

@@ -98,7 +98,8 @@ class GANomaly(TrainedDetector):
         have no batch normalisation in the dense layers, and another discriminator; scores are not scaled to
         the range of the test images; to judge images, batch normalisation uses the statistics of training,
         whereas the public code uses those of the test batch; a discriminator whose loss vanishes is not
-        initialised again; encoders and decoder start from torch's default weights
+        initialised again; encoders and decoder start from torch's default weights; {max_epochs steps}
+        training steps, 15,250 in MedIAnomaly on RSNA
 
     References
     ----------

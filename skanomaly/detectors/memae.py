@@ -51,7 +51,7 @@ class MemAE(TrainedDetector):
     :Score: mean squared error of the pixels
     :Map: squared error of each pixel
     :Departures: the network is that of AutoEncoder and has few items, as in DDAD and MedIAnomaly; the paper's
-        network, for videos, has 2000 items
+        network, for videos, has 2000 items; {max_epochs steps} training steps, 15,250 in MedIAnomaly on RSNA
     :Variants:
         * MemAE with a code at every place: ``MemAE(bottleneck="spatial")``
         * MemAE as in the code of MedIAnomaly: ``MemAE(similarity="dot", shrinkage_threshold=0.0025)``

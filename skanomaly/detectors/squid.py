@@ -221,7 +221,8 @@ class SQUID(TrainedDetector):
         instead of a dot product; windows at the border attend to existing neighbours alone instead of zeros
         as well; the last epoch is kept instead of the best on labelled images; by default decoders have
         neither the skips nor the memories of the public code's two smallest levels; the learning rate is
-        larger, the width 16 instead of 32
+        larger, the width 16 instead of 32; {max_epochs steps} training steps, where the public code takes
+        8,400 of the generator and 16,800 of the discriminator
     :Variants:
         * SQUID with the public code's decoder:
           ``SQUID(skips=("concatenation", "concatenation"), n_memories=2)``
