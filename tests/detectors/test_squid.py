@@ -178,8 +178,8 @@ def test_the_score_is_standardised_on_the_training_images():
     X = make_images((40, 16, 16))
     detector = tiny(SQUID, max_epochs=3).fit(X)
     components = detector.score_components(X)
+    assert_allclose(-detector.score_samples(X), components["feature"])
     score = components["discriminator"]
-    assert_allclose(-detector.score_samples(X), score)
     assert_allclose([score.mean(), score.std()], [0, 1], atol=1e-4)
     assert_allclose(np.log(components["probability"] / (1 - components["probability"])), score, atol=1e-4)
     net = detector.network_.eval()
@@ -201,8 +201,8 @@ def test_the_score_is_standardised_on_the_training_images():
 def test_the_discriminator_judges_each_image_by_its_own_statistics():
     """Its logits are those of train mode for a single image, in the score and in its mean and deviation."""
     X = make_images((12, 16, 16))
-    detector = tiny(SQUID, max_epochs=4, lr=0.02, score_component="discriminator").fit(X)
-    net, score = detector.network_.eval(), -detector.score_samples(X)
+    detector = tiny(SQUID, max_epochs=4, lr=0.02).fit(X)
+    net, score = detector.network_.eval(), detector.score_components(X)["discriminator"]
     with torch.no_grad():
         y = net(torch.from_numpy(X[:, None] / 255).float())
         net.discriminator.train()
