@@ -36,7 +36,8 @@ class AEU(TrainedDetector):
     :Score: mean over pixels of squared error / predicted variance
     :Map: squared error / predicted variance of each pixel
     :Departures: log-variances are clamped to [-10, 10]; otherwise pixels that never change, as in a black
-        border, would get variances near 0 and dominate the score; {max_epochs steps} training steps, 15,250 in MedIAnomaly on RSNA
+        border, would get variances near 0 and dominate the score; {max_epochs steps} training steps, 15,250
+        in MedIAnomaly on RSNA
 
     The components of `score_components` are "weighted" (the score), "residual" (the mean squared error, as in
     AutoEncoder) and "log_variance" (the mean of the predicted log-variances).

@@ -52,7 +52,8 @@ class VAE(TrainedDetector):
     :Score: mean error over pixels, or mean of another map
     :Map: error of each pixel, or a derivative with respect to each pixel
     :Departures: images are judged by the mean of their code distribution, whereas the public code draws a
-        code; log-variances are clamped to [-10, 10]; {max_epochs steps} training steps, 15,250 in MedIAnomaly on RSNA
+        code; log-variances are clamped to [-10, 10]; {max_epochs steps} training steps, 15,250 in MedIAnomaly
+        on RSNA
     :Variants:
         * VAE by the gradient of the ELBO: ``VAE(score_component="elbo_gradient")``
         * VAE by the gradient of the KL divergence: ``VAE(score_component="kl_gradient")``
