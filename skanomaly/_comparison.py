@@ -210,6 +210,13 @@ class Cells:
         return cells
 
     def results(self):
+        """Results to show: of the present code, where a data set and label have any; else the stale ones."""
+        latest = self._latest()
+        # Stale ones may have other defaults under the same label, and would be averaged with the others.
+        fresh = {(cell["data"], cell["detector"]) for cell in latest if not cell["stale"]}
+        return [cell for cell in latest if not cell["stale"] or (cell["data"], cell["detector"]) not in fresh]
+
+    def _latest(self):
         """Last result of each cell, sorted; "stale" tells whether the code of the detector has changed."""
         cells = [cell for cell in self.read() if "error" not in cell]
         for cell in cells:
@@ -224,7 +231,7 @@ class Cells:
 
     def adopt(self, classes):
         """Mark the results of these classes (all, if none is given) as results of the present code."""
-        cells = [*self.results(), *self.failed()]
+        cells = [*self._latest(), *self.failed()]
         for cell in cells:
             cell.pop("stale", None)
             if not classes or set(classes) & set(cell["classes"]):

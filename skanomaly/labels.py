@@ -215,7 +215,7 @@ def _listed(y, most=8):
 
 
 def _warn(message):
-    """Issue a `LabelWarning` that points at the user's line, outside of Pipelines and searches."""
+    """Issue a `LabelWarning` for the nearest calling line outside of skanomaly, scikit-learn and joblib."""
     frame, level = sys._getframe(), 1
     while frame.f_back and str(frame.f_globals.get("__name__")).partition(".")[0] in _MACHINERY:
         frame, level = frame.f_back, level + 1

@@ -1,4 +1,4 @@
-"""Extractors of the layers of a retina, from OCT B-scans to integer labels in depth order."""
+"""Estimators that label each pixel of an OCT B-scan with its layer of the retina, numbered from the top."""
 
 from .retina.graph import GraphLayerExtractor
 from .retina.unet import UNetLayerExtractor

@@ -88,9 +88,9 @@ class StackFormat(InputFormat):
 class PatchDetector(CompositeDetector):
     """Detector of patches, for images larger than a detector can take.
 
-    A detector learns from random crops of the normal images. An image is judged by means of windows that
-    cover it. Maps of the windows are blended where they overlap, and the image's score is pooled from the
-    scores of its windows. Images may be of any size, and of different sizes when given as a list.
+    A detector learns from random crops of the normal images. To judge an image, the detector judges windows
+    that cover it. Maps of the windows are blended where they overlap, and the image's score is pooled from
+    the scores of its windows. Images may be of any size, and of different sizes when given as a list.
 
     Parameters
     ----------

@@ -207,7 +207,8 @@ class _Loader:
     known : dict of str to type
         Classes that a description may have, by name.
     given : dict of str to object
-        Parameters from the caller. The attribute `used` holds the names of those that a detector was given.
+        Detector parameters that the caller passed to `load`, by full name, such as ``detector__device``. The
+        attribute `used` holds the names of those that a detector was given.
     """
 
     def __init__(self, known, given):

@@ -167,6 +167,14 @@ def test_only_cells_of_changed_code_run_again(folder, monkeypatch, capsys):
         store.path.write_text("".join(json.dumps(cell) + "\n" for cell in old))
         store.adopt(adopted)
         assert [cell["stale"] for cell in store.results()] == stale
+    # A stale result of another seed is not averaged with fresh ones, and comes back when these are gone.
+    last = store.results()[-1]
+    other = {name: last[name] for name in last if name != "stale"} | {"seed": 9, "code": "of long ago"}
+    with store.path.open("a") as file:
+        file.write(json.dumps(other) + "\n")
+    assert 9 not in [cell["seed"] for cell in store.results()]
+    store.path.write_text(json.dumps(other) + "\n")
+    assert [cell["seed"] for cell in store.results()] == [9]
 
 
 def test_variants_by_name():

@@ -32,8 +32,9 @@ def load_chest_xray(*, subset: Subset = "all", return_X_y: bool = False) -> Bunc
     -------
     data : sklearn.utils.Bunch
         ``images`` (n, 64, 64) uint8; ``target`` (n,) int, 1 normal and -1 anomalous; ``split`` (n,) str, the
-        subset of each image; ``groups`` (n,) str, the patient; ``class_names``, names of finer classes, and
-        ``class_index`` (n,), the number of each image's class among them; ``DESCR``, a description.
+        subset of each image; ``groups`` (n,) str, the patient; ``class_names``, the names of finer
+        classes; ``class_index`` (n,) int, the index of each image's class in ``class_names``; ``DESCR``, a
+        description.
 
     Examples
     --------

@@ -44,7 +44,10 @@ class SpaceAwareMemory(MemoryQueue):
 
 
 class InPaintingTraining(Training):
-    """The teacher decodes features, the student features painted anew; a discriminator judges the student.
+    """Train two decoders and a discriminator.
+
+    The teacher decodes the encoder's features, and the student decodes them after in-painting. The
+    discriminator judges the student's images.
 
     Parameters
     ----------
@@ -55,7 +58,8 @@ class InPaintingTraining(Training):
     weights : dict of str to float
         "teacher", "student", "distillation", "adversarial" and "discriminator".
     detach_teacher : bool
-        Whether the encoder learns nothing from the teacher.
+        Whether the teacher's error does not train the encoder. The distillation, to which the student's side
+        belongs, does.
     """
 
     moves = {
@@ -181,7 +185,7 @@ class SQUID(TrainedDetector):
         Function that changes images (n, C, H, W) in [0, 1] for training, ``transforms.Affine()`` for example,
         as in the paper.
     detach_teacher : bool, default=True
-        Whether the encoder learns nothing from the teacher, as in the public code.
+        Whether the teacher's squared error does not train the encoder, as in the public code.
     teacher_weight : float, default=0.01
         Weight of the teacher's squared error.
     student_weight : float, default=10.0

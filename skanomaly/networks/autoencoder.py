@@ -42,7 +42,8 @@ class ConvEncoder(nn.Module):
     hidden_size : int
         Units of the dense layer before a code (n, latent_size), or channels before a spatial code.
     spatial : bool, default=False
-        Whether the code is spatial, (n, latent_size, h, w), by 1 x 1 convolutions.
+        Whether the code keeps height and width, (n, latent_size, h, w). It is then computed by two 1 x 1
+        convolutions instead of two dense layers.
     width : int
         Channels of the first level. The second has 2 times as many, all others 4 times.
     n_levels : int or None

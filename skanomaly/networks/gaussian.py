@@ -9,6 +9,6 @@ def draw(mean, log_variance):
 
 
 def kl_divergence(mean, log_variance):
-    """KL(N(mean, exp(log_variance)) || N(0, I)) of each code, (n,), averaged over the numbers of the code."""
+    """KL(N(mean, exp(log_variance)) || N(0, I)) of each code, divided by the length of a code; shape (n,)."""
     # A mean, as in MedIAnomaly, although the formula has a sum: errors are means over pixels, too.
     return 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).flatten(1).mean(1)

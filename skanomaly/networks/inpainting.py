@@ -122,8 +122,8 @@ class WindowDecoder(nn.Module):
     stitch_level : int
         Number of levels that work on windows. The others work on whole images.
     n_memories : int
-        Number of levels that end in a `PartMemory`, from the smallest on. A level's map, of a window or of
-        the whole image, is cut into as many parts as an image into windows.
+        Number of levels, from that of lowest resolution on, that end in a `PartMemory`. The features of such
+        a level are cut into as many parts as there are windows in an image.
     make_memory, rho
         Parameters of each `PartMemory`.
     """

@@ -187,7 +187,7 @@ class GraphLayerExtractor(LayerExtractor):
         return np.stack(self._each(self._layers, X))
 
     def flatten(self, X):
-        """Scans without the curvature of the retina and without margins. A detector learns them more easily.
+        """Scans with the retina straightened and white or black margins filled in, which are easier to learn.
 
         Parameters
         ----------
@@ -300,7 +300,7 @@ def _gaps(scan, layers, n_layers):
 
 
 def _deepest_band(scan, scale):
-    """Row of the pigment epithelium in each column: a smooth bright band with most of the light above it."""
+    """Row of the pigment epithelium in each column: a smooth path through bright pixels below others."""
     light = scan - scan.min()
     bright = ndimage.gaussian_filter(light, (2 * scale, 4 * scale), mode="nearest")
     share = np.cumsum(light, axis=0) / np.maximum(light.sum(0), np.finfo(scan.dtype).tiny)

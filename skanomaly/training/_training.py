@@ -64,7 +64,10 @@ class Training(NeuralNet):
         raise NotImplementedError
 
     def move(self, optimizer, **loss):
-        """Lower the loss by a step of the optimiser with this name, and record the loss under its keyword."""
+        """Take one step of the optimiser called `optimizer` to lower the loss, and record the loss.
+
+        The loss is the only keyword argument; the keyword is the name under which it is recorded.
+        """
         ((_, value),) = loss.items()
         moved, optimizer = self.moved_[optimizer], getattr(self, optimizer + "_")
         optimizer.zero_grad(set_to_none=True)

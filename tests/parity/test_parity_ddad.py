@@ -72,9 +72,9 @@ def test_uncertain_autoencoder_and_refinement(numbers):
         numbers.agrees(f"aeu/A_{name}", of)
     masks = numbers.input("refinement_mask")
     for name in "dual", "intra":
-        logits = network.refine(name, maps)
+        logits = network.logits(name, maps)
         numbers.agrees(f"refinement_{name}/logits", logits)
-        probability = logits.softmax(1)[:, 1]
+        probability = network.refine(name, maps)
         numbers.agrees(f"refinement_{name}/probability", probability)
         numbers.agrees(f"refinement_{name}/score", probability.mean((1, 2)))
         numbers.agrees(f"refinement_{name}/focal_loss_without_smoothing", focal_loss(logits, masks))
