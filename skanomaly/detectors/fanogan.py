@@ -195,7 +195,7 @@ class FAnoGAN(TrainedDetector):
     """
 
     _image_range = (-1.0, 1.0)
-    _steps = {"max_epochs": 2000, "encoder_epochs": 1000}
+    _steps = {"max_epochs": 1000, "encoder_epochs": 500}
 
     _parameter_constraints = {
         "prior": [StrOptions({"normal", "uniform"})],
