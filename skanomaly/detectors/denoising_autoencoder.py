@@ -68,6 +68,7 @@ class DenoisingAutoEncoder(TrainedDetector):
     """
 
     _file_version = 2  # a U-Net of its own, with group normalisation
+    _steps = {"max_epochs": 1000}
 
     # `noise_deviation` is the paper's on this scale; in [-1, 1] the same noise has twice the deviation.
     _parameter_constraints = {
