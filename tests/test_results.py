@@ -70,14 +70,18 @@ QUOTED = {
     },
     "doc/results/squid.md": {
         "a mean AUROC of {} over the kinds of anomalies on grids of digits, and {} on chest X-rays": (
-            "squid: SQUID / score / 3 / mean",
-            "squid: cxr_pneumonia_128 / AUROC",
+            "squid: SQUID / discriminator / 3 / mean",
+            "squid: discriminator / cxr_pneumonia_128",
+        ),
+        "number of steps, it has {}, and the distance from the memory {}.": (
+            "squid: discriminator / cxr_pneumonia_64",
+            "squid: feature / cxr_pneumonia_64",
         ),
         "every kind of anomaly, {} in the mean and {} on chest X-rays. The residual, {} and {},": (
             "squid: SQUID / feature / 3 / mean",
-            "squid: feature / AUROC",
+            "squid: feature / cxr_pneumonia_128",
             "squid: SQUID / residual / 3 / mean",
-            "squid: residual / AUROC",
+            "squid: residual / cxr_pneumonia_128",
         ),
         "AutoEncoder and MemAE have {} on the grids.": (
             "squid: AutoEncoder / score / 3 / mean; squid: MemAE / score / 3 / mean",
@@ -102,6 +106,12 @@ QUOTED = {
         "AUROC of an autoencoder varies by {} between seeds, that of a GAN by {} and more": (
             "accuracy: cxr_nih_64 / AutoEncoder / 3 / AUROC sd",
             "accuracy: cxr_pneumonia_64 / FAnoGAN / 3 / AUROC sd",
+        ),
+    },
+    "skanomaly/detectors/squid.py": {
+        'On chest X-rays of pneumonia "discriminator" has a mean AUROC of {} and "feature" of {} ': (
+            "squid: discriminator / cxr_pneumonia_64",
+            "squid: feature / cxr_pneumonia_64",
         ),
     },
     "skanomaly/detectors/ddad.py": {
