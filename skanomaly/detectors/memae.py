@@ -85,6 +85,7 @@ class MemAE(TrainedDetector):
     """
 
     _image_range = (-1.0, 1.0)
+    _steps = {"max_epochs": 500}
 
     _parameter_constraints = {
         "n_slots": [Interval(Integral, 1, None, closed="left")],
