@@ -287,7 +287,7 @@ class DDAD(TrainedDetector):
     """
 
     _image_range = (-1.0, 1.0)
-    _steps = {"max_epochs": 2000, "refinement_epochs": 1000}
+    _steps = {"max_epochs": 1000, "refinement_epochs": 1000}
     _tells_unlabelled = True
 
     _parameter_constraints = {
