@@ -71,7 +71,7 @@ def report(cells):
             figures = [mean([c for c in same if str(n) in c], str(n), split) for n in STEPS]
             lines.append([data, label, split, len(same), *figures])
     return (
-        "Made by `python benchmarks/studies/steps.py --seeds 3`. AUROC after so many training steps; mean of "
+        "Made by `python benchmarks/studies/steps.py`. AUROC after so many training steps; mean of "
         "the seeds (standard deviation).\n\n" + table(("data", "detector", "split", "seeds", *STEPS), lines)
     )
 

@@ -1,7 +1,7 @@
 """Numbers of the authors' code, and what compares them with ours.
 
-The files lie in `../shared/parity` beside the repository, or in SKANOMALY_PARITY; a README there says how
-they were made. `w/<module>/<name>` are weights, `in/<name>` inputs and draws, `out/<name>` what that code
+The files lie in SKANOMALY_PARITY, by default the folder "parity" beside that of the benchmark data; a README
+there says how they were made. `w/<module>/<name>` are weights, `in/<name>` inputs and draws, `out/<name>` what that code
 gives. A module of tests is named test_parity_<method>.py. Its docstring goes on the page of results: it names
 the authors' mistakes that ours leaves out.
 """
@@ -15,7 +15,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-FOLDER = Path(os.environ.get("SKANOMALY_PARITY", ROOT.parent / "shared" / "parity"))
+DATA = Path(os.environ.get("SKANOMALY_DATA", ROOT.parent / "shared" / "data"))
+FOLDER = Path(os.environ.get("SKANOMALY_PARITY", DATA.parent / "parity"))
 #: What is compared and how far it is apart, a file for each method; made by benchmarks/parity.py.
 RESULTS = ROOT / "benchmarks" / "results" / "parity"
 REMEDY = "run `python benchmarks/parity.py`"
