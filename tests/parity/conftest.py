@@ -1,9 +1,9 @@
 """Numbers of the authors' code, and what compares them with ours.
 
 The files lie in SKANOMALY_PARITY, by default the folder "parity" beside that of the benchmark data; a README
-there says how they were made. `w/<module>/<name>` are weights, `in/<name>` inputs and draws, `out/<name>` what that code
-gives. A module of tests is named test_parity_<method>.py. Its docstring goes on the page of results: it names
-the authors' mistakes that ours leaves out.
+there says how they were made. `w/<module>/<name>` are weights, `in/<name>` inputs and draws, `out/<name>`
+what that code gives. A module of tests is named test_parity_<method>.py. Its docstring goes on the page of
+results: it names the authors' mistakes that ours leaves out.
 """
 
 import json
