@@ -4,8 +4,8 @@
 
 Runs tests/parity and writes what they compare, and how far it is apart, to results/parity: a file for each
 method, all of them if none is named. The authors' numbers are files METHOD.npz in the folder
-SKANOMALY_PARITY, by default "parity" beside the folder of the benchmark data. A difference is the largest one,
-divided by the largest absolute value of the authors' numbers.
+SKANOMALY_PARITY, by default "parity" beside the folder of the benchmark data. A difference is the largest
+one, divided by the largest absolute value of the authors' numbers.
 """
 
 import sys
