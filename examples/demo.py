@@ -136,7 +136,7 @@ def main():
     train, val, test = (load_chest_xray(subset=subset) for subset in ("train", "val", "test"))
     detectors = {
         "FAnoGAN": FAnoGAN(random_state=SEED, verbose=1),
-        "AutoEncoder": AutoEncoder(random_state=SEED, verbose=1),
+        "AutoEncoder": AutoEncoder(max_epochs=100, random_state=SEED, verbose=1),
     }
     scores, rows = {}, []
     for name, detector in detectors.items():
