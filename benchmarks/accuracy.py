@@ -108,7 +108,11 @@ def summary(cells, sets, labels):
         if rank < N_BEST or (rows[label][:, 0] == best).any()
     ]
     text = "```{table}\n:class: table-sm\n\n" + table(["detector", *sets, "mean"], lines) + "```\n"
-    return text + f"\n{len(means)} of {len(rows)} detectors have been measured; shown are {len(lines)}.\n"
+    earlier = ", some with earlier code or defaults" * any(cell["stale"] for cell in cells)
+    return (
+        text
+        + f"\n{len(means)} of {len(rows)} detectors have been measured{earlier}; shown are {len(lines)}.\n"
+    )
 
 
 def main():
