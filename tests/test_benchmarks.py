@@ -414,13 +414,25 @@ def test_the_figures_of_the_retina(script, monkeypatch, tmp_path):
     metric = partial(retina.auroc, "score", truth)
     assert retina.mean_with_interval(metric, [perfect], rng.permutation(20)) == "1.000 [1.000, 1.000]"
     assert list(retina.merged(np.arange(6))) == [0, 1, 1, 2, 2, 2]
-    monkeypatch.setattr(retina, "N_SCANS", {"train": 8, "val": 4})
+    monkeypatch.setattr(retina, "N_SCANS", {"train": 8, "val": 4, "test": 4})
     monkeypatch.setattr(retina, "TEST", (2, 2))
     monkeypatch.setattr(retina, "make_oct", partial(retina.make_oct, size=32))
-    monkeypatch.setattr(retina, "UNetLayerExtractor", lambda random_state: retina.GraphLayerExtractor())
+    adapted = []
+
+    class Graph(retina.GraphLayerExtractor):
+        def fit(self, X, y=None, X_target=None):
+            adapted.append(X_target is not None)
+            return super().fit(X)
+
+    monkeypatch.setattr(retina, "UNetLayerExtractor", lambda random_state: Graph())
     monkeypatch.setattr(retina, "AutoEncoder", partial(tiny, retina.AutoEncoder))
     rows = retina.segmentation_rows(tmp_path, 1, {})
     assert len(rows) == 7
+    assert all(0 <= float(row[1].split()[0]) <= 1 for row in rows)
+    adapted.clear()
+    rows = retina.adaptation_rows(tmp_path, 1, {"max_epochs": 1})
+    assert len(rows) == 4
+    assert sorted(adapted) == [False, False, True]
     assert all(0 <= float(row[1].split()[0]) <= 1 for row in rows)
 
 

@@ -1,4 +1,4 @@
-"""Detect, stage and segment: grades of real fundus photographs, and fluid in synthetic OCT.
+"""Detect, stage and segment: grades of real fundus photographs, fluid and layers in synthetic OCT.
 
     python benchmarks/studies/retina.py [--parts NAME ...] [--data DIR] [--seeds 1] [--epochs N] [--threads 2]
                                         [--results DIR]
@@ -12,6 +12,12 @@ Segmentation: an AutoEncoder is trained on 200 normal scans of `make_oct`, thres
 measured on 80 with fluid, 4 of each of the seeds 0 to 19. "Oracle" is the best threshold for the residual, of
 pixels or of blocks, chosen on the true masks. The U-Net learns the layers of the normal scans, or of 200 with
 fluid, labelled too.
+
+Adaptation is the setting of the SSL-AnoVAE paper: layers are labelled on the scans of one device (200 of
+`make_oct` with fluid, 64 px), and wanted on those of another (less contrast, stronger speckle, more noise), of
+which 200 normal scans without labels are there. SSLAnoVAE learns these scans. The U-Net learns from the first
+device alone, adapts to the second one by `X_target`, or learns from labels of the second one, which no one
+has. Layers and fluid are judged on 200 other scans of the second device, half of them normal.
 
 Each table goes to a file of its own in retina of --results.
 """
@@ -30,16 +36,22 @@ from sklearn.utils import Bunch
 from skanomaly import AutoEncoder, SSLAnoVAE, metrics
 from skanomaly._comparison import TABLES, parse, table
 from skanomaly.datasets import make_oct
+from skanomaly.datasets._phantoms import OCT_LAYERS
 from skanomaly.layers import GraphLayerExtractor, UNetLayerExtractor
 from skanomaly.segmentation import NO_LAYER, block_means, residual_mask
 from skanomaly.segmenters import LayerwiseSegmenter, ResidualSegmenter
 from skanomaly.staging import AnomalyStager, CentroidStager
 
-N_SCANS = {"train": 200, "val": 50}
+N_SCANS = {"train": 200, "val": 50, "test": 100}
 TEST = 20, 4  # seeds, and scans of each
 N_DRAWS = 500  # of patients, for intervals
 MIN_SIZE = 20  # pixels of a region
 FLUID = "intraretinal fluid", "subretinal fluid"
+OTHER_DEVICE = {
+    "layers": [(name, thickness, 0.15 + 0.55 * value) for name, thickness, value in OCT_LAYERS],
+    "n_looks": 1.5,
+    "noise": 0.08,
+}
 
 
 def merged(grade):
@@ -174,6 +186,41 @@ def segmentation_rows(folder, n_seeds, epochs):
     ]
 
 
+def adaptation_rows(folder, n_seeds, epochs):
+    found, other = {}, OTHER_DEVICE
+    for seed in range(n_seeds):
+
+        def scans(k, n, seed=seed, **options):
+            return make_oct(n, size=64, random_state=200 + 10 * seed + k, **options)
+
+        source, labelled = (scans(k, N_SCANS["train"], kinds=FLUID, **of) for k, of in ((0, {}), (1, other)))
+        train, val, test_normal = (
+            scans(k, N_SCANS[split], **other) for k, split in ((2, "train"), (3, "val"), (4, "test"))
+        )
+        test = scans(5, N_SCANS["test"], kinds=FLUID, **other)
+        detector = FrozenEstimator(SSLAnoVAE(random_state=seed, **epochs).fit(train.images))
+
+        def unet(of, seed=seed, **options):
+            labels = np.where(of.masks, NO_LAYER, of.layers.astype(int))
+            return FrozenEstimator(UNetLayerExtractor(random_state=seed).fit(of.images, labels, **options))
+
+        extractors = {
+            "graph, no labels": GraphLayerExtractor(),
+            "U-Net, not adapted": unet(source),
+            "U-Net, adapted": unet(source, X_target=train.images),
+            "U-Net, labels of the second device": unet(labelled),
+        }
+        for name, extractor in extractors.items():
+            segmenter = LayerwiseSegmenter(detector, extractor, min_size=MIN_SIZE // 4).fit(val.images)
+            layers = segmenter.layer_extractor_.predict(test_normal.images)
+            dice = metrics.dice(test.masks, segmenter.predict(test.images))
+            found.setdefault(name, []).append([np.mean(layers == test_normal.layers), dice])
+    return [
+        [name, *(f"{mean:.3f} ({sd:.3f})" for mean, sd in zip(np.mean(of, 0), np.std(of, 0)))]
+        for name, of in found.items()
+    ]
+
+
 #: Heading, columns and rows of each table.
 PARTS = {
     "staging": (
@@ -187,6 +234,12 @@ PARTS = {
         "(standard deviation):",
         ("segmenter", "all", *FLUID),
         segmentation_rows,
+    ),
+    "adaptation": (
+        "Layers and fluid in synthetic OCT of another device (64 px) by SSLAnoVAE and an extractor of layers, "
+        "mean of the seeds (standard deviation):",
+        ("extractor", "right layer, share of pixels", "Dice of fluid"),
+        adaptation_rows,
     ),
 }
 
