@@ -202,6 +202,7 @@ def test_soft_and_masked_masks_of_crops(container):
         ({"pooling": "median"}, "'pooling' parameter of PatchDetector"),
         ({"top_fraction": 0.0}, "'top_fraction' parameter of PatchDetector"),
         ({"detector": "AutoEncoder"}, "'detector' parameter of PatchDetector"),
+        ({"detector": AutoEncoder(latent_size=0)}, "'latent_size' parameter of AutoEncoder"),
     ],
 )
 def test_bad_parameters(parameters, message):

@@ -164,7 +164,8 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
             raise AttributeError(f"{name}_ is there once {type(self).__name__} is fitted")
         return getattr(self._format, name)
 
-    @checked_fit(prefer_skip_nested_validation=True)
+    # Nested validation is not skipped: users set parameters of the detectors in a composite, too.
+    @checked_fit(prefer_skip_nested_validation=False)
     def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> Self:
         """Learn what is normal.
 
