@@ -30,6 +30,7 @@ VARIANTS = {
     "FAnoGAN": [{"encoder_training": "ziz", "encoder_output": "linear"}, {"validation_fraction": 0.2}],
     "MemAE": [{"similarity": "dot", "shrinkage_threshold": 0.05}],
     "PatchDetector": [{"pooling": "top", "stride": 3, "patch_size": 8}],
+    "ScoreEnsemble": [{"holdout": 0.0, "weights": [2.0, 1.0]}],
     "SQUID": [
         {"memory": "matrix", "shrinkage": "hard"},
         {"n_memories": 1, "skips": ("sum", "concatenation")},

@@ -11,6 +11,7 @@ import skanomaly
 from skanomaly import (
     base,
     datasets,
+    ensemble,
     labels,
     layers,
     metrics,
@@ -111,6 +112,7 @@ ROOMS = {
     "Detectors": skanomaly,
     "Bases": base,
     "Patches": patches,
+    "Ensembles": ensemble,
     "Saving": persistence,
     "Labels": labels,
     "Metrics": metrics,

@@ -13,7 +13,7 @@ FAMILIES = {
     "memory": "The decoder sees only what normal images left in a memory.",
     "self-supervised": "A task that needs no labels teaches features: to recognise two views of one image.",
     "ensemble": "Several networks are trained. Where they disagree, an image is anomalous.",
-    "composite": "A detector that holds another one and judges by it.",
+    "composite": "A detector that holds others and judges by them.",
 }
 
 INTRODUCTION = """\

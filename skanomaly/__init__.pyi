@@ -1,5 +1,6 @@
 from . import base as base
 from . import datasets as datasets
+from . import ensemble as ensemble
 from . import labels as labels
 from . import layers as layers
 from . import metrics as metrics
@@ -35,4 +36,5 @@ from .detectors.memae import MemAE as MemAE
 from .detectors.squid import SQUID as SQUID
 from .detectors.ssl_anovae import SSLAnoVAE as SSLAnoVAE
 from .detectors.vae import VAE as VAE
+from .ensemble import ScoreEnsemble as ScoreEnsemble
 from .patches import PatchDetector as PatchDetector

@@ -32,7 +32,7 @@ from sklearn.utils import Bunch
 
 from . import metrics
 from ._discovery import all_detectors
-from .base import PROCESS_PARAMETERS
+from .base import PROCESS_PARAMETERS, CompositeDetector
 from .segmentation import residual_mask
 
 FOLDER = Path(os.environ.get("SKANOMALY_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -40,7 +40,7 @@ SETS = "cxr_pneumonia_64", "cxr_nih_64", "brain_mri_64"
 #: Beginnings of the names of data sets whose images may be published.
 MAY_SHIP = "cxr_pneumonia", "cxr_nih", "oct_tiny", "mnist"
 #: Modules and folders whose code decides what a detector learns and how it scores.
-ROOMS = {"detectors", "networks", "training", "transforms", "synthesis", "patches"}
+ROOMS = {"detectors", "networks", "training", "transforms", "synthesis", "patches", "ensemble"}
 ROOMS |= {"_losses", "_search", "_windows"}
 KEY = "data", "file", "classes", "parameters", "seed"
 FALSE_ALARM_RATE = 0.05
@@ -79,7 +79,7 @@ def load(name, folder=FOLDER):
 
 def names():
     """Names of the detectors that are compared by default: all that do not hold another detector."""
-    return [name for name, cls in all_detectors() if "detector" not in inspect.signature(cls).parameters]
+    return [name for name, cls in all_detectors() if not issubclass(cls, CompositeDetector)]
 
 
 def make(variant, **parameters):

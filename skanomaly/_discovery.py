@@ -4,7 +4,7 @@ import importlib
 import inspect
 import pkgutil
 
-from . import detectors, patches
+from . import detectors, ensemble, patches
 from .base import BaseDetector
 
 
@@ -18,7 +18,7 @@ def all_detectors():
     """
     found = {}
     modules = [module.name for module in pkgutil.iter_modules(detectors.__path__, f"{detectors.__name__}.")]
-    for module in [*modules, patches.__name__]:
+    for module in [*modules, ensemble.__name__, patches.__name__]:
         for name, value in vars(importlib.import_module(module)).items():
             is_class = inspect.isclass(value) and value.__module__ == module
             if is_class and issubclass(value, BaseDetector) and not name.startswith("_"):

@@ -39,7 +39,7 @@ def save(detector: BaseDetector, path: str | PathLike, *, leave_out: Sequence[st
     leave_out : sequence of str, default=()
         Names of parameters that cannot be saved, because they hold a module or a function, for example. Their
         values must be passed to `load`. Parameters of a nested detector have names like
-        ``detector__encoder``.
+        ``detector__encoder``, those of a member of a `ScoreEnsemble` begin with its name.
 
     Raises
     ------
@@ -184,6 +184,9 @@ def _describe_value(value, what, prefix, leave_out):
     if isinstance(value, BaseEstimator):
         _check_detector(value, what)
         return {"nested": _describe(value, prefix, leave_out)}
+    if _is_member(value, BaseEstimator):
+        name, detector = value
+        return name, _describe_value(detector, f"{what} {name}", _prefix_of_member(name, prefix), leave_out)
     if type(value) in (tuple, list):
         return type(value)(_describe_value(part, what, prefix, leave_out) for part in value)
     return value
@@ -254,9 +257,24 @@ class _Loader:
         """Undo `_describe_value`."""
         if isinstance(value, dict) and set(value) == {"nested"}:
             return self.detector(value["nested"], prefix)
+        if _is_member(value, dict):
+            name, description = value
+            return name, self.value(description, _prefix_of_member(name, prefix))
         if isinstance(value, (tuple, list)):
             return type(value)(self.value(part, prefix) for part in value)
         return value
+
+
+def _is_member(value, kind):
+    """Whether a value is a pair (name, detector) of a composition, where detectors are of type `kind`."""
+    is_pair = type(value) is tuple and len(value) == 2
+    return is_pair and isinstance(value[0], str) and isinstance(value[1], kind)
+
+
+def _prefix_of_member(name, prefix):
+    """Prefix of the parameters of a member: its name stands in place of that of the list it is in."""
+    outer, separator, _ = prefix.removesuffix("__").rpartition("__")
+    return f"{outer}{separator}{name}__"
 
 
 def _prefix_of(attribute, prefix):

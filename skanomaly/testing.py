@@ -66,17 +66,27 @@ def tiny(detector_class, **parameters):
     small |= {name: 1 for name in names if name.endswith("_epochs")}
     if "detector" in names:
         small |= {"detector": tiny(dict(all_detectors())["AutoEncoder"]), "n_patches": 2}
+    if "detectors" in names:
+        known = dict(all_detectors())
+        small |= {"detectors": [(name.lower(), tiny(known[name])) for name in ("AutoEncoder", "VAE")]}
     return detector_class(**{k: v for k, v in (small | parameters).items() if k in names or k in parameters})
 
 
 def _set(detector, **parameters):
-    """Set parameters of the detector, or of the detector inside it."""
-    own = detector.get_params(deep=False)
-    return detector.set_params(**{k if k in own else f"detector__{k}": v for k, v in parameters.items()})
+    """Set parameters of the detector, or of each detector inside it."""
+    for name, value in parameters.items():
+        detector.set_params(**dict.fromkeys(_full_names(detector, name), value))
+    return detector
 
 
 def _get(detector, name):
-    return getattr(detector if hasattr(detector, name) else detector.detector, name)
+    return detector.get_params()[_full_names(detector, name)[0]]
+
+
+def _full_names(detector, name):
+    """Name of a parameter of the detector, or its names as a parameter of each detector inside it."""
+    names = detector.get_params()
+    return [name] if name in names else [full for full in names if full.endswith(f"__{name}")]
 
 
 def _trains(detector):
@@ -538,7 +548,8 @@ def check_resume(detector):
     assert n_epochs == whole.n_iter_
     for killed_in in np.unique(np.linspace(1, n_epochs, 4).round().astype(int)):
         with tempfile.TemporaryDirectory() as folder:
-            part = _set(clone(detector), checkpoint_dir=folder)
+            names = _full_names(detector, "checkpoint_dir")
+            part = clone(detector).set_params(**{name: Path(folder) / name for name in names})
             Kill.epochs, Kill.killed_in = 0, killed_in
             _assert_raises(KeyboardInterrupt, [], part.fit, X)
             Kill.epochs, Kill.killed_in = 0, -1

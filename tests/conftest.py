@@ -26,6 +26,9 @@ settings.load_profile("suite")
 
 DATA = Path(os.environ.get("SKANOMALY_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
+#: Modules of detectors that hold others.
+COMPOSITES = {"skanomaly.ensemble", "skanomaly.patches"}
+
 #: CPU seconds: of all tests of one detector, and of one test that is so marked.
 BUDGET = {"detector": 15, "learning": 5, "study": 3}
 
@@ -53,10 +56,10 @@ def tested_module(item):
     """Module of the detector that a test is about: that of its parameter, or the namesake of its file."""
     for value in item.callspec.params.values() if hasattr(item, "callspec") else ():
         module = (value if inspect.isclass(value) else type(value)).__module__
-        if module.startswith("skanomaly.detectors.") or module == "skanomaly.patches":
+        if module.startswith("skanomaly.detectors.") or module in COMPOSITES:
             return module.rpartition(".")[2]
     stem = item.path.stem.removeprefix("test_")
-    return stem if item.path.parent.name == "detectors" or stem == "patches" else None
+    return stem if item.path.parent.name == "detectors" or f"skanomaly.{stem}" in COMPOSITES else None
 
 
 def pytest_addoption(parser):

@@ -175,7 +175,7 @@ def test_constraints_of_shared_names(name, value):
 
 def test_kinds_of_detectors():
     composites = [name for name, cls in all_detectors() if issubclass(cls, CompositeDetector)]
-    assert composites == ["PatchDetector"]
+    assert composites == ["PatchDetector", "ScoreEnsemble"]
     for name, cls in all_detectors():
         assert issubclass(cls, TrainedDetector) == (name not in composites)
     fitted = PatchDetector(tiny(AutoEncoder), n_patches=2, random_state=0).fit(X)

@@ -33,6 +33,7 @@ FLOORS = [
         "_discovery",
         "_holder",
         "_unwrap",
+        "ensemble",
         "layers",
         "model_selection",
         "patches",

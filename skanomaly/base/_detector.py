@@ -149,6 +149,9 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         """Reconstructions of images (n, c, h, w). Only detectors that reconstruct have this method."""
         raise NotImplementedError
 
+    def _check_own_attributes(self, attributes):
+        """Raise a ValueError if fitted attributes that only this class has, by name, cannot be right."""
+
     # Fitting.
 
     @property

@@ -59,6 +59,7 @@ def _check_attributes(detector, attributes):
     for name, fits in rules.items():
         if name not in attributes or not fits(attributes[name]):
             raise ValueError(f"{name} cannot be {attributes.get(name, 'absent')!r}")
+    detector._check_own_attributes(attributes)
 
 
 def state_of(detector):
