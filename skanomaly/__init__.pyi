@@ -31,8 +31,11 @@ from .detectors.context_vae import ContextVAE as ContextVAE
 from .detectors.ddad import DDAD as DDAD
 from .detectors.denoising_autoencoder import DenoisingAutoEncoder as DenoisingAutoEncoder
 from .detectors.fanogan import FAnoGAN as FAnoGAN
+from .detectors.feature_gaussian import FeatureGaussian as FeatureGaussian
 from .detectors.ganomaly import GANomaly as GANomaly
 from .detectors.memae import MemAE as MemAE
+from .detectors.padim import PaDiM as PaDiM
+from .detectors.patchcore import PatchCore as PatchCore
 from .detectors.squid import SQUID as SQUID
 from .detectors.ssl_anovae import SSLAnoVAE as SSLAnoVAE
 from .detectors.vae import VAE as VAE

@@ -12,6 +12,9 @@ from ._random import default_modes
 #: not a multiple of 4.)
 BATCH = 32
 
+#: Most bytes of results that a `Replay` keeps.
+CACHE_BYTES = 2**30
+
 
 def run(function, network, images, device):
     """Apply a function to images batch by batch.
@@ -31,6 +34,13 @@ def run(function, network, images, device):
     result : numpy array, or tuple or dict of arrays, or None
         Result for these rows of the images, without the rows of the padding.
     """
+    batches = _batches(function, network, images, device)
+    for rows, (n, result) in zip(gen_batches(len(images), BATCH), batches):
+        yield rows, _to_numpy(result, n)
+
+
+def _batches(function, network, images, device):
+    """Yield (number of images, result) for each batch; the result has rows of padding, too."""
     network.eval()
     for rows in gen_batches(len(images), BATCH):
         # Modes inside the loop: around a yield they would stay on in the caller.
@@ -40,7 +50,44 @@ def run(function, network, images, device):
             if n < BATCH:
                 x = torch.cat([x, x[-1:].expand(BATCH - n, *x.shape[1:])])
             result = function(x.to(device))
-        yield rows, _to_numpy(result, n)
+        yield n, result
+
+
+class Replay:
+    """Results of a function of images, which can be gone through more than once.
+
+    They are kept if they fit into `CACHE_BYTES`; otherwise each pass computes them again.
+
+    Parameters
+    ----------
+    function : callable (tensor) -> tuple of tensors
+        Function of a batch (BATCH, c, h, w).
+    network, images, device
+        Arguments of `run` with these names.
+    """
+
+    def __init__(self, function, network, images, device):
+        self.function, self.network, self.images, self.device = function, network, images, device
+        self.kept = []
+
+    def __iter__(self):
+        """Yield (number of images, results) for each batch; the results have rows of padding, too."""
+        if self.kept:
+            yield from self.kept
+            return
+        kept, n_bytes = [], 0
+        for n, results in _batches(self.function, self.network, self.images, self.device):
+            n_bytes += sum(result.nbytes for result in results)
+            kept = [*kept, (n, results)] if kept is not None and n_bytes <= CACHE_BYTES else None
+            yield n, results
+        self.kept = kept or []
+
+    def map(self, function):
+        """Yield results of function(rows, *results) for each batch, as numpy arrays without the padding."""
+        for rows, (n, results) in zip(gen_batches(len(self.images), BATCH), self):
+            with default_modes(), torch.no_grad():
+                result = function(rows, *results)
+            yield _to_numpy(result, n)
 
 
 def collect(function, network, images, device):

@@ -5,7 +5,7 @@ import re
 from numbers import Integral, Real
 from os import PathLike
 
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
 #: Parameters that say how a fit runs, not what it learns. `save` leaves them out.
 PROCESS_PARAMETERS = {"callbacks", "checkpoint_dir", "device", "verbose"}
@@ -75,10 +75,34 @@ SIZE_PARAMETERS = """
         level, by two 1 x 1 convolutions on either side.
 """
 
+#: Parameters of detectors with a backbone.
+BACKBONE_PARAMETERS = """
+    backbone : str, detector, nn.Module or callable, default="imagenet"
+        Frozen network whose feature maps describe an image. "imagenet" is EfficientNet-Lite0 with the weights
+        from ImageNet. "filters" are derivatives at three scales, without weights. A detector is cloned and
+        fitted to the training images; a fitted one in a ``FrozenEstimator`` is taken as it is. A module, or a
+        function from the image shape (C, H, W) to a module, gets images in [0, 1].
+    layers : sequence of int or str, default=None
+        Feature maps that are used: numbers of the stages of "imagenet" (0 to 6) or of the scales of "filters"
+        (0 to 2), or names of modules inside the network of a detector or module. None is {layers};
+        of a detector the activations of its encoder, and of a module what it returns.
+    input_size : int or tuple (h, w), default=None
+        Size to which images are resized for the backbone. An int is the side of a square of equal area, so
+        that proportions stay. None is 224 for "imagenet", 64 for "filters", else the size of the images.
+"""
+
 #: Entries of class docstrings on fitted attributes.
 ATTRIBUTES = """
     network_ : nn.Module
         Network with all parts of the method. Statistics that were learned are buffers of it.
+    backbone_ : dict
+        Description of the backbone: its name, the SHA-256 of its weights, its layers and its input size.
+    backbone_detector_ : BaseDetector or None
+        Fitted detector whose network is the backbone, if it is one.
+    feature_shapes_ : tuple
+        Shape (c, h, w) of each feature map.
+    n_images_ : int
+        Number of training images.
     history_ : dict of str to skorch.history.History
         History of each training stage by its name: the losses of each epoch.
     n_iter_ : int
@@ -103,6 +127,8 @@ ATTRIBUTES = """
 
 #: Names of the attributes that only detectors trained in epochs have.
 TRAINED_ATTRIBUTES = {"history_", "n_iter_"}
+#: Names of the attributes that only detectors with a backbone have.
+BACKBONE_ATTRIBUTES = {"backbone_", "backbone_detector_", "feature_shapes_", "n_images_"}
 
 _whole = [Interval(Integral, 1, None, closed="left")]
 _positive = [Interval(Real, 0, None, closed="neither")]
@@ -137,8 +163,15 @@ AUTOENCODER = {
     "bottleneck": [StrOptions({"dense", "spatial"})],
 }
 
+#: Constraints of the parameters of detectors with a backbone.
+BACKBONE = {
+    "backbone": [StrOptions({"imagenet", "filters"}), HasMethods(["fit"]), callable],
+    "layers": [tuple, list, None],
+    "input_size": [*_whole, tuple, None],
+}
+
 #: Constraints of all shared parameters. The base assigns these parameters.
-SHARED = COMMON | TRAINING | AUTOENCODER
+SHARED = COMMON | TRAINING | AUTOENCODER | BACKBONE
 
 #: Constraints of all parameters whose names have these endings.
 ENDINGS = {"_weight": [Interval(Real, 0, None, closed="left")], "_epochs": [*_whole, None], "_lr": _positive}
@@ -150,11 +183,11 @@ def constraints_of(names, own):
     return by_ending | {name: SHARED[name] for name in names if name in SHARED} | own
 
 
-def fill_docstring(doc, names, *, trained, steps):
-    """Docstring of a class with ``{size}``, ``{parameters}`` and ``{attributes}`` replaced.
+def fill_docstring(doc, names, *, trained, steps, layers):
+    """Docstring of a class with ``{size}``, ``{backbone}``, ``{parameters}`` and ``{attributes}`` replaced.
 
     ``{max_epochs steps}`` becomes the number of training steps that ``max_epochs=None`` stands for. The same
-    holds for other parameters in `steps`.
+    holds for other parameters in `steps`. ``{layers}`` becomes the layers that ``layers=None`` stands for.
 
     Parameters
     ----------
@@ -165,15 +198,21 @@ def fill_docstring(doc, names, *, trained, steps):
         Whether the class has `TRAINED_ATTRIBUTES`.
     steps : dict of str to int
         Number of training steps that None stands for, by the name of the parameter.
+    layers : dict of str to sequence of int
+        Layers that None stands for, by the name of the backbone.
     """
     if doc is None:
         return None
     # cleandoc strips the indentation, which Python 3.13 has done already and older ones have not.
     doc = inspect.cleandoc(doc).replace("{size}", inspect.cleandoc(SIZE_PARAMETERS))
+    doc = doc.replace("{backbone}", inspect.cleandoc(BACKBONE_PARAMETERS))
     described = re.findall(r"^(\w+) : ", doc.partition("\nAttributes\n")[0], flags=re.MULTILINE)
     parameters = _entries(PARAMETERS, lambda name: name in names and name not in described)
-    attributes = _entries(ATTRIBUTES, lambda name: trained or name not in TRAINED_ATTRIBUTES)
+    absent = set() if trained else TRAINED_ATTRIBUTES
+    absent = absent if layers else absent | BACKBONE_ATTRIBUTES
+    attributes = _entries(ATTRIBUTES, lambda name: name not in absent)
     doc = doc.replace("{parameters}", parameters).replace("{attributes}", attributes)
+    doc = doc.replace("{layers}", ", ".join(f'{of} of "{name}"' for name, of in layers.items()))
     for name, n_steps in steps.items():
         doc = doc.replace(f"{{{name} steps}}", f"{n_steps:,}")
     return doc

@@ -56,6 +56,8 @@ def tiny(detector_class, **parameters):
         "hidden_size": 16,  # below 16, the last bit of a score depends on the order of rows
         "latent_size": 2,
         "n_slots": 8,
+        "input_size": 16,
+        "bank_size": 40,
         "batch_size": 8,
         "n_critic": 1,
         "n_search": 3,
@@ -64,6 +66,8 @@ def tiny(detector_class, **parameters):
         "random_state": 0,
     }
     small |= {name: 1 for name in names if name.endswith("_epochs")}
+    if "input_size" in names:  # the backbones of DDAD have other names
+        small["backbone"] = "filters"
     if "detector" in names:
         small |= {"detector": tiny(dict(all_detectors())["AutoEncoder"]), "n_patches": 2}
     if "detectors" in names:

@@ -14,7 +14,7 @@ from toys import LinearAutoEncoder, NearestImages
 
 from skanomaly import AutoEncoder, PatchDetector
 from skanomaly._inference import run
-from skanomaly.base import CompositeDetector, Judgement, TrainedDetector
+from skanomaly.base import CompositeDetector, FeatureDetector, Judgement, TrainedDetector
 from skanomaly.persistence import load, save
 from skanomaly.testing import all_detectors, make_images, tiny
 from skanomaly.training import Reconstruction
@@ -177,7 +177,8 @@ def test_kinds_of_detectors():
     composites = [name for name, cls in all_detectors() if issubclass(cls, CompositeDetector)]
     assert composites == ["PatchDetector", "ScoreEnsemble"]
     for name, cls in all_detectors():
-        assert issubclass(cls, TrainedDetector) == (name not in composites)
+        kinds = TrainedDetector, FeatureDetector, CompositeDetector
+        assert sum(issubclass(cls, kind) for kind in kinds) == 1
     fitted = PatchDetector(tiny(AutoEncoder), n_patches=2, random_state=0).fit(X)
     assert fitted.intensity_range_ == fitted.detector_.intensity_range_
 

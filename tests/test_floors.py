@@ -25,7 +25,7 @@ FLOORS = [
     },
     {"_containers", "_images", "_random", "_inference", "_losses", "_search", "_storage", "networks"},
     {"_format"},
-    {"_windows", "synthesis", "training", "transforms"},
+    {"_backbone", "_windows", "synthesis", "training", "transforms"},
     {"base"},
     {"detectors"},
     {

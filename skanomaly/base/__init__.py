@@ -5,9 +5,10 @@ from ._composite import CompositeDetector
 from ._detector import BaseDetector, Judgement
 from ._detector import open_images as open_images
 from ._detector import tells_unlabelled as tells_unlabelled
+from ._features import FeatureDetector
 from ._state import restore as restore
 from ._state import state_of as state_of
 from ._trained import TrainedDetector
 
 # The functions are for other rooms of the package, which may not use private names of a detector.
-__all__ = ["BaseDetector", "CompositeDetector", "Judgement", "TrainedDetector"]
+__all__ = ["BaseDetector", "CompositeDetector", "FeatureDetector", "Judgement", "TrainedDetector"]

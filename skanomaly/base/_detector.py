@@ -79,6 +79,9 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
     #: Training steps that None stands for, by the name of the parameter. Only a `TrainedDetector` has any.
     _steps: dict = {}
 
+    #: Layers that None stands for, by the name of the backbone. Only a `FeatureDetector` has any.
+    _layers: dict = {}
+
     #: Version of saved files. Raise it when the network changes so that older files do not fit it.
     _file_version = 1
 
@@ -109,7 +112,9 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         cls._parameter_constraints = constraints_of(names, cls._parameter_constraints)
         # PatchDetector has no parameters of training, but it has the history of the detector inside.
         trained = "max_epochs" in names or hasattr(cls, "history_")
-        cls.__doc__ = fill_docstring(cls.__doc__, names, trained=trained, steps=cls._steps)
+        cls.__doc__ = fill_docstring(
+            cls.__doc__, names, trained=trained, steps=cls._steps, layers=cls._layers
+        )
 
     def _assign_shared(self, parameters):
         """Assign the shared parameters of a constructor; `parameters` is its `locals()`."""

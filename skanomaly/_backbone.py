@@ -1,0 +1,180 @@
+"""The parameters `backbone`, `layers` and `input_size`: what they describe, and the module that they become."""
+
+import copy
+import warnings
+from numbers import Integral
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
+from torch import nn
+
+from ._random import draw_seed, seeded
+from .networks.backbone import (
+    STAGES,
+    WEIGHTS_SHA256,
+    DerivativeFilters,
+    ImageNetBackbone,
+    ModuleBackbone,
+    sides,
+    weights_digest,
+)
+
+#: Backbones by name: class, side of the input by default, number of layers, and SHA-256 of the weights.
+NAMED = {
+    "imagenet": (ImageNetBackbone, 224, len(STAGES), WEIGHTS_SHA256),
+    "filters": (DerivativeFilters, 64, len(DerivativeFilters.SCALES), ""),
+}
+
+
+class _Scaled:
+    """Images in [0, 1] as a lazy X, float32 and channels first, for a detector that becomes a backbone."""
+
+    def __init__(self, images):
+        self._images = images
+        self.shape, self.dtype = (len(images), *images.layout.image_shape), np.dtype(np.float32)
+
+    def __getitem__(self, rows):
+        return self._images[rows].numpy()
+
+
+def fit_inner(backbone, images, random_state):
+    """Fitted detector that is the backbone, or None for any other backbone.
+
+    Parameters
+    ----------
+    backbone : object
+        Parameter of this name.
+    images : Images
+        Images in [0, 1], to which an unfitted detector is fitted.
+    random_state : int, RandomState or None
+        Source of the detector's seed; None leaves the detector its own.
+    """
+    if isinstance(backbone, FrozenEstimator):
+        return backbone.estimator
+    if not hasattr(backbone, "fit"):
+        return None
+    options = {"channel_axis": 1, "image_shape": None, "intensity_range": (0.0, 1.0)}
+    if random_state is not None:
+        options["random_state"] = draw_seed(random_state)
+    return clone(backbone).set_params(**options).fit(_Scaled(images))
+
+
+def describe(backbone, inner, layers, input_size, images, default_layers):
+    """Description of a backbone: a dict of its name, weights, layers and input size, in plain values.
+
+    Parameters
+    ----------
+    backbone, layers, input_size
+        Parameters of these names.
+    inner : detector or None
+        Result of `fit_inner`.
+    images : Images
+    default_layers : dict of str to sequence of int
+        Layers that None stands for, by the name of the backbone.
+    """
+    image_shape = images.layout.image_shape
+    size = _size(backbone, inner, input_size, image_shape)
+    if isinstance(backbone, str):
+        _, _, n_layers, digest = NAMED[backbone]
+        layers = default_layers[backbone] if layers is None else layers
+        if not all(isinstance(k, Integral) and 0 <= k < n_layers for k in layers) or not len(layers):
+            raise ValueError(
+                f"layers must be numbers from 0 to {n_layers - 1} for backbone={backbone!r}, got {layers!r}"
+            )
+        return _description(backbone, digest, map(int, layers), size)
+    if inner is not None:
+        network = inner.network_
+        if layers is None:
+            layers = _activations(network, images[:1], inner)
+        return _description(type(inner).__name__, weights_digest(network), layers, size)
+    network = _user_module(backbone, image_shape, warn=True)
+    return _description(type(network).__name__, weights_digest(network), layers or (), size)
+
+
+def _size(backbone, inner, input_size, image_shape):
+    """Height and width of the input of a backbone."""
+    if input_size is None and isinstance(backbone, str):
+        input_size = NAMED[backbone][1]
+    elif input_size is None and inner is not None:
+        input_size = inner.image_shape_[1:]
+    return sides(image_shape, input_size)
+
+
+def _description(name, digest, layers, size):
+    return {"name": name, "sha256": digest, "layers": list(layers), "input_size": list(size)}
+
+
+def build(backbone, inner, description, layers, input_size, image_shape, image_range):
+    """Module from images (n, c, h, w) in [0, 1] to feature maps.
+
+    `image_range` is the range of intensities that the network of `inner` expects.
+
+    Raises
+    ------
+    ValueError
+        If the parameters are not those of the description, or the weights are others.
+    """
+    size, named = _size(backbone, inner, input_size, image_shape), isinstance(backbone, str)
+    if (
+        description["input_size"] != list(size)
+        or layers is not None
+        and description["layers"] != list(layers)
+    ):
+        raise ValueError("layers or input_size are not those that the detector was fitted with")
+    if named:
+        cls, _, n_layers, digest = NAMED[backbone]
+        if not all(isinstance(k, int) and 0 <= k < n_layers for k in description["layers"]):
+            raise ValueError(f"{description['layers']} are no layers of {backbone!r}")
+        network = cls(description["layers"], size)
+    else:
+        held = _user_module(backbone, image_shape) if inner is None else inner.network_
+        digest = weights_digest(held)
+        network = ModuleBackbone(held, description["layers"], size, image_range)
+    if digest != description["sha256"]:
+        raise ValueError("backbone has other weights than the one that the detector was fitted with")
+    return network
+
+
+def _user_module(backbone, image_shape, *, warn=False):
+    """Frozen copy of a module, or the module that a function makes."""
+    if isinstance(backbone, nn.Module):
+        return copy.deepcopy(backbone).eval().requires_grad_(False)
+    with seeded(0):
+        network = backbone(image_shape)
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"backbone must make an nn.Module of an image shape, got {type(network).__name__}")
+    if warn:
+        with seeded(1):
+            other = backbone(image_shape)
+        if weights_digest(other) != weights_digest(network):
+            warnings.warn(
+                "backbone makes a network with random weights, which tell little of disease; load learned "
+                "weights in that function, or take backbone='imagenet'",
+                stacklevel=7,
+            )
+    return network.eval().requires_grad_(False)
+
+
+def _activations(network, x, inner):
+    """Names of the activations in the part `encoder` of a network whose outputs are maps."""
+    names, found = [], []
+    for name, module in network.named_modules():
+        if "encoder" in name.split(".") and type(module).__module__ == nn.ReLU.__module__:
+            hook = module.register_forward_hook(
+                lambda m, i, output, name=name: names.append(name) if output.ndim == 4 else None
+            )
+            found.append(hook)
+    try:
+        with torch.no_grad():
+            network(x.to(next(network.parameters()).device))
+    finally:
+        for hook in found:
+            hook.remove()
+    if not names:
+        raise ValueError(
+            f"layers must be given for backbone={type(inner).__name__}, which has no encoder with maps; name "
+            "modules of its network_"
+        )
+    return names

@@ -1,0 +1,154 @@
+"""FeatureGaussian: distance of an image's features from those of normal images."""
+
+from numbers import Integral, Real
+
+import torch
+from sklearn.utils._param_validation import Interval, StrOptions
+from torch import nn
+from torch.nn import functional as F
+
+from ..base import FeatureDetector, Judgement
+from ..networks.density import PositionGaussians, ShrunkGaussian, enlarged, fine, joined, smallest
+
+#: Cells on each side of an image over which features are averaged, by the name of the backbone.
+GRIDS = {"imagenet": 2, "filters": 8}
+#: Principal components at each position of the map.
+N_COMPONENTS = 64
+#: What is added to the variances at each position.
+REGULARIZATION = 0.01
+
+
+class FeatureGaussian(FeatureDetector):
+    """One Gaussian of the features of a frozen network: the detector to begin with.
+
+    Feature maps are averaged over the cells of a grid and joined to one vector for an image. The score is its
+    squared Mahalanobis distance from the vectors of normal images. Nothing is trained.
+
+    Parameters
+    ----------
+    {backbone}
+    grid : "auto", int or tuple (h, w), default="auto"
+        Cells over which each feature map is averaged; an int is for both sides. "auto" is 8 for "filters" and
+        2 for any other backbone.
+    shrinkage : {"oas", "ledoit_wolf"} or float, default="oas"
+        Shrinkage of the covariance towards a multiple of the identity: a number in (0, 1], or a method that
+        finds one.
+    neighbors : int, default=None
+        Number of nearest training images. None scores by the Gaussian; a number by the mean distance to so
+        many of them, of features whitened by half.
+    blur : float, default=0.03
+        Deviation of the Gaussian filter of maps, as a share of each side.
+    {parameters}
+
+    Attributes
+    ----------
+    {attributes}
+
+    See Also
+    --------
+    PaDiM : The same for each position: its score comes from its map.
+
+    Notes
+    -----
+    :Family: features
+    :Trained on: normal images; nothing is trained but the mean and covariance of features
+    :Score: squared Mahalanobis distance of the features of the image
+    :Map: Mahalanobis distance of the features at each position
+    :Departures: [1]_ fit one Gaussian for each stage to features averaged over the whole image, and add the
+        distances; here there is one for all stages and 2 x 2 cells, with OAS for Ledoit-Wolf shrinkage
+
+    With `neighbors`, each training image is judged by the others for the thresholds, so that `predict` flags
+    fewer of them than `contamination` says.
+
+    References
+    ----------
+    .. [1] Rippel, O., Mertens, P., Merhof, D. (2021). "Modeling the distribution of normal data in
+       pre-trained deep features for anomaly detection". ICPR.
+       `arXiv:2005.14140 <https://arxiv.org/abs/2005.14140>`_
+
+    Examples
+    --------
+    >>> from skanomaly import FeatureGaussian
+    >>> from skanomaly.datasets import load_chest_xray
+    >>> X = load_chest_xray().images
+    >>> detector = FeatureGaussian(backbone="filters").fit(X[:64])
+    >>> detector.score_samples(X).shape, detector.anomaly_map(X).shape == X.shape
+    ((935,), True)
+    """
+
+    _parameter_constraints = {
+        "grid": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left"), tuple],
+        "shrinkage": [StrOptions({"oas", "ledoit_wolf"}), Interval(Real, 0, 1, closed="right")],
+        "neighbors": [Interval(Integral, 1, None, closed="left"), None],
+        "blur": [Interval(Real, 0, None, closed="left")],
+    }
+
+    def __init__(
+        self,
+        *,
+        backbone="imagenet",
+        layers=None,
+        input_size=None,
+        grid="auto",
+        shrinkage="oas",
+        neighbors=None,
+        blur=0.03,
+        device="auto",
+        contamination=0.1,
+        pixel_contamination=0.01,
+        intensity_range="auto",
+        channel_axis="auto",
+        image_shape=None,
+        random_state=None,
+    ):
+        self.grid = grid
+        self.shrinkage = shrinkage
+        self.neighbors = neighbors
+        self.blur = blur
+        self._assign_shared(locals())
+
+    def _cells(self):
+        """Height and width of the grid."""
+        grid = GRIDS.get(self.backbone_["name"], 2) if self.grid == "auto" else self.grid
+        return (grid, grid) if isinstance(grid, Integral) else tuple(grid)
+
+    def _fine(self):
+        return fine(self.feature_shapes_, self.backbone_["input_size"])
+
+    def _new_density(self, shapes):
+        height, width = self._cells()
+        n_features = sum(shape[0] for shape in shapes) * height * width
+        density, of_map = nn.Module(), [shapes[k] for k in self._fine()]
+        density.image = ShrunkGaussian(n_features, self.n_images_, remembers=self.neighbors is not None)
+        n_channels = sum(shape[0] for shape in of_map)
+        density.places = PositionGaussians(n_channels, N_COMPONENTS, smallest(of_map))
+        return density
+
+    def _describe(self, network, maps):
+        cells, pooled = self._cells(), network.backbone.pooled
+        vectors = torch.cat([F.adaptive_avg_pool2d(m, cells).flatten(1) for m in maps], dim=1)
+        return pooled(vectors), joined([maps[k] for k in self._fine()], pooled)
+
+    def _learn_density(self, network, described):
+        rows = []
+
+        def maps():  # in one pass: features of many images would have to be computed again
+            for n, (vectors, of_map) in described:
+                rows.append(vectors[:n])
+                yield of_map[:n]
+
+        network.density.places.fit(maps(), "pca", REGULARIZATION)
+        network.density.image.fit_rows(torch.cat(rows), self.shrinkage)
+
+    def _judge_own(self, network, rows, vectors, maps):
+        # A training image is its own nearest neighbour.
+        return self._judge_features(network, vectors, maps, leave_out=1)
+
+    def _judge_features(self, network, vectors, maps, *, leave_out=0):
+        image = network.density.image
+        if self.neighbors is None:
+            score = image(vectors)
+        else:
+            score = image.nearest(vectors, self.neighbors, leave_out=leave_out)
+        maps = enlarged(network.density.places(maps), self.image_shape_[1:], self.blur)
+        return Judgement(score, maps, {"distance": score})

@@ -1,0 +1,92 @@
+"""A bank of remembered features, and the selection of those that are worth remembering."""
+
+import torch
+from torch import nn
+
+#: Most features of the bank to which distances are computed at a time. All at once might fill the memory.
+CHUNK = 4096
+#: Dimensions of the random projection in which features are selected (Sinha et al. 2020).
+N_PROJECTED = 64
+
+
+def coreset(x, n):
+    """Rows of `n` features, selected greedily: each is the one farthest from those selected before.
+
+    The farthest distance of any feature from a selected one is at most twice the least that `n` features can
+    reach (Gonzalez 1985), but for the random projection.
+
+    Parameters
+    ----------
+    x : (m, d) tensor
+    n : int
+
+    Returns
+    -------
+    rows : (n,) int64 tensor
+    """
+    if x.shape[1] > N_PROJECTED:
+        # Distances hardly change (Johnson and Lindenstrauss 1984), and each takes d / N_PROJECTED of the time.
+        x = x @ (torch.randn(x.shape[1], N_PROJECTED) / N_PROJECTED**0.5).to(x)
+    lengths = x.square().sum(1)
+    rows = torch.empty(n, dtype=torch.int64, device=x.device)
+    rows[0] = torch.randint(len(x), ())
+    nearest = torch.full_like(lengths, torch.inf)
+    for k in range(n):
+        if k:
+            rows[k] = nearest.argmax()
+        row = rows[k]
+        nearest = torch.minimum(nearest, lengths - 2 * (x @ x[row]) + lengths[row])
+        nearest[row] = -torch.inf  # equal features would be selected again
+    return rows
+
+
+class FeatureBank(nn.Module):
+    """Bank of features, with the positions and the images that they come from.
+
+    Parameters
+    ----------
+    n : int
+        Number of features.
+    n_features : int
+        Length of each.
+    """
+
+    def __init__(self, n, n_features):
+        super().__init__()
+        self.register_buffer("features", torch.zeros(n, n_features))
+        self.register_buffer("deviation", torch.ones(n_features))
+        self.register_buffer("places", torch.zeros(n, 2))
+        # Only the fit asks for the images.
+        self.register_buffer("images", torch.zeros(n, dtype=torch.int64), persistent=False)
+
+    def nearest(self, x, k, counts=None):
+        """Distances (m, k) of vectors (m, d) to their nearest features, and the numbers of these features.
+
+        Parameters
+        ----------
+        x : (m, d) tensor
+        k : int
+        counts : (m, n) bool tensor, default=None
+            Features that count for each vector. For a vector for which none does, all count.
+        """
+        n, lengths, best = len(self.features), x.square().sum(1, keepdim=True), None
+        if counts is not None:
+            counts = counts | ~counts.any(1, keepdim=True)
+        k = min(k, n)
+        for start in range(0, n, CHUNK):
+            features = self.features[start : start + CHUNK]
+            squares = torch.addmm(features.square().sum(1), x, features.mT, alpha=-2).add_(lengths)
+            if counts is not None:
+                squares.masked_fill_(~counts[:, start : start + CHUNK], torch.inf)
+            found = squares.topk(min(k, squares.shape[1]), largest=False)
+            found = found.values, found.indices + start
+            if best is not None:
+                values, rows = (torch.cat(pair, 1) for pair in zip(best, found))
+                values, order = values.topk(k, largest=False)
+                found = values, rows.gather(1, order)
+            best = found
+        squares, rows = best
+        # Where fewer than k count, the nearest stands for the others.
+        rows = torch.where(squares.isinf(), rows[:, :1], rows)
+        squares = torch.where(squares.isinf(), squares[:, :1], squares)
+        return squares.clamp(min=0).sqrt(), rows

@@ -1,0 +1,300 @@
+"""Densities of feature vectors of normal images: Gaussians, from their moments."""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .backbone import blur
+
+#: Least deviation of a feature, as a share of the median deviation. Below it a feature counts as constant.
+LEAST_DEVIATION = 1e-3
+#: Most channels of maps whose covariances are learned at each position; of more, so many are drawn.
+MOST_CHANNELS = 512
+#: Way in which torch.cdist takes differences of vectors, and not products.
+EXACT = "donot_use_mm_for_euclid_dist"
+#: Largest stride of maps that are fine enough to show where something is.
+LARGEST_STRIDE = 16
+
+
+class Moments:
+    """Number, sums and sums of outer products of feature vectors, for each of some positions.
+
+    Parameters
+    ----------
+    n_positions : int
+    n_features : int
+    """
+
+    def __init__(self, n_positions, n_features, device="cpu"):
+        self.count = 0
+        # float64: the covariance is a small difference of these sums.
+        options = {"dtype": torch.float64, "device": device}
+        self.sums = torch.zeros(n_positions, n_features, **options)
+        self.outer = torch.zeros(n_positions, n_features, n_features, **options)
+
+    def add(self, x):
+        """Count vectors (n, n_positions, n_features)."""
+        x = x.double().movedim(1, 0)
+        self.count += x.shape[1]
+        self.sums += x.sum(1)
+        self.outer.baddbmm_(x.mT, x)
+
+    def mean(self):
+        return self.sums / self.count
+
+    def covariance(self):
+        """Covariances (n_positions, n_features, n_features), divided by the number of vectors."""
+        mean = self.mean()
+        return self.outer / self.count - mean[:, :, None] * mean[:, None]
+
+
+def deviations(variance):
+    """Square roots of variances, none so small that it would blow up noise."""
+    deviation = variance.clamp(min=0).sqrt()
+    deviation = deviation.clamp(min=LEAST_DEVIATION * float(deviation.median()))
+    # Features that are constant in most images: any deviation does, and 1 changes nothing.
+    return torch.where(deviation > 0, deviation, 1)
+
+
+def oas(n, trace, square, n_features):
+    """Coefficient of shrinkage by Oracle Approximating Shrinkage (Chen et al. 2010), as in scikit-learn.
+
+    Parameters
+    ----------
+    n : int
+        Number of vectors.
+    trace, square : tensor
+        Trace of the covariance, and sum of its squared entries.
+    n_features : int
+    """
+    mean, alpha = trace / n_features, square / n_features**2
+    numerator, denominator = alpha + mean**2, (n + 1) * (alpha - mean**2 / n_features)
+    return torch.where(denominator > 0, numerator / denominator, 1).clamp(max=1)
+
+
+def ledoit_wolf(n, trace, square, fourth, n_features):
+    """Coefficient of shrinkage by Ledoit and Wolf (2004), as in scikit-learn.
+
+    Parameters
+    ----------
+    n, trace, square, n_features
+        Arguments of `oas` with these names.
+    fourth : tensor
+        Sum over the vectors of their squared squared length, |z|^4.
+    """
+    beta = (fourth / n - square) / (n_features * n)
+    delta = (square - trace**2 / n_features) / n_features
+    return torch.where(delta > 0, torch.minimum(beta, delta) / delta, 0)
+
+
+class ShrunkGaussian(nn.Module):
+    """One Gaussian of feature vectors whose covariance is shrunk towards a multiple of the identity.
+
+    The covariance is kept by its largest eigenvalues and their eigenvectors; in all other directions it is
+    the multiple of the identity alone. With fewer images than features this is exact.
+
+    Parameters
+    ----------
+    n_features : int
+    n_images : int
+        Number of images that it is fitted to.
+    remembers : bool, default=False
+        Whether the images are remembered, for `nearest`.
+    """
+
+    def __init__(self, n_features, n_images, *, remembers=False):
+        super().__init__()
+        rank = max(1, min(n_images - 1, n_features))
+        self.register_buffer("mean", torch.zeros(n_features))
+        self.register_buffer("deviation", torch.ones(n_features))
+        self.register_buffer("basis", torch.zeros(rank, n_features))
+        self.register_buffer("variances", torch.ones(rank))
+        self.register_buffer("floor", torch.ones(()))
+        self.register_buffer("shrinkage", torch.zeros(()))
+        self.register_buffer("bank", torch.zeros(n_images, rank) if remembers else None)
+
+    def fit_rows(self, rows, shrinkage):
+        """Fit to vectors (n, d), through the Gram matrix if they are fewer than their features."""
+        rows = rows.double()
+        n, d = rows.shape
+        mean = rows.mean(0)
+        deviation = deviations((rows - mean).square().mean(0))
+        z = (rows - mean) / deviation
+        if n > d:
+            covariance = z.mT @ z / n
+            values, vectors = torch.linalg.eigh(covariance)
+            basis = vectors.mT
+        else:
+            values, vectors = torch.linalg.eigh(z @ z.mT / n)
+            # The first is zero, since the rows are centred.
+            values, vectors = values[1:], vectors[:, 1:]
+            basis = (vectors.mT @ z) / (n * values.clamp(min=1e-30)).sqrt()[:, None]
+        values = values.clamp(min=0)
+        trace, square = values.sum(), values.square().sum()
+        if shrinkage == "oas":
+            rho = oas(n, trace, square, d)
+        elif shrinkage == "ledoit_wolf":
+            rho = ledoit_wolf(n, trace, square, z.square().sum(1).square().sum(), d)
+        else:
+            rho = torch.tensor(float(shrinkage), dtype=torch.float64)
+        self._set(mean, deviation, basis, values, rho)
+        if self.bank is not None:
+            self.bank.copy_((z @ self.basis.mT.double()) / self.variances.double() ** 0.25)
+
+    def _set(self, mean, deviation, basis, values, rho):
+        target = values.sum() / len(mean)
+        if target <= 0:  # all images are equal
+            target, rho = torch.ones_like(target), torch.ones_like(rho)
+        # Directions in which the images do not differ have no eigenvector of their own to be trusted.
+        basis = torch.where((values > 1e-10 * values.max())[:, None], basis, 0)
+        learned = {
+            "mean": mean,
+            "deviation": deviation,
+            "basis": basis,
+            "variances": (1 - rho) * values + rho * target,
+            "floor": rho * target,
+            "shrinkage": rho,
+        }
+        for name, value in learned.items():
+            getattr(self, name).copy_(value)
+
+    def whiten(self, x):
+        """Coordinates (n, rank) of vectors along the eigenvectors, and the square of what is left (n,)."""
+        z = (x - self.mean) / self.deviation
+        along = z @ self.basis.mT
+        return along, (z - along @ self.basis).square().sum(1)
+
+    def forward(self, x):
+        """Squared Mahalanobis distance (n,) of vectors (n, d)."""
+        along, rest = self.whiten(x)
+        return (along.square() / self.variances).sum(1) + rest / self.floor
+
+    def nearest(self, x, k, *, leave_out=0):
+        """Mean distance (n,) of vectors to the k nearest remembered ones, after whitening by half.
+
+        Vectors are multiplied by C^(-1/4), where C is the covariance. `leave_out` of the nearest ones do not
+        count: a remembered vector is its own nearest.
+        """
+        along, rest = self.whiten(x)
+        # Remembered vectors lie in the span of the basis: what leaves it is as far from all of them.
+        rest = (rest / self.floor.sqrt())[:, None]
+        # Differences, not torch.cdist's products: the nearest are close, and their products would cancel.
+        distances = torch.cdist(along / self.variances**0.25, self.bank, compute_mode=EXACT).square() + rest
+        k = min(k, len(self.bank) - leave_out)
+        return distances.topk(k + leave_out, largest=False).values[:, leave_out:].sqrt().mean(1)
+
+
+class PositionGaussians(nn.Module):
+    """A Gaussian for each position of feature maps, after a projection to fewer features (PaDiM).
+
+    Parameters
+    ----------
+    n_features : int
+        Channels of the maps.
+    n_components : int
+        Number of features after the projection.
+    size : tuple (h, w)
+        Positions.
+    """
+
+    def __init__(self, n_features, n_components, size):
+        super().__init__()
+        n_positions, n_chosen = size[0] * size[1], min(n_features, MOST_CHANNELS)
+        n_components = min(n_components, n_chosen)
+        self.register_buffer("chosen", torch.arange(n_chosen))
+        self.register_buffer("projection", torch.zeros(n_chosen, n_components))
+        self.register_buffer("mean", torch.zeros(n_positions, n_components))
+        self.register_buffer("whitening", torch.zeros(n_positions, n_components, n_components))
+        self.size = size
+
+    def vectors(self, maps):
+        """Vectors (n, n_positions, n_chosen) of maps (n, c, h, w)."""
+        return maps.flatten(2).mT[..., self.chosen]
+
+    def fit(self, batches, reduction, regularization):
+        """Fit to maps.
+
+        Parameters
+        ----------
+        batches : iterable of (n, c, h, w) tensors
+        reduction : {"pca", "random"}
+            Projection to the principal components of the features of all positions, or to features drawn at
+            random.
+        regularization : float or "oas"
+            Multiple of the identity that is added to each covariance, or shrinkage of each.
+        """
+        n_features, n_components = self.projection.shape
+        moments = Moments(*self.mean.shape[:1], n_features, self.mean.device)
+        for k, maps in enumerate(batches):
+            if k == 0 and maps.shape[1] > n_features:
+                self.chosen.copy_(torch.randperm(maps.shape[1])[:n_features].sort().values)
+            moments.add(self.vectors(maps))
+        mean, covariance = moments.mean(), moments.covariance()
+        # Of the features at all positions: within them, and between their means.
+        center = mean.mean(0)
+        whole = covariance.mean(0) + (mean - center).mT @ (mean - center) / len(mean)
+        deviation = deviations(whole.diagonal())
+        options = {"dtype": whole.dtype, "device": whole.device}
+        if reduction == "pca":
+            directions = torch.linalg.eigh(whole / deviation / deviation[:, None])[1].flip(1)
+        else:
+            directions = torch.eye(n_features, **options)[:, torch.randperm(n_features)]
+        projection = directions[:, :n_components] / deviation[:, None]
+        covariance = projection.mT @ covariance @ projection
+        identity = torch.eye(n_components, **options)
+        if regularization == "oas":
+            trace = covariance.diagonal(dim1=1, dim2=2).sum(1)
+            rho = oas(moments.count, trace, covariance.square().sum((1, 2)), n_components)[:, None, None]
+            # Positions at which all images are equal have no scale of their own.
+            target = torch.where(trace > 0, trace / n_components, 1)[:, None, None]
+            covariance = (1 - rho) * covariance + rho * target * identity
+        else:
+            covariance = covariance + regularization * identity
+        factor = torch.linalg.cholesky(covariance)
+        self.projection.copy_(projection)
+        self.mean.copy_(mean @ projection)
+        self.whitening.copy_(torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False))
+
+    def forward(self, maps):
+        """Mahalanobis distance (n, h, w) at each position of maps (n, c, h, w)."""
+        x = self.vectors(maps).movedim(1, 0) @ self.projection - self.mean[:, None]
+        distances = (x @ self.whitening.mT).square().sum(2).sqrt()
+        return distances.mT.unflatten(1, self.size)
+
+
+def fine(shapes, size):
+    """Numbers of the maps (c, h, w) whose stride is at most `LARGEST_STRIDE`, for an input of this size."""
+    wanted = [max(1, side // LARGEST_STRIDE) for side in size]
+    found = [k for k, shape in enumerate(shapes) if shape[1] >= wanted[0] and shape[2] >= wanted[1]]
+    return found or [max(range(len(shapes)), key=lambda k: shapes[k][1] * shapes[k][2])]
+
+
+def joined(maps, pooled):
+    """One map (n, c, h, w) of several: averaged to the size of the smallest, and over 3 x 3 positions.
+
+    `pooled` is what the backbone does to averages.
+    """
+    size = smallest([m.shape[1:] for m in maps])
+    maps = torch.cat([F.adaptive_avg_pool2d(m, size) for m in maps], dim=1)
+    return pooled(F.avg_pool2d(maps, 3, 1, 1, count_include_pad=False))
+
+
+def enlarged(maps, size, share):
+    """Maps (n, h, w) enlarged to a size (h, w), after a Gaussian filter of this share of each side."""
+    maps = F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)
+    return blur(maps, [share * side for side in size])[:, 0]
+
+
+def map_scores(maps, top_fraction):
+    """Scores (n,) of maps (n, h, w) by name: their mean, maximum, and the mean of their largest pixels."""
+    flat = maps.flatten(1)
+    n_top = max(1, round(top_fraction * flat.shape[1]))
+    top = flat.topk(n_top, dim=1).values.mean(1)
+    return {"mean": flat.mean(1), "max": flat.amax(1), "top": top}
+
+
+def smallest(shapes):
+    """Height and width of the smallest of the maps (c, h, w)."""
+    return min((shape[1:] for shape in shapes), key=math.prod)
