@@ -1,4 +1,4 @@
-"""The parameters `backbone`, `layers` and `input_size`: what they describe, and the module that they become."""
+"""The parameters `backbone`, `layers` and `input_size`, and the module that they become."""
 
 import copy
 import warnings

@@ -176,7 +176,7 @@ def test_constraints_of_shared_names(name, value):
 def test_kinds_of_detectors():
     composites = [name for name, cls in all_detectors() if issubclass(cls, CompositeDetector)]
     assert composites == ["PatchDetector", "ScoreEnsemble"]
-    for name, cls in all_detectors():
+    for _, cls in all_detectors():
         kinds = TrainedDetector, FeatureDetector, CompositeDetector
         assert sum(issubclass(cls, kind) for kind in kinds) == 1
     fitted = PatchDetector(tiny(AutoEncoder), n_patches=2, random_state=0).fit(X)

@@ -13,11 +13,11 @@ measured on 80 with fluid, 4 of each of the seeds 0 to 19. "Oracle" is the best 
 pixels or of blocks, chosen on the true masks. The U-Net learns the layers of the normal scans, or of 200 with
 fluid, labelled too.
 
-Adaptation is the setting of the SSL-AnoVAE paper: layers are labelled on the scans of one device (200 of
-`make_oct` with fluid, 64 px), and wanted on those of another (less contrast, stronger speckle, more noise), of
-which 200 normal scans without labels are there. SSLAnoVAE learns these scans. The U-Net learns from the first
-device alone, adapts to the second one by `X_target`, or learns from labels of the second one, which no one
-has. Layers and fluid are judged on 200 other scans of the second device, half of them normal.
+Adaptation is the setting of the SSL-AnoVAE paper. Layers are labelled on scans of one device (200 of
+`make_oct` with fluid, 64 px). They are wanted on those of another one, which have less contrast, stronger
+speckle and more noise; 200 normal ones without labels are there, and SSLAnoVAE learns them. The U-Net learns
+from the first device alone, adapts to the second one by `X_target`, or learns from labels of the second one,
+which no one has. Layers are judged on 100 other normal scans of the second device, fluid on 100 with fluid.
 
 Each table goes to a file of its own in retina of --results.
 """
@@ -236,8 +236,8 @@ PARTS = {
         segmentation_rows,
     ),
     "adaptation": (
-        "Layers and fluid in synthetic OCT of another device (64 px) by SSLAnoVAE and an extractor of layers, "
-        "mean of the seeds (standard deviation):",
+        "Layers and fluid in synthetic OCT of another device (64 px) by SSLAnoVAE and an extractor of "
+        "layers, mean of the seeds (standard deviation):",
         ("extractor", "right layer, share of pixels", "Dice of fluid"),
         adaptation_rows,
     ),

@@ -66,8 +66,8 @@ class PatchCore(FeatureDetector):
         * k-means of patches: ``PatchCore(bank="centres", bank_size=100)``
         * CNN feature dictionary: ``PatchCore(bank="centres", bank_size=10)``
 
-    Thresholds come from the training images. With a full bank each is judged by the features of the others, so
-    that `predict` flags fewer of them than `contamination` says.
+    Thresholds come from the training images. With a full bank each is judged by the features of the others,
+    so that `predict` flags fewer of them than `contamination` says.
 
     References
     ----------

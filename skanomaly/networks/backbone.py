@@ -82,7 +82,7 @@ class EfficientNetLite0(nn.Module):
             self.ends.append(len(self._blocks) - 1)
         self._conv_head, self._bn1, self._fc = SameConv2d(n_in, 1280, 1), _norm(1280), nn.Linear(1280, 1000)
 
-    def forward(self, x, last=len(STAGES) - 1):
+    def forward(self, x, last=6):
         """List of the outputs of stages 0 to `last`."""
         x, outputs = F.relu6(self._bn0(self._conv_stem(x))), []
         for k, block in enumerate(self._blocks[: self.ends[last] + 1]):
@@ -117,12 +117,13 @@ def _weights_path():
 
 @cache
 def imagenet(device):
-    """EfficientNet-Lite0 with the weights from ImageNet, on a device, frozen and folded: one for a process."""
+    """EfficientNet-Lite0 with the weights from ImageNet, frozen and folded: one for a process and device."""
     path = _weights_path()
     if hashlib.sha256(path.read_bytes()).hexdigest() != WEIGHTS_SHA256:
         raise ValueError(f"{path} is damaged, or of another version: its SHA-256 is not {WEIGHTS_SHA256}")
-    network = EfficientNetLite0()
-    network.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+    with torch.device("meta"):  # weights are not drawn: the caller's random numbers stay as they were
+        network = EfficientNetLite0()
+    network.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"), assign=True)
     return network.fold().requires_grad_(False).to(device, memory_format=torch.channels_last)
 
 
@@ -247,8 +248,7 @@ class ModuleBackbone(nn.Module):
             if not isinstance(m, torch.Tensor) or m.ndim != 4:
                 shape = tuple(m.shape) if isinstance(m, torch.Tensor) else type(m).__name__
                 raise ValueError(
-                    f"a backbone must give maps (n, c, h, w), got {shape}; set layers to the names of modules "
-                    "that do"
+                    f"a backbone must give maps (n, c, h, w), got {shape}; name modules that do in layers"
                 )
         return maps
 
@@ -282,7 +282,7 @@ def resize(x, size):
 
 
 def blur(x, sigmas):
-    """Gaussian filter of maps (n, c, h, w) by deviations (vertical, horizontal) in pixels, with edges repeated."""
+    """Maps (n, c, h, w) after a Gaussian filter of deviations (vertical, horizontal), with edges repeated."""
     for axis, sigma in zip((2, 3), sigmas):
         radius = int(4 * sigma + 0.5)
         if radius:

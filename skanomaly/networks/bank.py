@@ -25,7 +25,7 @@ def coreset(x, n):
     rows : (n,) int64 tensor
     """
     if x.shape[1] > N_PROJECTED:
-        # Distances hardly change (Johnson and Lindenstrauss 1984), and each takes d / N_PROJECTED of the time.
+        # Distances hardly change (Johnson and Lindenstrauss 1984), and take less time.
         x = x @ (torch.randn(x.shape[1], N_PROJECTED) / N_PROJECTED**0.5).to(x)
     lengths = x.square().sum(1)
     rows = torch.empty(n, dtype=torch.int64, device=x.device)
