@@ -254,6 +254,7 @@ def check_X(X, estimator, *, fitting):
     """X, as `read_container` gives it, as a numpy array or a `Lazy`; nothing is copied or converted to float.
 
     ``n_features_in_`` and ``feature_names_in_`` of the estimator are set if fitting, else compared with X.
+    The estimator may be None, if X is looked at for its own sake.
     """
     min_samples = 2 if fitting else 1
     if is_lazy(X):
@@ -279,7 +280,7 @@ def check_X(X, estimator, *, fitting):
         # NaN is looked for when X is read in blocks; here that would be one more pass over X.
         options = {"allow_nd": True, "ensure_all_finite": False, "ensure_min_samples": min_samples}
         X = check_array(X, **options, estimator=estimator, input_name="X")
-        if X.ndim == 2:
+        if X.ndim == 2 and estimator is not None:
             # Columns are compared by their names, too, which an array made of a DataFrame has lost.
             named = given if hasattr(given, "columns") else X
             validate_data(estimator, named, reset=fitting, skip_check_array=True)
@@ -287,6 +288,32 @@ def check_X(X, estimator, *, fitting):
     if fitting:
         note_features(estimator, X.shape[1])
     return X
+
+
+def iter_images(X, channel_axis="auto", image_shape=None):
+    """Yield the images of X, of any layout, as float64 arrays (C, H, W) in the units of X.
+
+    Parameters
+    ----------
+    X : array-like
+        Images or rows, as `fit` of a detector takes them; one image is enough.
+    channel_axis, image_shape
+        Parameters of a detector.
+
+    Raises
+    ------
+    ValueError
+        If X holds NaN or infinity, or its shape is ambiguous or impossible.
+    TypeError
+        If X holds paths, masked values or no real numbers, or if a lazy X reads as several dtypes.
+    """
+    tensor = holds_tensors(X)
+    X = check_X(read_container(X), None, fitting=False)
+    layout = Layout.of(X.shape, channel_axis, image_shape, tensor=tensor)
+    for block in blocks(X):
+        values = np.asarray(X[block])
+        refuse_non_finite(values)
+        yield from (image.astype(np.float64) for image in layout.to_network(values))
 
 
 def refuse_one_image(shape, layout):

@@ -1,4 +1,4 @@
-"""Metrics of anomaly scores, of anomaly maps and of masks.
+"""Metrics of anomaly scores, of anomaly maps and of masks; and confounds, which may explain good figures.
 
 Anomaly scores are higher for worse images; infinite ones are ranked with the others, nan is refused. Labels
 are 1 (normal), -1 (anomalous) and 0 (unlabelled: left out). If `anomaly_label` is not -1, that label is
@@ -7,11 +7,12 @@ anomalous and every other value is normal. Masks are bool, or hold 0 and 1: soft
 
 import warnings
 from collections.abc import Callable
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import rankdata
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import (
     average_precision_score,
@@ -20,9 +21,10 @@ from sklearn.metrics import (
     roc_auc_score,
     roc_curve,
 )
-from sklearn.utils import check_consistent_length, check_random_state, column_or_1d
+from sklearn.utils import check_consistent_length, check_random_state, column_or_1d, gen_batches
 
 from ._arrays import check_masks, check_scores
+from ._confounds import confounds
 from .labels import truth_of
 from .segmentation import connected_regions
 
@@ -33,12 +35,17 @@ __all__ = [
     "best_f1_threshold",
     "bootstrap_interval",
     "classification_metrics",
+    "confounds",
     "dice",
     "pixel_auroc",
     "pixel_average_precision",
     "pro",
+    "stratified_auroc",
     "youden_threshold",
 ]
+
+#: Number of pairs of images that are compared at once.
+N_PAIRS = 10**6
 
 
 def auroc(y: ArrayLike, anomaly_score: ArrayLike, *, anomaly_label: object = -1) -> float:
@@ -70,6 +77,97 @@ def auroc(y: ArrayLike, anomaly_score: ArrayLike, *, anomaly_label: object = -1)
     0.75
     """
     return _ranked(roc_auc_score, *labelled(y, anomaly_score, anomaly_label)[:2])
+
+
+def stratified_auroc(
+    y: ArrayLike,
+    anomaly_score: ArrayLike,
+    confound: ArrayLike,
+    *,
+    n_strata: int = 5,
+    groups: ArrayLike | None = None,
+    anomaly_label: object = -1,
+) -> float:
+    """AUROC among images that are alike in a confound: what a detector finds beyond a shortcut.
+
+    Parameters
+    ----------
+    y : (n,) array-like
+        Labels: 1 normal, -1 anomalous, 0 left out, unless `anomaly_label` says otherwise.
+    anomaly_score : (n,) array-like
+        Scores, higher is worse: ``-detector.score_samples(X)``.
+    confound : (n,) array-like
+        Confound of each image, such as ``confounds(X)["sharpness"]``, or the age. Only its order counts.
+    n_strata : int, default=5
+        Number of strata, as equal in size as ties allow; 5 makes quintiles. With more strata images are more
+        alike, and fewer are compared.
+    groups : (n,) array-like, default=None
+        Group of each image, usually its patient; two images of one group are not compared. None compares all.
+    anomaly_label : object, default=-1
+        Label of anomalous images. If it is not -1, all other values are normal.
+
+    Returns
+    -------
+    float
+        Value in [0, 1]; nan, with a warning, if there is nothing to compare, as where the confound alone
+        tells all anomalous images from all normal ones.
+
+    Raises
+    ------
+    ValueError
+        If `anomaly_label` never occurs in `y`, a score or confound is nan, lengths differ, or `n_strata` is
+        no whole number above 0.
+
+    See Also
+    --------
+    confounds : Sharpness, brightness, contrast, border and noise of images.
+    bootstrap_interval : Interval of this value; it takes `confound`, too.
+
+    Notes
+    -----
+    Pairs of an anomalous and a normal image of one stratum are compared. A pair is won if the anomalous image
+    has the higher score; a tie is half won.
+
+    Even within a stratum, anomalous images may have more of the confound than normal ones, and a score could
+    win by that. So pairs are balanced. In a stratum let p be the pairs whose anomalous image has more of the
+    confound, q those whose normal image has more, and t those with equal values. The first two kinds get the
+    same weight::
+
+        won      = min(p, q) * (share won of the p + share won of the q) + t * (share won of the t)
+        compared = 2 * min(p, q) + t
+
+    and the result is the sum of "won" over the strata, divided by the sum of "compared". A score that rises
+    or falls with the confound, and knows nothing else, wins all pairs of one kind and none of the other: it
+    has 0.5 exactly. A score that follows the confound with noise may keep a little more than 0.5, which finer
+    strata take away.
+
+    Examples
+    --------
+    >>> from skanomaly.metrics import stratified_auroc
+    >>> y, blur = [1, 1, 1, -1, -1, -1], [1, 2, 4, 3, 5, 6]
+    >>> stratified_auroc(y, blur, blur, n_strata=1)
+    0.5
+    >>> stratified_auroc(y, [1, 0, 0, 1, 2, 2], blur, n_strata=1)
+    0.96875
+    """
+    if not isinstance(n_strata, Integral) or n_strata < 1:
+        raise ValueError(f"n_strata must be a whole number of strata above 0, got {n_strata!r}; 5 is usual")
+    truth, score, rows = labelled(y, anomaly_score, anomaly_label)
+    check_consistent_length(y, confound, groups)
+    confound = _checked_confound(confound)[rows]
+    group = np.arange(len(truth)) if groups is None else column_or_1d(groups)[rows]
+    confound, score = rankdata(confound), rankdata(score)
+    strata = np.floor((confound - 0.5) * n_strata / len(confound))
+    won = compared = 0.0
+    for stratum in np.unique(strata):
+        ill, normal = (np.flatnonzero((strata == stratum) & kind) for kind in (truth, ~truth))
+        n_pairs, n_won = _compare(confound, score, group, ill, normal)
+        weights = np.minimum(n_pairs, n_pairs[::-1])
+        won += weights @ (n_won / np.maximum(n_pairs, 1))
+        compared += weights.sum()
+    if not compared:
+        return _undefined("stratified_auroc", "without pairs to compare", stacklevel=3)
+    return float(won / compared)
 
 
 def average_precision(y: ArrayLike, anomaly_score: ArrayLike, *, anomaly_label: object = -1) -> float:
@@ -195,6 +293,7 @@ def bootstrap_interval(
     y: ArrayLike,
     anomaly_score: ArrayLike,
     *,
+    confound: ArrayLike | None = None,
     groups: ArrayLike | None = None,
     level: float = 0.95,
     n_resamples: int = 1000,
@@ -214,12 +313,15 @@ def bootstrap_interval(
         Labels: 1 normal, -1 anomalous, 0 left out, unless `anomaly_label` says otherwise.
     anomaly_score : (n,) array-like
         Scores, higher is worse.
+    confound : (n,) array-like, default=None
+        Confound of each image, for `stratified_auroc`, or a metric of yours that takes one.
     groups : (n,) array-like, default=None
         Group of each image; images of one group are drawn together. None draws single images.
     level : float, default=0.95
         Share of the draws inside the interval.
     n_resamples : int, default=1000
-        Number of draws. A draw without both classes is drawn again.
+        Number of draws. A draw without both classes is drawn again. One on which the metric is nan is left
+        out.
     random_state : int, RandomState or None, default=None
         Seed or generator of the draws.
     **options : dict
@@ -228,10 +330,11 @@ def bootstrap_interval(
     Returns
     -------
     low, high : float
-        Lower and upper end of the interval.
+        Lower and upper end of the interval; nan if the metric is nan on all draws.
     """
     truth, score, rows = _both_classes(y, anomaly_score, options.pop("anomaly_label", -1))
-    check_consistent_length(y, groups)
+    check_consistent_length(y, groups, confound)
+    per_image = {} if confound is None else {"confound": _checked_confound(confound)[rows]}
     group_of = np.arange(len(truth)) if groups is None else column_or_1d(groups)[rows]
     rng = check_random_state(random_state)
     names, members = np.unique(group_of, return_inverse=True)
@@ -243,8 +346,10 @@ def bootstrap_interval(
     while len(values) < n_resamples:
         rows = np.concatenate([rows_of[i] for i in rng.randint(len(names), size=len(names))])
         if 0 < truth[rows].sum() < len(rows):
-            values.append(metric(truth[rows], score[rows], anomaly_label=True, **options))
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+            options |= {name: of[rows] for name, of in per_image.items()}
+            values.append(_quietly(metric, truth[rows], score[rows], anomaly_label=True, **options))
+    defined = [value for value in values if not np.isnan(value)] or [np.nan]
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
@@ -407,11 +512,18 @@ def labelled(y, anomaly_score, anomaly_label):
     return truth[rows], score[rows], rows
 
 
-def _undefined(name, stacklevel=4):
+def _undefined(name, where="with one class only", stacklevel=4):
     """The value nan, with a warning."""
-    message = f"{name} is not defined with one class only; returning nan"
+    message = f"{name} is not defined {where}; returning nan"
     warnings.warn(message, UndefinedMetricWarning, stacklevel=stacklevel)
     return float("nan")
+
+
+def _quietly(metric, *arguments, **options):
+    """Value of a metric, without the warning that it is undefined: of 1000 draws, a few are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UndefinedMetricWarning)
+        return metric(*arguments, **options)
 
 
 def _both_classes(y, anomaly_score, anomaly_label):
@@ -425,6 +537,25 @@ def _ranked(metric, truth, score):
     if truth.all() or not truth.any():
         return _undefined(metric.__name__)
     return float(metric(truth.ravel(), _ranks(score.ravel())[0]))
+
+
+def _checked_confound(confound):
+    return column_or_1d(check_scores(confound, "confound"))
+
+
+def _compare(confound, score, group, ill, normal):
+    """Numbers of pairs, and of those won, whose anomalous image has less, as much, more of a confound."""
+    n_pairs, n_won = np.zeros((2, 3))
+    # All pairs of a large stratum at once may not fit into memory.
+    for part in gen_batches(len(ill), max(1, N_PAIRS // len(normal))) if len(ill) and len(normal) else ():
+        counted = np.not_equal.outer(group[ill[part]], group[normal])
+        order, win = (
+            np.sign(np.subtract.outer(of[ill[part]], of[normal]))[counted] for of in (confound, score)
+        )
+        kinds = (order + 1).astype(int)
+        n_pairs += np.bincount(kinds, minlength=3)
+        n_won += np.bincount(kinds, (win + 1) / 2, minlength=3)
+    return n_pairs, n_won
 
 
 def _best_f1(truth, score):
