@@ -21,6 +21,7 @@ import re
 import signal
 import time
 import traceback
+import warnings
 from contextlib import contextmanager
 from functools import cache, partial, reduce
 from operator import getitem
@@ -28,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.utils import Bunch
 
 from . import metrics
@@ -41,12 +43,14 @@ SETS = "cxr_pneumonia_64", "cxr_nih_64", "brain_mri_64"
 MAY_SHIP = "cxr_pneumonia", "cxr_nih", "oct_tiny", "mnist"
 #: Modules and folders whose code decides what a detector learns and how it scores.
 ROOMS = {"detectors", "networks", "training", "transforms", "synthesis", "patches", "ensemble"}
-ROOMS |= {"_backbone", "_losses", "_search", "_windows"}
+ROOMS |= {"_backbone", "_confounds", "_losses", "_search", "_windows"}
 KEY = "data", "file", "classes", "parameters", "seed"
 FALSE_ALARM_RATE = 0.05
 N_PIXEL_RESAMPLES = 50  # few, because each has about a million pixels
 AT_THRESHOLD = "accuracy", "sensitivity", "specificity", "f1"
 STALE = "†"
+#: Classes by name that are compared like detectors, and are no public ones; scripts add theirs.
+OTHERS: dict = {}
 
 
 # Data sets and detectors by name.
@@ -149,7 +153,8 @@ def code_digest(*classes):
 
     Comments, docstrings and annotations do not count, nor does code outside of `ROOMS`.
     """
-    texts, todo = {}, {cls.__module__ for name, cls in all_detectors() if name in classes}
+    found = dict(all_detectors()) | OTHERS
+    texts, todo = {}, {found[name].__module__ for name in classes if name in found}
     while todo:
         name = todo.pop()
         texts[name], origins = _module(name)
@@ -338,11 +343,27 @@ def table(head, rows):
 # The usual evaluation.
 
 
-def with_interval(metric, test, score, **options):
+def with_interval(metric, test, score, *, confound=None, **options):
     """Value of a metric, and the ends of its 95 % bootstrap interval, which draws whole patients."""
     options |= {"groups": test.groups, "random_state": 0}
-    interval = metrics.bootstrap_interval(metric, test.target, score, **options)
-    return metric(test.target, score, anomaly_label=-1), *interval
+    given = {} if confound is None else {"confound": confound}
+    interval = metrics.bootstrap_interval(metric, test.target, score, **given, **options)
+    return metric(test.target, score, anomaly_label=-1, **given), *interval
+
+
+def audit(detector, test, score):
+    """Confound that alone tells the test images best apart, its AUROC, and the score's within its strata."""
+    layout = {name: getattr(detector, name) for name in ("channel_axis", "image_shape")}
+    alone = metrics.confounds(test.images, **layout)
+    aurocs = {name: metrics.auroc(test.target, values) for name, values in alone.items()}
+    best = max(aurocs, key=lambda name: abs(aurocs[name] - 0.5))
+    # Whether more is worse is not known: the larger of AUROC and 1 - AUROC counts.
+    values = alone[best] if aurocs[best] >= 0.5 else -alone[best]
+    with warnings.catch_warnings():  # a confound that tells all images apart leaves no pairs, which is nan
+        warnings.simplefilter("ignore", UndefinedMetricWarning)
+        within = with_interval(metrics.stratified_auroc, test, score, confound=values)
+    alone = with_interval(metrics.auroc, test, values)
+    return {"confound": best, "confound_auroc": alone, "stratified_auroc": within}
 
 
 def evaluate(detector, splits):
@@ -374,6 +395,7 @@ def evaluate(detector, splits):
     functions = {"auroc": metrics.auroc, "ap": metrics.average_precision}
     functions |= {key: partial(decided, key) for key in AT_THRESHOLD}
     result |= {key: with_interval(metric, test, score) for key, metric in functions.items()}
+    result |= audit(detector, test, score)
     components = detector.score_components(test.images)
     result["components"] = {name: metrics.auroc(test.target, value) for name, value in components.items()}
     if test.masks is not None and maps[0] is not None:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import sys
 import time
 from functools import partial
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from sklearn.covariance import ledoit_wolf
 
 from skanomaly import _comparison
 from skanomaly.datasets import make_digit_anatomy
@@ -204,10 +206,127 @@ def test_the_command_of_accuracy(script, folder, capsys):
     made = folder / "accuracy_1_epochs"
     tables = (made / "table.md").read_text()
     assert f"| good | {one} | 2 | 0." in tables
-    assert "| good | AEU | 0 | - | - | - | - | - |" in tables
+    assert "| good | AEU | 0 | - | - | - | - | - | - |" in tables
+    assert "| good | baseline: HOG, PCA-16 | 1 | 0." in tables
+    assert "| good | baseline: pixels, isolation forest | 2 | 0." in tables
     summary = (made / "summary.md").read_text()
-    assert f"| {one} | **0." in summary
-    assert f"\n1 of {len(_comparison.names()) + 1} detectors have been measured; shown are 1." in summary
+    assert f"\n| {one} | " in summary
+    n = len(_comparison.names()) + 1
+    assert f"\n1 of {n} detectors and 5 baselines have been measured; shown are 6." in summary
+    assert re.search(r"\n\| \(best confound alone\) \| [01]\.\d{3} \w+ \| - \|\n", summary)
+
+
+@pytest.fixture
+def baselines(script, folder):
+    """The module, beside a set whose anomalous images are brighter inside."""
+    module = script("_baselines")
+    rng = np.random.default_rng(0)
+    labels = np.arange(120) % 2 * (np.arange(120) >= 40)
+    images = rng.integers(0, 40, (120, 16, 16)) + rng.integers(60, 130, 120)[:, None, None]
+    inside = rng.integers(60, 100, 120) + 25 * labels
+    images[:, 1:-1, 1:-1] = rng.integers(0, 40, (120, 14, 14)) + inside[:, None, None]
+    split = np.repeat(["train", "val", "test"], 40)
+    np.savez(folder / "bright.npz", images=images.astype(np.uint8), labels=labels, split=split)
+    return module
+
+
+@pytest.mark.filterwarnings("ignore:.* images cannot show a false alarm rate")
+def test_every_baseline_has_its_cell(baselines, script, folder, capsys):
+    accuracy = script("accuracy")
+    accuracy.run("--baselines", "--sets", "bright")
+    cells = _comparison.Cells(folder / "accuracy" / "cells.jsonl").results()
+    assert [cell["detector"] for cell in cells] == sorted(f"baseline: {kind}" for kind in baselines.KINDS)
+    found = {cell["detector"].removeprefix("baseline: "): cell for cell in cells}
+    assert not any(cell["stale"] or "pixel_auroc" in cell for cell in cells)
+    assert {cell["confound"] for cell in cells} == {"brightness"}
+    assert 0.8 < found["brightness"]["auroc"][0] == cells[0]["confound_auroc"][0] < 1
+    assert found["brightness"]["stratified_auroc"][0] == 0.5
+    assert found["pixels, nearest training image"]["auroc"][0] > 0.8
+    assert found["pixels, isolation forest"]["auroc"][0] > 0.8
+    n = len(cells)
+    accuracy.run("--baselines", "--sets", "bright")
+    assert len(_comparison.Cells(folder / "accuracy" / "cells.jsonl").read()) == n, "nothing is run twice"
+    table = (folder / "accuracy" / "table.md").read_text()
+    assert "\n| bright | brightness | 0." in table
+
+
+def test_a_confound_whose_less_is_worse(baselines, folder):
+    splits = _comparison.load("bright", folder)
+    for part in splits.values():
+        part.images = 255 - part.images
+    one = baselines.Baseline("brightness", random_state=0)
+    result = baselines.evaluate(one, splits)
+    assert one.sign == -1
+    assert result["auroc"][0] == result["confound_auroc"][0] > 0.8
+    for part in splits.values():
+        part.images[:] = np.where(part.target == -1, 9, 0)[:, None, None]
+        part.images[:, 0] += np.arange(len(part.target), dtype=np.uint8)[:, None] % 3
+    apart = baselines.evaluate(baselines.Baseline("brightness"), splits)
+    assert np.isnan(apart["stratified_auroc"]).all(), "no warning either: there is nothing to compare"
+
+
+def test_cells_of_before_have_no_strata(script):
+    accuracy = script("accuracy")
+    figure = [0.7, 0.6, 0.8]
+    same = dict.fromkeys(("auroc", "ap", *_comparison.AT_THRESHOLD), figure) | {"components": {}}
+    same |= dict.fromkeys(("fit_seconds", "images_per_second", "val_auroc", "false_alarms_before"), 0.5)
+    same |= {"data": "made", "stale": False, "n_val_normal": 20, "false_alarms_after": 0.05}
+    old = same | {"detector": "Old"}
+    mixed = same | {"detector": "Mixed"}
+    new = {"confound": "noise", "confound_auroc": figure, "stratified_auroc": [0.5, 0.4, 0.6]}
+    text = accuracy.report([old, mixed, mixed | new, same | new | {"detector": "New"}])
+    assert "| made | Old | 1 | 0.700 [0.600, 0.800] | - | 0.700 " in text
+    assert "| made | Mixed | 2 | 0.700 (0.000) [0.600, 0.800] | - | 0.700 " in text
+    assert "| made | New | 1 | 0.700 [0.600, 0.800] | 0.500 [0.400, 0.600] | 0.700 " in text
+    assert "| made | noise | 0.700 [0.600, 0.800] |" in text
+    assert "| made | - |" not in accuracy.report([old])
+
+
+def test_the_score_within_the_strata_of_its_confound_is_chance(script):
+    """A detector that reads brightness, on images whose illness is brightness."""
+    rng = np.random.default_rng(0)
+    y = np.where(np.arange(80) % 2, -1, 1)
+    images = rng.integers(0, 100, (80, 8, 8))
+    images[:, 1:-1, 1:-1] += np.rint(20 * (y == -1) + rng.normal(60, 20, 80)).astype(int)[:, None, None]
+    test = _comparison.Bunch(images=images, target=y, groups=None)
+    detector = tiny(dict(all_detectors())["AutoEncoder"])
+    for score in images.mean((1, 2)), -images.mean((1, 2)):
+        found = _comparison.audit(detector, test, score)
+        assert found["confound"] == "brightness"
+        assert found["confound_auroc"][0] > 0.6
+        assert found["stratified_auroc"][0] == pytest.approx(0.5)
+    signal = rng.normal(size=80) + 2 * (y == -1)
+    assert _comparison.audit(detector, test, signal)["stratified_auroc"][0] > 0.8
+
+
+def test_baselines_by_hand(baselines):
+    rng = np.random.default_rng(0)
+    rows, new = rng.normal(size=(2, 40, 6)) @ rng.normal(size=(6, 6))
+    mean = rows.mean(0)
+    directions = np.linalg.svd(rows - mean)[2][:2]
+    rest = (new - mean) - (new - mean) @ directions.T @ directions
+    assert_allclose(baselines.reconstruction(rows, 2, 0)(new), (rest**2).mean(1))
+    assert baselines.reconstruction(rows[:3], 30, 0)(rows[:3]).max() < 1e-12, "fewer images than components"
+    distances = np.sqrt(((new[:, None] - rows) ** 2).sum(2)).min(1)
+    assert_allclose(baselines.nearest(rows, 0)(new), distances)
+    scaled, new = (rows - mean) / rows.std(0), (new - mean) / rows.std(0)
+    covariance = ledoit_wolf(scaled)[0]
+    expected = np.einsum("ij,jk,ik->i", new, np.linalg.inv(covariance), new)
+    assert_allclose(baselines.gaussian(rows, 0)(new * rows.std(0) + mean), expected)
+
+
+@pytest.mark.parametrize("side", [64, 128])
+def test_derivative_energies_of_a_slope(baselines, side):
+    """A slope along the columns has a constant derivative there, none along the rows, and no Laplacian."""
+    slope = torch.arange(side, dtype=torch.float32).div(side).expand(2, 3, side, side).mT
+    features = np.exp(baselines.energies(slope)) - 0.001
+    maps = features.reshape(2, 3, 4, 8, 8)[..., 1:-1, 1:-1]
+    for at, scale in enumerate(baselines.SCALES):
+        down, right, laplacian, smooth = maps[0, at]
+        assert_allclose(down, scale / 64, rtol=0.05)
+        assert_allclose(right, 0, atol=1e-6)
+        assert_allclose(laplacian, 0, atol=2e-3)
+        assert_allclose(smooth[:, 0], (np.arange(1, 7) + 0.5) / 8, atol=0.02)
 
 
 @pytest.fixture
