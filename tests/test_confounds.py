@@ -249,6 +249,17 @@ def test_labels_of_pairs():
     assert stratified_auroc(*more) == expected
 
 
+def test_each_class_may_be_a_stratum():
+    """With as many strata as images, only images with the same value are compared."""
+    y, _, rng = simulated(0, n=300, slope=0)
+    scanner = rng.choice([2, 3, 5, 7], p=[0.1, 0.2, 0.2, 0.5], size=300)
+    score = rng.normal(size=300) + (y == -1) + 9 * (scanner == 3)
+    parts = [scanner == each for each in np.unique(scanner)]
+    n_pairs = [(y[part] == 1).sum() * (y[part] == -1).sum() for part in parts]
+    expected = np.average([auroc(y[part], score[part]) for part in parts], weights=n_pairs)
+    assert_allclose(stratified_auroc(y, score, scanner, n_strata=300), expected)
+
+
 def test_many_pairs_are_compared_in_parts(monkeypatch):
     y, confound, rng = simulated(0, n=200)
     score = rng.normal(size=200) + (y == -1)
@@ -264,6 +275,9 @@ def test_intervals_within_strata():
     low, high = bootstrap_interval(stratified_auroc, y, score, confound=confound, **options)
     assert low < stratified_auroc(y, score, confound) < high
     assert high - low < 0.2
+    # The confound is drawn with the scores: in each draw the score is still the confound.
+    ends = bootstrap_interval(stratified_auroc, y, confound, confound=confound, **options)
+    assert_allclose(ends, 0.5, atol=0.02)
     # Every image five times, in groups: no more patients than before.
     copies = np.repeat(np.arange(300), 5)
     repeated = y[copies], score[copies]

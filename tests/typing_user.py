@@ -44,6 +44,13 @@ def use(folder: Path) -> None:
     auroc: float = metrics.auroc(y, -scores)
     low, high = metrics.bootstrap_interval(metrics.auroc, y, -scores, n_resamples=10, random_state=0)
     assert low <= auroc <= high
+    sharpness: NDArray[np.float64] = metrics.confounds(X)["sharpness"]
+    within: float = metrics.stratified_auroc(y, -scores, sharpness, n_strata=3)
+    ends: tuple[float, float] = metrics.bootstrap_interval(
+        metrics.stratified_auroc, y, -scores, confound=sharpness, n_strata=3, n_resamples=10
+    )
+    assert 0 <= within <= 1
+    assert ends[0] <= ends[1]
     f1: float = metrics.classification_metrics(y, -scores, threshold="youden")["f1"]
     dice, threshold = metrics.best_dice(masks | (maps > 0), maps)
     assert f1 + dice <= 2
