@@ -104,7 +104,7 @@ CONFOUNDS = "sharpness", "brightness", "contrast", "border", "noise"
 KINDS |= {name: (partial(confound, name=name), itself) for name in CONFOUNDS}
 #: Beginning of the labels, which are sorted behind the names of detectors by it.
 PREFIX = "baseline: "
-#: Kinds that draw anything at random. One seed says all about the others.
+#: Kinds whose figures depend on the seed. One seed says all about the others.
 DRAWN = {"pixels, isolation forest"}
 
 

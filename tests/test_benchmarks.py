@@ -238,6 +238,10 @@ def test_every_baseline_has_its_cell(baselines, script, folder, capsys):
     assert [cell["detector"] for cell in cells] == sorted(f"baseline: {kind}" for kind in baselines.KINDS)
     found = {cell["detector"].removeprefix("baseline: "): cell for cell in cells}
     assert not any(cell["stale"] or "pixel_auroc" in cell for cell in cells)
+    forget_code()
+    assert _comparison.code_digest("Baseline") != _comparison.code_digest("no class"), (
+        "of the baselines' code"
+    )
     assert {cell["confound"] for cell in cells} == {"brightness"}
     assert 0.8 < found["brightness"]["auroc"][0] == cells[0]["confound_auroc"][0] < 1
     assert found["brightness"]["stratified_auroc"][0] == 0.5
