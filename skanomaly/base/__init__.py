@@ -5,10 +5,12 @@ from ._composite import CompositeDetector
 from ._detector import BaseDetector, Judgement
 from ._detector import open_images as open_images
 from ._detector import tells_unlabelled as tells_unlabelled
+from ._estimator import ImageEstimator as ImageEstimator
+from ._estimator import gather as gather
 from ._features import FeatureDetector
 from ._state import restore as restore
 from ._state import state_of as state_of
 from ._trained import TrainedDetector
 
-# The functions are for other rooms of the package, which may not use private names of a detector.
+# What is not in this list is for other rooms of the package, which may not use private names of a detector.
 __all__ = ["BaseDetector", "CompositeDetector", "FeatureDetector", "Judgement", "TrainedDetector"]

@@ -1,7 +1,5 @@
 """BaseDetector: everything that detectors have in common, and the methods that each detector must add."""
 
-import copy
-import inspect
 import math
 import warnings
 from collections.abc import Iterator
@@ -10,17 +8,16 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.base import OutlierMixin
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import check_is_fitted
 
 from .. import _inference, labels, segmentation
 from .._atomic import all_or_nothing, checked_fit
 from .._finite import NotFiniteError, check_learned, limited
 from .._format import InputFormat
-from .._parameters import SHARED, constraints_of, fill_docstring
 from .._random import default_modes, draw_seed, seeded
 from ..training._progress import CallbackSupport
+from ._estimator import ImageEstimator, gather
 
 #: Largest number of map pixels that are kept to set `pixel_offset_`; all of them might not fit into memory.
 N_PIXELS = 10**7
@@ -59,28 +56,19 @@ class Judgement(NamedTuple):
         return cls(score, maps, {"residual": score} | components)
 
 
-class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
+class BaseDetector(CallbackSupport, OutlierMixin, ImageEstimator):
     """Base of all detectors. Its subclass `TrainedDetector` is the base of those trained in epochs.
 
     A subclass writes `_build` and `_judge`. It also writes `_measure` if it learns statistics of normal
     images, `_prepare` if sizes of its network depend on the data, and `_reconstruct` if it reconstructs.
 
     Shared parameters have constraints already; a subclass lists the constraints of its other parameters in
-    ``_parameter_constraints``. ``{parameters}`` and ``{attributes}`` in its docstring are replaced by the
-    entries that detectors share.
+    ``_parameter_constraints``. In its docstring, ``parameters`` and ``attributes`` in braces are replaced by
+    the entries that detectors share.
     """
-
-    #: Range of intensities that the network expects.
-    _image_range = (0.0, 1.0)
 
     #: Whether the method learns something else from unlabelled images (y = 0) than from normal ones.
     _tells_unlabelled = False
-
-    #: Training steps that None stands for, by the name of the parameter. Only a `TrainedDetector` has any.
-    _steps: dict = {}
-
-    #: Layers that None stands for, by the name of the backbone. Only a `FeatureDetector` has any.
-    _layers: dict = {}
 
     #: Version of saved files. Raise it when the network changes so that older files do not fit it.
     _file_version = 1
@@ -88,38 +76,13 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
     #: Class that learns the format of X in `fit`, and later opens images in that format.
     _format_class = InputFormat
 
-    _parameter_constraints: dict = {}
-
     # Set by `_assign_shared`.
-    device: str
     contamination: float
     pixel_contamination: float
-    intensity_range: Any
-    channel_axis: Any
-    image_shape: Any
-    random_state: Any
 
-    network_: torch.nn.Module
     offset_: float
     pixel_offset_: float
     map_range_: tuple[float, float]
-    device_: str
-    n_features_in_: int
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        names = list(inspect.signature(cls.__init__).parameters)[1:]
-        cls._parameter_constraints = constraints_of(names, cls._parameter_constraints)
-        # PatchDetector has no parameters of training, but it has the history of the detector inside.
-        trained = "max_epochs" in names or hasattr(cls, "history_")
-        cls.__doc__ = fill_docstring(
-            cls.__doc__, names, trained=trained, steps=cls._steps, layers=cls._layers
-        )
-
-    def _assign_shared(self, parameters):
-        """Assign the shared parameters of a constructor; `parameters` is its `locals()`."""
-        for name in SHARED.keys() & parameters.keys():
-            setattr(self, name, parameters[name])
 
     # Methods for subclasses to write.
 
@@ -158,19 +121,6 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         """Raise a ValueError if fitted attributes that only this class has, by name, cannot be right."""
 
     # Fitting.
-
-    @property
-    def image_shape_(self) -> tuple[int, int, int]:
-        return self._learned("image_shape")
-
-    @property
-    def intensity_range_(self) -> tuple[float, float]:
-        return self._learned("intensity_range")
-
-    def _learned(self, name):
-        if "_format" not in vars(self):
-            raise AttributeError(f"{name}_ is there once {type(self).__name__} is fitted")
-        return getattr(self._format, name)
 
     # Nested validation is not skipped: users set parameters of the detectors in a composite, too.
     @checked_fit(prefer_skip_nested_validation=False)
@@ -472,7 +422,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
             Maps on one scale for all images; higher is more anomalous.
         """
         images = self._open(X)
-        return _collect(self._maps(images), images.map_shape, np.float32, out)
+        return gather(self._maps(images), images.map_shape, np.float32, out)
 
     def segment(
         self,
@@ -509,7 +459,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
             (rows, segmentation.residual_mask(maps, self.pixel_offset_, **options))
             for rows, maps in self._maps(images)
         )
-        return _collect(masks, images.map_shape, bool, out)
+        return gather(masks, images.map_shape, bool, out)
 
     def iter_batches(
         self, X: ArrayLike
@@ -555,12 +505,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
         images = self._open(X)
         parts = self._run(lambda x: self._reconstruct(self.network_, x), images)
         parts = ((rows, images.from_network(part)) for rows, part in parts)
-        return _collect(parts, images.X.shape, np.float32, out)
-
-    def _open(self, X):
-        """Images of X, after checks that the detector is fitted and that X fits it."""
-        check_is_fitted(self)
-        return self._format.open(X, self)
+        return gather(parts, images.X.shape, np.float32, out)
 
     def _judgements(self, images, pick):
         """Yield (slice, part) for each batch: numpy arrays of the part that `pick` takes from a Judgement."""
@@ -569,9 +514,6 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
     def _limited_judgements(self, images, pick):
         """`_judgements` as users see them: whatever leaves float32 is the worst finite number."""
         return ((rows, limited(part)) for rows, part in self._judgements(images, pick))
-
-    def _run(self, function, images):
-        return _inference.run(function, self.network_, images, self.device_)
 
     def _maps(self, images):
         """Yield (slice, maps) for each batch."""
@@ -583,72 +525,8 @@ class BaseDetector(CallbackSupport, OutlierMixin, BaseEstimator):
                 )
             yield rows, maps
 
-    # Networks and devices.
-
     def _new_network(self):
         return self._place(self._build(self.image_shape_))
-
-    def _place(self, network):
-        # In the memory format channels_last, convolutions are faster on CPUs and on GPUs.
-        return network.to(self.device_, memory_format=torch.channels_last)
-
-    def __getstate__(self):
-        """State for pickling. The network is on the CPU, since another machine may have no accelerator."""
-        state = dict(super().__getstate__())  # a copy, since __getstate__ returns the __dict__ itself
-        if "network_" in state and self.device_ != "cpu":
-            state["network_"] = copy.deepcopy(state["network_"]).cpu()
-        return state
-
-    def __setstate__(self, state):
-        super().__setstate__(state)
-        if "network_" in state:
-            try:
-                self.device_ = _inference.resolve_device(self.device)
-            except ValueError:  # this machine may lack the device
-                self.device_ = "cpu"
-            with default_modes():
-                network = self.network_
-                # Tensors that were unpickled in inference mode could never have a gradient.
-                if any(tensor.is_inference() for tensor in network.state_dict().values()):
-                    network = copy.deepcopy(network)
-                self.network_ = self._place(network)
-
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        # two_d_array stays True: without it scikit-learn silently leaves out 45 of its 46 checks.
-        tags.input_tags.three_d_array = True
-        return tags
-
-
-def _collect(parts, shape, dtype, out):
-    """Array of this shape made of parts (rows, array), or, if `shape` is None, a list of arrays."""
-    if shape is None:
-        if out is not None:
-            raise ValueError("out is for images in one array; those of a list come back as a list")
-        return [part[0] for _, part in parts]
-    if out is None:
-        out = np.empty(shape, dtype)
-    else:
-        _check_out(out, tuple(shape), np.dtype(dtype))
-    for rows, part in parts:
-        out[rows] = part
-    return out
-
-
-def _check_out(out, shape, dtype):
-    """Raise an error if `out` cannot hold results of this shape and dtype."""
-    if not hasattr(out, "shape"):
-        raise TypeError(f"out must be an array to write to, got {type(out).__name__}")
-    if tuple(out.shape) != shape:
-        raise ValueError(f"out must have shape {shape}, got {tuple(out.shape)}")
-    if isinstance(out, torch.Tensor):
-        raise TypeError("out must be a numpy array, or write like one, got a tensor; give tensor.numpy()")
-    # As numpy's own out=: uint8, the default of a memmap, would cut maps to whole numbers.
-    held = np.dtype(getattr(out, "dtype", dtype))
-    if held.kind not in "biufcO" or not np.can_cast(dtype, held, "same_kind"):
-        raise TypeError(f"out must hold {dtype}, got dtype {held}")
-    if not getattr(getattr(out, "flags", None), "writeable", True):
-        raise ValueError("out must be writable, got a read-only array")
 
 
 def open_images(detector, X):
