@@ -1,6 +1,7 @@
 from . import base as base
 from . import datasets as datasets
 from . import ensemble as ensemble
+from . import features as features
 from . import labels as labels
 from . import layers as layers
 from . import metrics as metrics

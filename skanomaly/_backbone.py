@@ -8,8 +8,11 @@ import numpy as np
 import torch
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
+from sklearn.utils.validation import check_is_fitted
 from torch import nn
+from torch.nn import functional as F
 
+from ._parameters import pair
 from ._random import draw_seed, seeded
 from .networks.backbone import (
     STAGES,
@@ -20,6 +23,9 @@ from .networks.backbone import (
     sides,
     weights_digest,
 )
+
+#: Cells on each side of an image over which maps are averaged, by the name of the backbone; else 2.
+GRIDS = {"filters": 8}
 
 #: Backbones by name: class, side of the input by default, number of layers, and SHA-256 of the weights.
 NAMED = {
@@ -39,6 +45,27 @@ class _Scaled:
         return self._images[rows].numpy()
 
 
+def grid_cells(grid, description):
+    """Height and width of a grid, of the parameter `grid` and the description of a backbone."""
+    if isinstance(grid, str):  # "auto"
+        grid = GRIDS.get(description["name"], 2)
+    return pair(grid, "grid")
+
+
+def vectors(network, maps, cells):
+    """Vector (n, d) of each image: feature maps of a backbone, averaged over cells and joined.
+
+    Its values are in the order of layers, then channels, then rows of cells.
+    """
+    pooled = [F.adaptive_avg_pool2d(m, cells).flatten(1) for m in maps]
+    return network.pooled(torch.cat(pooled, dim=1))
+
+
+def learns(backbone):
+    """Whether a backbone is a detector that is fitted to the training images."""
+    return hasattr(backbone, "fit") and not isinstance(backbone, FrozenEstimator)
+
+
 def fit_inner(backbone, images, random_state):
     """Fitted detector that is the backbone, or None for any other backbone.
 
@@ -52,9 +79,15 @@ def fit_inner(backbone, images, random_state):
         Source of the detector's seed; None leaves the detector its own.
     """
     if isinstance(backbone, FrozenEstimator):
+        check_is_fitted(backbone.estimator)
         return backbone.estimator
-    if not hasattr(backbone, "fit"):
+    if not learns(backbone):
         return None
+    if not {"channel_axis", "intensity_range"} <= backbone.get_params(deep=False).keys():
+        raise TypeError(
+            f"backbone must be a detector of images, got {type(backbone).__name__}; give a detector such as "
+            "AutoEncoder(), the name of a backbone, or a module"
+        )
     options = {"channel_axis": 1, "image_shape": None, "intensity_range": (0.0, 1.0)}
     if random_state is not None:
         options["random_state"] = draw_seed(random_state)

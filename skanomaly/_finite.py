@@ -30,6 +30,29 @@ def unlimited(values):
     return np.where(np.less(values, WORST), values, np.inf)
 
 
+def refuse_not_finite(what, values, first=0, rows=None):
+    """Raise an error that names the first image with a value that is not finite.
+
+    Parameters
+    ----------
+    what : str
+        Name of the values, with an article.
+    values : (n,) or (n, d) float ndarray
+        Values of each image.
+    first : int, default=0
+        Number of the first image.
+    rows : (n,) int ndarray or None
+        Numbers of the images in X; None counts from `first`.
+    """
+    wrong = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(1))
+    if len(wrong):
+        row = first + wrong[0] if rows is None else rows[wrong[0]]
+        raise NotFiniteError(
+            f"{what} of image {row} of X is not finite in float32: look for a fill value or another extreme "
+            "among its pixels, and mend it or leave the image out"
+        )
+
+
 def check_learned(**learned):
     """Raise an error if a number that is about to be stored, or drawn by, is not finite.
 

@@ -75,7 +75,7 @@ SIZE_PARAMETERS = """
         level, by two 1 x 1 convolutions on either side.
 """
 
-#: Parameters of detectors with a backbone.
+#: Parameters of estimators with a backbone. A class gets the entries of the parameters that it has.
 BACKBONE_PARAMETERS = """
     backbone : str, detector, nn.Module or callable, default="imagenet"
         Frozen network whose feature maps describe an image. "imagenet" is EfficientNet-Lite0 with the weights
@@ -89,6 +89,9 @@ BACKBONE_PARAMETERS = """
     input_size : int or tuple (h, w), default=None
         Size to which images are resized for the backbone. An int is the side of a square of equal area, so
         that proportions stay. None is 224 for "imagenet", 64 for "filters", else the size of the images.
+    grid : "auto", int or tuple (h, w), default="auto"
+        Cells over which each feature map is averaged; an int is for both sides. "auto" is 8 for "filters" and
+        2 for any other backbone.
 """
 
 #: Entries of class docstrings on fitted attributes.
@@ -127,7 +130,9 @@ ATTRIBUTES = """
 
 #: Names of the attributes that only detectors trained in epochs have.
 TRAINED_ATTRIBUTES = {"history_", "n_iter_"}
-#: Names of the attributes that only detectors with a backbone have.
+#: Names of the attributes that only detectors have.
+DETECTOR_ATTRIBUTES = {"offset_", "pixel_offset_", "map_range_"}
+#: Names of the attributes that only estimators with a backbone have.
 BACKBONE_ATTRIBUTES = {"backbone_", "backbone_detector_", "feature_shapes_", "n_images_"}
 
 _whole = [Interval(Integral, 1, None, closed="left")]
@@ -163,11 +168,12 @@ AUTOENCODER = {
     "bottleneck": [StrOptions({"dense", "spatial"})],
 }
 
-#: Constraints of the parameters of detectors with a backbone.
+#: Constraints of the parameters of estimators with a backbone.
 BACKBONE = {
     "backbone": [StrOptions({"imagenet", "filters"}), HasMethods(["fit"]), callable],
     "layers": [tuple, list, None],
     "input_size": [*_whole, tuple, None],
+    "grid": [StrOptions({"auto"}), *_whole, tuple],
 }
 
 #: Constraints of all shared parameters. The base assigns these parameters.
@@ -177,13 +183,21 @@ SHARED = COMMON | TRAINING | AUTOENCODER | BACKBONE
 ENDINGS = {"_weight": [Interval(Real, 0, None, closed="left")], "_epochs": [*_whole, None], "_lr": _positive}
 
 
+def pair(value, name):
+    """Height and width (h, w), of the parameter `name`, whose value is a number or two."""
+    two = (value, value) if isinstance(value, Integral) else tuple(value)
+    if len(two) != 2 or not all(isinstance(side, Integral) and side > 0 for side in two):
+        raise ValueError(f"{name} must be a whole number or two, (h, w), got {value}")
+    return tuple(map(int, two))
+
+
 def constraints_of(names, own):
     """Constraints of a class with the parameters `names`: by endings, of shared parameters, and its `own`."""
     by_ending = {name: rule for name in names for ending, rule in ENDINGS.items() if name.endswith(ending)}
     return by_ending | {name: SHARED[name] for name in names if name in SHARED} | own
 
 
-def fill_docstring(doc, names, *, trained, steps, layers):
+def fill_docstring(doc, names, *, judges, trained, steps, layers):
     """Docstring of a class with ``{size}``, ``{backbone}``, ``{parameters}`` and ``{attributes}`` replaced.
 
     ``{max_epochs steps}`` becomes the number of training steps that ``max_epochs=None`` stands for. The same
@@ -194,6 +208,8 @@ def fill_docstring(doc, names, *, trained, steps, layers):
     doc : str or None
     names : sequence of str
         Parameters of the class. ``{parameters}`` becomes the entries of those that `doc` does not describe.
+    judges : bool
+        Whether the class has `DETECTOR_ATTRIBUTES`.
     trained : bool
         Whether the class has `TRAINED_ATTRIBUTES`.
     steps : dict of str to int
@@ -205,11 +221,11 @@ def fill_docstring(doc, names, *, trained, steps, layers):
         return None
     # cleandoc strips the indentation, which Python 3.13 has done already and older ones have not.
     doc = inspect.cleandoc(doc).replace("{size}", inspect.cleandoc(SIZE_PARAMETERS))
-    doc = doc.replace("{backbone}", inspect.cleandoc(BACKBONE_PARAMETERS))
+    doc = doc.replace("{backbone}", _entries(BACKBONE_PARAMETERS, lambda name: name in names))
     described = re.findall(r"^(\w+) : ", doc.partition("\nAttributes\n")[0], flags=re.MULTILINE)
     parameters = _entries(PARAMETERS, lambda name: name in names and name not in described)
-    absent = set() if trained else TRAINED_ATTRIBUTES
-    absent = absent if layers else absent | BACKBONE_ATTRIBUTES
+    groups = (judges, DETECTOR_ATTRIBUTES), (trained, TRAINED_ATTRIBUTES), (layers, BACKBONE_ATTRIBUTES)
+    absent = set().union(*(group for has, group in groups if not has))
     attributes = _entries(ATTRIBUTES, lambda name: name not in absent)
     doc = doc.replace("{parameters}", parameters).replace("{attributes}", attributes)
     doc = doc.replace("{layers}", ", ".join(f'{of} of "{name}"' for name, of in layers.items()))

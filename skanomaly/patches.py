@@ -22,6 +22,7 @@ from ._format import (
     refuse_one_image,
     warn_of_constants,
 )
+from ._parameters import pair
 from ._random import draw_seed
 from ._windows import ImageStack, cover, profile, starts
 from .base import CompositeDetector, Judgement, tells_unlabelled
@@ -283,14 +284,6 @@ def _is_list_of_images(X):
     return isinstance(X, list) and all(isinstance(image, np.ndarray) and image.ndim > 1 for image in X)
 
 
-def _pair(value, name):
-    """Height and width (h, w), of a parameter that is a number or two."""
-    pair = (value, value) if isinstance(value, Integral) else tuple(value)
-    if len(pair) != 2 or not all(isinstance(side, Integral) and side > 0 for side in pair):
-        raise ValueError(f"{name} must be a whole number or two, (h, w), got {value}")
-    return tuple(map(int, pair))
-
-
 def _find_patch_size(patch_size, sizes):
     """Height and width of a window, as given or by default, for images of these sizes."""
     smallest = sizes.min(0)
@@ -298,7 +291,7 @@ def _find_patch_size(patch_size, sizes):
         # Sides of one pixel do not count: they would make windows of 1 x 1 in a row of 1 x d.
         side = min([64, *(side for side in smallest if side > 1)])
         return tuple(int(min(side, limit)) for limit in smallest)
-    patch_size = _pair(patch_size, "patch_size")
+    patch_size = pair(patch_size, "patch_size")
     if (patch_size > smallest).any():
         raise ValueError(
             f"patch_size must fit into every training image, got {patch_size} for an image of "
@@ -311,7 +304,7 @@ def _find_stride(stride, patch_size):
     """Steps of windows down and to the right, given or by default."""
     if stride is None:
         return tuple(max(1, side // 2) for side in patch_size)
-    stride = _pair(stride, "stride")
+    stride = pair(stride, "stride")
     if any(step > side for step, side in zip(stride, patch_size)):
         raise ValueError(
             f"stride must be at most patch_size={patch_size}, or parts of an image would not be seen, "

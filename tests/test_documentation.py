@@ -21,6 +21,7 @@ import skanomaly
 from skanomaly import (
     datasets,
     ensemble,
+    features,
     labels,
     layers,
     metrics,
@@ -61,6 +62,7 @@ MODULES_WITH_PAGES = [
     skanomaly,
     datasets,
     ensemble,
+    features,
     labels,
     layers,
     metrics,

@@ -33,6 +33,7 @@ FLOORS = [
         "_holder",
         "_unwrap",
         "ensemble",
+        "features",
         "layers",
         "model_selection",
         "patches",

@@ -8,6 +8,7 @@ from ._detector import tells_unlabelled as tells_unlabelled
 from ._estimator import ImageEstimator as ImageEstimator
 from ._estimator import gather as gather
 from ._features import FeatureDetector
+from ._features import HoldsBackbone as HoldsBackbone
 from ._state import restore as restore
 from ._state import state_of as state_of
 from ._trained import TrainedDetector

@@ -13,7 +13,7 @@ from sklearn.utils.metaestimators import available_if
 
 from .. import _inference, labels, segmentation
 from .._atomic import all_or_nothing, checked_fit
-from .._finite import NotFiniteError, check_learned, limited
+from .._finite import NotFiniteError, check_learned, limited, refuse_not_finite
 from .._format import InputFormat
 from .._random import default_modes, draw_seed, seeded
 from ..training._progress import CallbackSupport
@@ -310,15 +310,9 @@ class BaseDetector(CallbackSupport, OutlierMixin, ImageEstimator):
                 f"{type(self).__name__}._measure returned {len(scores)} judgements for {len(images)} normal "
                 "images; return those of all of them, or None"
             )
-        wrong = np.flatnonzero(~np.isfinite(scores))
-        if last_step and len(wrong) == len(scores):
+        if last_step and not np.isfinite(scores).any():
             raise NotFiniteError(f"scores of the training images are not finite{last_step}")
-        if len(wrong):
-            row = int(wrong[0] if images.rows is None else images.rows[wrong[0]])
-            raise NotFiniteError(
-                f"the score, or the map, of image {row} of X is not finite in float32: look for a fill value "
-                "or another extreme among its pixels, and mend it or leave the image out"
-            )
+        refuse_not_finite("the score, or the map,", scores, rows=images.rows)
         return scores, np.concatenate(pixels) if pixels else None
 
     def _set_thresholds(self, offset, pixels, rate):

@@ -27,7 +27,7 @@ class ImageEstimator(BaseEstimator):
     #: Training steps that None stands for, by the name of the parameter. Only a `TrainedDetector` has any.
     _steps: dict = {}
 
-    #: Layers that None stands for, by the name of the backbone. Only a `FeatureDetector` has any.
+    #: Layers that None stands for, by the name of the backbone. Only with a backbone there are any.
     _layers: dict = {}
 
     _parameter_constraints: dict = {}
@@ -49,9 +49,9 @@ class ImageEstimator(BaseEstimator):
         cls._parameter_constraints = constraints_of(names, cls._parameter_constraints)
         # PatchDetector has no parameters of training, but it has the history of the detector inside.
         trained = "max_epochs" in names or hasattr(cls, "history_")
-        cls.__doc__ = fill_docstring(
-            cls.__doc__, names, trained=trained, steps=cls._steps, layers=cls._layers
-        )
+        judges = hasattr(cls, "score_samples")
+        given = {"judges": judges, "trained": trained, "steps": cls._steps, "layers": cls._layers}
+        cls.__doc__ = fill_docstring(cls.__doc__, names, **given)
 
     def _assign_shared(self, parameters):
         """Assign the shared parameters of a constructor; `parameters` is its `locals()`."""

@@ -8,13 +8,8 @@ from .._inference import Replay
 from ._detector import BaseDetector
 
 
-class FeatureDetector(BaseDetector):
-    """Base of detectors that describe images by the feature maps of a frozen backbone.
-
-    A subclass writes `_new_density`, a module of statistics; `_describe`, which makes tensors of feature
-    maps; `_learn_density`, which fills the statistics from the tensors of all images; and `_judge_features`,
-    which judges these tensors. Its constructor also has the parameters `backbone`, `layers` and `input_size`.
-    """
+class HoldsBackbone:
+    """Mixin of estimators with the parameters `backbone`, `layers` and `input_size`."""
 
     #: Layers that None stands for, by the name of the backbone.
     _layers = {"imagenet": (1, 2, 3, 4, 5, 6), "filters": (0, 1, 2)}
@@ -22,6 +17,32 @@ class FeatureDetector(BaseDetector):
     backbone_: dict
     feature_shapes_: tuple
     n_images_: int
+
+    def _prepare(self, images):
+        """Set the attributes that describe the backbone; a detector is fitted to the images first."""
+        self.n_images_ = len(images)
+        self.backbone_detector_ = _backbone.fit_inner(self.backbone, images, self.random_state)
+        self.backbone_ = _backbone.describe(
+            self.backbone, self.backbone_detector_, self.layers, self.input_size, images, self._layers
+        )
+        with torch.no_grad():
+            maps = self._new_backbone(images.layout.image_shape)(images[:1].to(self.device_))
+        self.feature_shapes_ = tuple(tuple(m.shape[1:]) for m in maps)
+
+    def _new_backbone(self, image_shape):
+        inner = self.backbone_detector_
+        image_range = self._image_range if inner is None else inner._format.image_range
+        given = self.layers, self.input_size, image_shape, image_range
+        return _backbone.build(self.backbone, inner, self.backbone_, *given)
+
+
+class FeatureDetector(HoldsBackbone, BaseDetector):
+    """Base of detectors that describe images by the feature maps of a frozen backbone.
+
+    A subclass writes `_new_density`, a module of statistics; `_describe`, which makes tensors of feature
+    maps; `_learn_density`, which fills the statistics from the tensors of all images; and `_judge_features`,
+    which judges these tensors. Its constructor also has the parameters `backbone`, `layers` and `input_size`.
+    """
 
     def _new_density(self, shapes):
         """Module of statistics for feature maps of these shapes (c, h, w). ``n_images_`` is known."""
@@ -49,22 +70,6 @@ class FeatureDetector(BaseDetector):
     def _judge_own(self, network, rows, *tensors):
         """`_judge_features` for the training images `rows`; a method that remembers them leaves these out."""
         return self._judge_features(network, *tensors)
-
-    def _prepare(self, images):
-        self.n_images_ = len(images)
-        self.backbone_detector_ = _backbone.fit_inner(self.backbone, images, self.random_state)
-        self.backbone_ = _backbone.describe(
-            self.backbone, self.backbone_detector_, self.layers, self.input_size, images, self._layers
-        )
-        with torch.no_grad():
-            maps = self._new_backbone(self.image_shape_)(images[:1].to(self.device_))
-        self.feature_shapes_ = tuple(tuple(m.shape[1:]) for m in maps)
-
-    def _new_backbone(self, image_shape):
-        inner = self.backbone_detector_
-        image_range = self._image_range if inner is None else inner._format.image_range
-        given = self.layers, self.input_size, image_shape, image_range
-        return _backbone.build(self.backbone, inner, self.backbone_, *given)
 
     def _build(self, image_shape):
         network = nn.Module()

@@ -5,13 +5,11 @@ from numbers import Integral, Real
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import nn
-from torch.nn import functional as F
 
+from .. import _backbone
 from ..base import FeatureDetector, Judgement
 from ..networks.density import PositionGaussians, ShrunkGaussian, enlarged, fine, joined, smallest
 
-#: Cells on each side of an image over which features are averaged, by the name of the backbone.
-GRIDS = {"imagenet": 2, "filters": 8}
 #: Principal components at each position of the map.
 N_COMPONENTS = 64
 #: What is added to the variances at each position.
@@ -27,9 +25,6 @@ class FeatureGaussian(FeatureDetector):
     Parameters
     ----------
     {backbone}
-    grid : "auto", int or tuple (h, w), default="auto"
-        Cells over which each feature map is averaged; an int is for both sides. "auto" is 8 for "filters" and
-        2 for any other backbone.
     shrinkage : {"oas", "ledoit_wolf"} or float, default="oas"
         Shrinkage of the covariance towards a multiple of the identity: a number in (0, 1], or a method that
         finds one.
@@ -77,7 +72,6 @@ class FeatureGaussian(FeatureDetector):
     """
 
     _parameter_constraints = {
-        "grid": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left"), tuple],
         "shrinkage": [StrOptions({"oas", "ledoit_wolf"}), Interval(Real, 0, 1, closed="right")],
         "neighbors": [Interval(Integral, 1, None, closed="left"), None],
         "blur": [Interval(Real, 0, None, closed="left")],
@@ -101,7 +95,6 @@ class FeatureGaussian(FeatureDetector):
         image_shape=None,
         random_state=None,
     ):
-        self.grid = grid
         self.shrinkage = shrinkage
         self.neighbors = neighbors
         self.blur = blur
@@ -109,8 +102,7 @@ class FeatureGaussian(FeatureDetector):
 
     def _cells(self):
         """Height and width of the grid."""
-        grid = GRIDS.get(self.backbone_["name"], 2) if self.grid == "auto" else self.grid
-        return (grid, grid) if isinstance(grid, Integral) else tuple(grid)
+        return _backbone.grid_cells(self.grid, self.backbone_)
 
     def _fine(self):
         return fine(self.feature_shapes_, self.backbone_["input_size"])
@@ -125,9 +117,8 @@ class FeatureGaussian(FeatureDetector):
         return density
 
     def _describe(self, network, maps):
-        cells, pooled = self._cells(), network.backbone.pooled
-        vectors = torch.cat([F.adaptive_avg_pool2d(m, cells).flatten(1) for m in maps], dim=1)
-        return pooled(vectors), joined([maps[k] for k in self._fine()], pooled)
+        vectors = _backbone.vectors(network.backbone, maps, self._cells())
+        return vectors, joined([maps[k] for k in self._fine()], network.backbone.pooled)
 
     def _learn_density(self, network, described):
         rows = []

@@ -4,12 +4,15 @@ import hashlib
 import importlib.util
 import math
 from functools import cache
+from numbers import Integral
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from .._parameters import pair
 
 #: Blocks of EfficientNet-Lite0, one line a stage: number of blocks, kernel size, stride, channels.
 STAGES = (1, 3, 1, 16), (2, 3, 2, 24), (2, 5, 2, 40), (3, 3, 2, 80), (3, 5, 1, 112), (4, 5, 2, 192)
@@ -268,10 +271,10 @@ def sides(image_shape, input_size):
     height, width = image_shape[1:]
     if input_size is None:
         return height, width
-    if isinstance(input_size, int):
+    if isinstance(input_size, Integral):
         ratio = math.sqrt(height / width)
         return max(1, round(input_size * ratio)), max(1, round(input_size / ratio))
-    return tuple(map(int, input_size))
+    return pair(input_size, "input_size")
 
 
 def resize(x, size):
