@@ -5,6 +5,7 @@ import re
 from itertools import groupby
 
 from skanomaly import testing
+from skanomaly.features import ImageFeatures
 
 #: In the order of the page. A family that is not named here follows, without a sentence.
 FAMILIES = {
@@ -20,6 +21,15 @@ INTRODUCTION = """\
 Detectors by family, with how each one decides; their own pages say more. They are trained on normal images
 if nothing else is said. Below each family are the variants that papers have names for, with the expression
 that makes them.
+
+"""
+
+#: Options of a table of expressions.
+VARIANTS = "   :class: methods\n   :widths: 40 60\n"
+
+PIPELINES = """\
+Classical methods judge rows of features of a frozen network, and are Pipelines of scikit-learn behind
+:class:`~skanomaly.features.ImageFeatures`, as the guide shows in :doc:`guide/classical`. They have no map.
 
 """
 
@@ -78,5 +88,6 @@ def methods_page():
         options = "   :class: methods\n   :widths: 14 20 20 12 34\n"
         text += list_table(["Detector", "Method", "Score", "Map", "Departures"], rows, options)
         if named:
-            text += list_table(["Variant", "Made by"], named, "   :class: methods\n   :widths: 40 60\n")
-    return text
+            text += list_table(["Variant", "Made by"], named, VARIANTS)
+    made = [[variant, f"``{code}``"] for variant, code in variants(ImageFeatures)]
+    return text + title("Pipelines", "-") + PIPELINES + list_table(["Method", "Made by"], made, VARIANTS)

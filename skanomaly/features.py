@@ -48,7 +48,7 @@ class ImageFeatures(HoldsBackbone, TransformerMixin, ImageEstimator):
     -----
     :Variants:
         * One-class SVM: ``make_pipeline(ImageFeatures(), StandardScaler(), OneClassSVM())``
-        * Principal component classifier: ``make_pipeline(ImageFeatures(), StandardScaler(), PCA(0.95))``
+        * Probabilistic PCA: ``make_pipeline(ImageFeatures(), StandardScaler(), PCA(0.95))``
         * Isolation forest: ``make_pipeline(ImageFeatures(), IsolationForest())``
         * Local outlier factor: ``make_pipeline(ImageFeatures(), LocalOutlierFactor(novelty=True))``
         * Kernel density: ``make_pipeline(ImageFeatures(), StandardScaler(), PCA(16), KernelDensity())``

@@ -8,6 +8,7 @@ import pkgutil
 import re
 import runpy
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ import pandas as pd
 import pytest
 from numpydoc.validate import validate
 from PIL import Image
+from sklearn.pipeline import make_pipeline
+from sklearn.utils import all_estimators
 from test_floors import FLOORS
 
 import skanomaly
@@ -37,6 +40,7 @@ from skanomaly import (
     transforms,
 )
 from skanomaly.base import tells_unlabelled
+from skanomaly.features import ImageFeatures
 
 ROOT = Path(__file__).parents[1]
 MODULES = ["skanomaly", *(m.name for m in pkgutil.walk_packages(skanomaly.__path__, "skanomaly."))]
@@ -199,6 +203,16 @@ def test_the_expression_of_a_variant_makes_it(name, variant, code):
     detector._validate_params()
 
 
+@pytest.mark.parametrize("code", [code for _, code in METHODS_PAGE["variants"](ImageFeatures)])
+def test_the_expression_of_a_classical_method_makes_it(code):
+    """Each is a Pipeline of scikit-learn with a score."""
+    known = {"ImageFeatures": partial(ImageFeatures, backbone="filters", input_size=16)}
+    known |= dict(all_estimators()) | {"make_pipeline": make_pipeline}
+    made, X = eval(code, known), testing.make_images((40, 16, 16))
+    assert isinstance(made[0], ImageFeatures)
+    assert np.isfinite(made.fit(X).score_samples(X)).all()
+
+
 def test_variants_are_read_whole_and_told_apart():
     written = sum(inspect.getdoc(detector).count("\n    * ") for _, detector in testing.all_detectors())
     assert written == len(VARIANTS) == len({v for _, v, _ in VARIANTS}) == len({c for _, _, c in VARIANTS})
@@ -211,6 +225,9 @@ def test_the_page_of_methods_is_grouped_by_family():
         name: METHODS_PAGE["fields"](detector)["Family"] for name, detector in testing.all_detectors()
     }
     _, *sections = re.split(r"^([\w-]+)\n-+\n", page, flags=re.MULTILINE)
+    *sections, pipelines, classical = sections
+    assert pipelines == "Pipelines"
+    assert classical.count("``make_pipeline(ImageFeatures()") == 6
     assert sorted(sections[::2]) == sorted({family.capitalize() for family in families.values()})
     for title, section in zip(sections[::2], sections[1::2]):
         found = re.findall(r"\* - :class:`~skanomaly\.(\w+)`", section)
