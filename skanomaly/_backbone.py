@@ -2,11 +2,12 @@
 
 import copy
 import warnings
+from contextlib import contextmanager
 from numbers import Integral
 
 import numpy as np
 import torch
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
@@ -20,6 +21,8 @@ from .networks.backbone import (
     DerivativeFilters,
     ImageNetBackbone,
     ModuleBackbone,
+    recorded,
+    resize,
     sides,
     weights_digest,
 )
@@ -79,19 +82,32 @@ def fit_inner(backbone, images, random_state):
         Source of the detector's seed; None leaves the detector its own.
     """
     if isinstance(backbone, FrozenEstimator):
-        check_is_fitted(backbone.estimator)
-        return backbone.estimator
+        inner = backbone.estimator
+        if not hasattr(inner, "iter_batches"):
+            raise TypeError(f"backbone must be a fitted detector where it is frozen, got {inner}")
+        check_is_fitted(inner)
+        return inner
     if not learns(backbone):
         return None
-    if not {"channel_axis", "intensity_range"} <= backbone.get_params(deep=False).keys():
-        raise TypeError(
-            f"backbone must be a detector of images, got {type(backbone).__name__}; give a detector such as "
-            "AutoEncoder(), the name of a backbone, or a module"
-        )
     options = {"channel_axis": 1, "image_shape": None, "intensity_range": (0.0, 1.0)}
+    if not isinstance(backbone, BaseEstimator) or options.keys() - backbone.get_params():
+        raise TypeError(f"backbone must be a detector that judges whole images, got {backbone}")
     if random_state is not None:
         options["random_state"] = draw_seed(random_state)
     return clone(backbone).set_params(**options).fit(_Scaled(images))
+
+
+@contextmanager
+def explained(backbone, image_shape):
+    """Context in which an error of torch becomes one that names the backbone and the shape of an image."""
+    try:
+        yield
+    except RuntimeError as error:
+        name = getattr(backbone, "__name__", type(backbone).__name__)
+        raise ValueError(
+            f"backbone={name} cannot make maps of images of shape {image_shape}: {error}; give a network "
+            "that can, or another input_size"
+        ) from error
 
 
 def describe(backbone, inner, layers, input_size, images, default_layers):
@@ -114,13 +130,14 @@ def describe(backbone, inner, layers, input_size, images, default_layers):
         layers = default_layers[backbone] if layers is None else layers
         if not all(isinstance(k, Integral) and 0 <= k < n_layers for k in layers) or not len(layers):
             raise ValueError(
-                f"layers must be numbers from 0 to {n_layers - 1} for backbone={backbone!r}, got {layers!r}"
+                f"layers must be one or more numbers from 0 to {n_layers - 1} for backbone={backbone!r}, got "
+                f"{layers!r}"
             )
         return _description(backbone, digest, map(int, layers), size)
     if inner is not None:
         network = inner.network_
         if layers is None:
-            layers = _activations(network, images[:1], inner)
+            layers = _activations(network, resize(images[:1], size).to(inner.device_), inner)
         return _description(type(inner).__name__, weights_digest(network), layers, size)
     network = _user_module(backbone, image_shape, warn=True)
     return _description(type(network).__name__, weights_digest(network), layers or (), size)
@@ -174,37 +191,33 @@ def _user_module(backbone, image_shape, *, warn=False):
     """Frozen copy of a module, or the module that a function makes."""
     if isinstance(backbone, nn.Module):
         return copy.deepcopy(backbone).eval().requires_grad_(False)
-    with seeded(0):
+    # On the CPU also where `save` compares networks without tensors, on the meta device: these have weights.
+    with seeded(0), torch.device("cpu"):
         network = backbone(image_shape)
     if not isinstance(network, nn.Module):
         raise TypeError(f"backbone must make an nn.Module of an image shape, got {type(network).__name__}")
     if warn:
-        with seeded(1):
+        with seeded(1), torch.device("cpu"):
             other = backbone(image_shape)
         if weights_digest(other) != weights_digest(network):
             warnings.warn(
                 "backbone makes a network with random weights, which tell little of disease; load learned "
                 "weights in that function, or take backbone='imagenet'",
-                stacklevel=7,
+                stacklevel=8,
             )
     return network.eval().requires_grad_(False)
 
 
 def _activations(network, x, inner):
     """Names of the activations in the part `encoder` of a network whose outputs are maps."""
-    names, found = [], []
-    for name, module in network.named_modules():
-        if "encoder" in name.split(".") and type(module).__module__ == nn.ReLU.__module__:
-            hook = module.register_forward_hook(
-                lambda m, i, output, name=name: names.append(name) if output.ndim == 4 else None
-            )
-            found.append(hook)
-    try:
-        with torch.no_grad():
-            network(x.to(next(network.parameters()).device))
-    finally:
-        for hook in found:
-            hook.remove()
+    names = [
+        name
+        for name, module in network.named_modules()
+        if "encoder" in name.split(".") and type(module).__module__ == nn.ReLU.__module__
+    ]
+    with torch.no_grad(), recorded(network.eval(), names) as found:
+        network(x)
+    names = [name for name, output in found.items() if output.ndim == 4]
     if not names:
         raise ValueError(
             f"layers must be given for backbone={type(inner).__name__}, which has no encoder with maps; name "

@@ -22,11 +22,12 @@ class HoldsBackbone:
         """Set the attributes that describe the backbone; a detector is fitted to the images first."""
         self.n_images_ = len(images)
         self.backbone_detector_ = _backbone.fit_inner(self.backbone, images, self.random_state)
-        self.backbone_ = _backbone.describe(
-            self.backbone, self.backbone_detector_, self.layers, self.input_size, images, self._layers
-        )
-        with torch.no_grad():
-            maps = self._new_backbone(images.layout.image_shape)(images[:1].to(self.device_))
+        image_shape = images.layout.image_shape
+        with torch.no_grad(), _backbone.explained(self.backbone, image_shape):
+            self.backbone_ = _backbone.describe(
+                self.backbone, self.backbone_detector_, self.layers, self.input_size, images, self._layers
+            )
+            maps = self._new_backbone(image_shape)(images[:1].to(self.device_))
         self.feature_shapes_ = tuple(tuple(m.shape[1:]) for m in maps)
 
     def _new_backbone(self, image_shape):

@@ -154,7 +154,8 @@ def _misfit(detector, state):
     def count(kind, limit, module, name, tensor):
         if threading.get_ident() != thread:  # torch also calls the hook for networks of other threads
             return
-        counts[kind] += tensor is not None
+        # A frozen backbone has weights, and is no part of the file.
+        counts[kind] += tensor is not None and tensor.is_meta
         if counts[kind] > limit:
             raise ValueError(f"it has more than the {len(state)} tensors there are")
 

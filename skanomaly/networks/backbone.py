@@ -3,7 +3,9 @@
 import hashlib
 import importlib.util
 import math
-from functools import cache
+import threading
+from contextlib import contextmanager
+from functools import cache, partial
 from numbers import Integral
 from pathlib import Path
 
@@ -109,7 +111,8 @@ class EfficientNetLite0(nn.Module):
 
 def _weights_path():
     spec = importlib.util.find_spec(WEIGHTS_PACKAGE)
-    path = None if spec is None else Path(spec.origin).parent / WEIGHTS_FILE
+    # An empty folder of this name is a package without an origin.
+    path = Path(spec.origin).parent / WEIGHTS_FILE if spec and spec.origin else None
     if path is None or not path.exists():
         raise ModuleNotFoundError(
             "backbone='imagenet' needs the weights of EfficientNet-Lite0, which are not installed; install "
@@ -148,14 +151,17 @@ class ImageNetBackbone(nn.Module):
         self.layers, self.size = layers, size
 
     def forward(self, x):
-        n, n_channels = x.shape[:2]
-        if n_channels not in (1, 3):  # channels of other meaning: each is an image of its own
-            x = x.flatten(0, 1)[:, None]
         x = resize(x, self.size)
+        if x.shape[1] in (1, 3):
+            return self._maps(x)
+        # Channels of other meaning: one by one, since all at once would take as many times the memory.
+        maps = [self._maps(channel) for channel in x.split(1, dim=1)]
+        return [torch.stack(of_channels).mean(0) for of_channels in zip(*maps)]
+
+    def _maps(self, x):
         x = ((x * 255 - 127) / 128).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
         maps = imagenet(str(x.device))(x, max(self.layers))
-        maps = [maps[k] for k in self.layers]
-        return [m.unflatten(0, (n, n_channels)).mean(1) for m in maps] if len(x) > n else maps
+        return [maps[k] for k in self.layers]
 
     @staticmethod
     def pooled(maps):
@@ -232,19 +238,10 @@ class ModuleBackbone(nn.Module):
         self._held = [network]  # a list, since a module would become a part
 
     def forward(self, x):
-        (low, high), network, found = self.image_range, self._held[0].to(x.device), {}
-        # Hooks only while it runs: others may hold the network, too.
-        hooks = [
-            network.get_submodule(name).register_forward_hook(
-                lambda module, inputs, output, name=name: found.__setitem__(name, output)
-            )
-            for name in self.layers or ()
-        ]
-        try:
+        # eval: it is no part of this module, whose mode it does not follow.
+        (low, high), network = self.image_range, self._held[0].to(x.device).eval()
+        with recorded(network, self.layers or ()) as found:
             output = network(resize(x, self.size) * (high - low) + low)
-        finally:
-            for hook in hooks:
-                hook.remove()
         maps = [found.get(name) for name in self.layers] if self.layers else output
         maps = [maps] if isinstance(maps, torch.Tensor) else list(maps)
         for m in maps:
@@ -256,6 +253,25 @@ class ModuleBackbone(nn.Module):
         return maps
 
     pooled = staticmethod(ImageNetBackbone.pooled)
+
+
+@contextmanager
+def recorded(network, names):
+    """Context in which a dict gets the outputs of the modules `names` of a network, by name."""
+    found, thread = {}, threading.get_ident()
+
+    def keep(name, module, inputs, output):
+        # Another thread may run the same network at the same time.
+        if threading.get_ident() == thread:
+            found[name] = output
+
+    # Hooks only while it runs: others may hold the network, too.
+    hooks = [network.get_submodule(name).register_forward_hook(partial(keep, name)) for name in names]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def sides(image_shape, input_size):
