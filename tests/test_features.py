@@ -365,7 +365,7 @@ def test_classical_detectors_tell_pneumonia_by_features():
         ),
         ({"backbone": PatchDetector()}, TypeError, "got PatchDetector"),
         ({"backbone": FrozenEstimator(AutoEncoder())}, NotFittedError, "AutoEncoder"),
-        ({"layers": (0, 3)}, ValueError, r"layers must be one or more numbers from 0 to 2 .*'filters', got \(0, 3\)"),
+        ({"layers": (0, 3)}, ValueError, r"layers must be one or more numbers .*'filters', got \(0, 3\)"),
         ({"layers": ()}, ValueError, r"layers must be one or more numbers"),
         ({"backbone": nn.Conv2d(1, 2, 3), "layers": ["x"]}, ValueError, r"must name modules .*\['x'\]"),
         ({"backbone": nn.Flatten()}, ValueError, r"must give maps \(n, c, h, w\), got \(1, 256\); name"),
