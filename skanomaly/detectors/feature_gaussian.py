@@ -8,7 +8,15 @@ from torch import nn
 
 from .. import _backbone
 from ..base import FeatureDetector, Judgement
-from ..networks.density import PositionGaussians, ShrunkGaussian, enlarged, fine, joined, smallest
+from ..networks.density import (
+    LEAST_SHRINKAGE,
+    PositionGaussians,
+    ShrunkGaussian,
+    enlarged,
+    fine,
+    joined,
+    smallest,
+)
 
 #: Principal components at each position of the map.
 N_COMPONENTS = 64
@@ -26,8 +34,8 @@ class FeatureGaussian(FeatureDetector):
     ----------
     {backbone}
     shrinkage : {"oas", "ledoit_wolf"} or float, default="oas"
-        Shrinkage of the covariance towards a multiple of the identity: a number in (0, 1], or a method that
-        finds one.
+        Shrinkage of the covariance towards a multiple of the identity: a number from 1e-6 to 1, or a method
+        that finds one.
     neighbors : int, default=None
         Number of nearest training images. None scores by the Gaussian; a number by the mean distance to so
         many of them, of features whitened by half.
@@ -72,9 +80,9 @@ class FeatureGaussian(FeatureDetector):
     """
 
     _parameter_constraints = {
-        "shrinkage": [StrOptions({"oas", "ledoit_wolf"}), Interval(Real, 0, 1, closed="right")],
+        "shrinkage": [StrOptions({"oas", "ledoit_wolf"}), Interval(Real, LEAST_SHRINKAGE, 1, closed="both")],
         "neighbors": [Interval(Integral, 1, None, closed="left"), None],
-        "blur": [Interval(Real, 0, None, closed="left")],
+        "blur": [Interval(Real, 0, 1, closed="both")],
     }
 
     def __init__(

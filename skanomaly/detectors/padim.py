@@ -23,8 +23,8 @@ class PaDiM(FeatureDetector):
     n_components : int, default=64
         Number of features after the reduction, at most.
     regularization : float or "oas", default=0.01
-        Multiple of the identity that is added to each covariance, as in the paper; "oas" shrinks each
-        covariance instead.
+        Multiple of the identity that is added to each covariance, as in the paper, at least 1e-6; "oas"
+        shrinks each covariance instead.
     blur : float, default=0.03
         Deviation of the Gaussian filter of maps, as a share of each side.
     pooling : {"mean", "max", "top"}, default="mean"
@@ -76,8 +76,8 @@ class PaDiM(FeatureDetector):
     _parameter_constraints = {
         "reduction": [StrOptions({"pca", "random"})],
         "n_components": [Interval(Integral, 1, None, closed="left")],
-        "regularization": [Interval(Real, 0, None, closed="neither"), StrOptions({"oas"})],
-        "blur": [Interval(Real, 0, None, closed="left")],
+        "regularization": [Interval(Real, 1e-6, None, closed="left"), StrOptions({"oas"})],
+        "blur": [Interval(Real, 0, 1, closed="both")],
         "pooling": [StrOptions({"mean", "max", "top"})],
         "top_fraction": [Interval(Real, 0, 1, closed="right")],
     }

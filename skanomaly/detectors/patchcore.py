@@ -33,7 +33,7 @@ class PatchCore(FeatureDetector):
         Number of nearest features to which distances are averaged.
     neighborhood : int, default=None
         Number of positions in each direction from which remembered features count. None counts those from
-        anywhere.
+        anywhere, and so do "centres", which have no position.
     blur : float, default=0.03
         Deviation of the Gaussian filter of maps, as a share of each side.
     pooling : {"mean", "max", "top", "reweighted"}, default="mean"
@@ -94,7 +94,7 @@ class PatchCore(FeatureDetector):
         "bank_size": [Interval(Integral, 1, None, closed="left")],
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
         "neighborhood": [Interval(Integral, 0, None, closed="left"), None],
-        "blur": [Interval(Real, 0, None, closed="left")],
+        "blur": [Interval(Real, 0, 1, closed="both")],
         "pooling": [StrOptions({"mean", "max", "top", "reweighted"})],
         "top_fraction": [Interval(Real, 0, 1, closed="right")],
     }
@@ -135,7 +135,7 @@ class PatchCore(FeatureDetector):
     def _new_density(self, shapes):
         height, width = smallest(shapes)
         n = self.n_images_ * height * width
-        n = n if self.bank == "all" else min(n, self.bank_size)
+        n = n if self.bank == "all" else min(n, self.bank_size, MOST_CANDIDATES)
         return FeatureBank(n, sum(shape[0] for shape in shapes))
 
     def _describe(self, network, maps):
@@ -143,24 +143,31 @@ class PatchCore(FeatureDetector):
 
     def _learn_density(self, network, described):
         bank = network.density
-        maps = torch.cat([maps[:n] for n, (maps,) in described])
-        n_images, _, height, width = maps.shape
-        features = maps.movedim(1, 3).flatten(0, 2)
-        bank.deviation.copy_(deviations(features.double().var(0, correction=0)))
-        features = features / bank.deviation
+        height, width = smallest(self.feature_shapes_)
         n_places = height * width
-        rows = torch.arange(len(features))
+        rows = torch.arange(self.n_images_ * n_places)
         if self.bank != "all" and len(rows) > MOST_CANDIDATES:
             rows = torch.randperm(len(rows))[:MOST_CANDIDATES].sort().values
+        parts, start = [], 0
+        for n, (maps,) in described:
+            features = maps[:n].movedim(1, 3).flatten(0, 2)
+            parts.append(features[rows[(rows >= start) & (rows < start + len(features))] - start])
+            start += len(features)
+        # Part by part: all features in float64 might not fit into memory.
+        mean = sum(x.double().sum(0) for x in parts) / len(rows)
+        variance = sum((x.double() - mean).square().sum(0) for x in parts) / len(rows)
+        bank.mean.copy_(mean)
+        bank.deviation.copy_(deviations(variance, mean))
+        features = torch.cat([bank.scaled(x) for x in parts])
         if self.bank == "coreset":
-            rows = rows[coreset(features[rows], len(bank.features)).cpu()]
+            chosen = coreset(features, len(bank.features)).cpu()
+            features, rows = features[chosen], rows[chosen]
         elif self.bank == "centres":
-            seed, x = int(torch.randint(2**31 - 1, ())), features[rows].cpu().numpy()
+            seed, x = int(torch.randint(2**31 - 1, ())), features.cpu().numpy()
             means = MiniBatchKMeans(len(bank.features), random_state=seed, n_init=3).fit(x)
-            centres = torch.from_numpy(means.cluster_centers_).to(features)
-            bank.features.copy_(centres)
+            bank.features.copy_(torch.from_numpy(means.cluster_centers_))
             return
-        bank.features.copy_(features[rows])
+        bank.features.copy_(features)
         place = rows % n_places
         bank.places.copy_(torch.stack([place // width, place % width], dim=1))
         bank.images.copy_(rows // n_places)
@@ -172,36 +179,40 @@ class PatchCore(FeatureDetector):
 
     def _judge_features(self, network, maps, *, own=None):
         bank, (n, _, height, width) = network.density, maps.shape
-        x = (maps.movedim(1, 3).flatten(0, 2)) / bank.deviation
+        x = bank.scaled(maps.movedim(1, 3).flatten(0, 2))
         counts = self._counts(bank, n, height, width, own)
-        distances, rows = bank.nearest(x, self.n_neighbors, counts)
-        distances = distances.mean(1)
+        nearest, rows = bank.nearest(x, self.n_neighbors, counts)
+        distances = nearest.mean(1)
         grid = distances.view(n, height, width)
         maps = enlarged(grid, self.image_shape_[1:], self.blur)
         components = map_scores(maps, self.top_fraction)
         worst = grid.flatten(1).argmax(1) + torch.arange(n, device=x.device) * height * width
-        components["reweighted"] = self._reweighted(bank, x[worst], distances[worst], rows[worst, 0])
+        weights = self._weights(bank, x[worst], nearest[worst, 0], rows[worst, 0])
+        components["reweighted"] = weights * distances[worst]
         return Judgement(components[self.pooling], maps, components)
 
     def _counts(self, bank, n, height, width, own):
-        """Features that count for each position of n images, (n * height * width, n_features) or None."""
-        counts, device = None, bank.features.device
-        if self.neighborhood is not None and self.bank != "centres":
-            grid = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-            places = torch.stack(grid, dim=2).flatten(0, 1).to(bank.places)
-            apart = (places[:, None] - bank.places).abs().amax(2)
-            counts = (apart <= self.neighborhood).repeat(n, 1)
-        if own is not None:
-            others = bank.images != own[:, None].to(device)
-            others = others.repeat_interleave(height * width, 0)
-            counts = others if counts is None else counts & others
+        """Function that says which features count for each position of n images, or None if all do."""
+        near = self.neighborhood is not None and self.bank != "centres"
+        if not near and own is None:
+            return None
+        places = torch.cartesian_prod(torch.arange(height), torch.arange(width)).to(bank.places)
+
+        def counts(part):
+            found = torch.ones((), dtype=torch.bool, device=bank.features.device)
+            if near:
+                found = (places[:, None] - bank.places[part]).abs().amax(2) <= self.neighborhood
+            if own is not None:
+                found = found & (bank.images[part] != own[:, None].to(bank.images))[:, None]
+            return found.expand(n, height * width, -1).flatten(0, 1)
+
         return counts
 
-    def _reweighted(self, bank, x, distance, row):
-        """Distances of features that are the worst of their images, weighted by eq. 7 of the paper."""
+    def _weights(self, bank, x, distance, row):
+        """Weights by eq. 7 of the paper, for the worst features of images and the nearest of the bank."""
         _, around = bank.nearest(bank.features[row], self._n_around)
         # Shifted by the largest, as any softmax: exp would overflow.
         apart = (x[:, None] - bank.features[around]).square().sum(2).sqrt()
         top = torch.maximum(apart.amax(1), distance)
         share = (distance - top).exp() / (apart - top[:, None]).exp().sum(1)
-        return (1 - share) * distance
+        return (1 - share).clamp(min=0)

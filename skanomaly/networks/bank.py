@@ -54,10 +54,16 @@ class FeatureBank(nn.Module):
     def __init__(self, n, n_features):
         super().__init__()
         self.register_buffer("features", torch.zeros(n, n_features))
+        self.register_buffer("mean", torch.zeros(n_features))
         self.register_buffer("deviation", torch.ones(n_features))
         self.register_buffer("places", torch.zeros(n, 2))
         # Only the fit asks for the images.
         self.register_buffer("images", torch.zeros(n, dtype=torch.int64), persistent=False)
+
+    def scaled(self, x):
+        """Features (m, d) of a network in units of their deviations from the mean, as the bank holds them."""
+        # The mean changes no distance, but products of large numbers would cancel.
+        return (x - self.mean) / self.deviation
 
     def nearest(self, x, k, counts=None):
         """Distances (m, k) of vectors (m, d) to their nearest features, and the numbers of these features.
@@ -66,27 +72,35 @@ class FeatureBank(nn.Module):
         ----------
         x : (m, d) tensor
         k : int
-        counts : (m, n) bool tensor, default=None
-            Features that count for each vector. For a vector for which none does, all count.
+        counts : callable (slice) -> (m, b) bool tensor, default=None
+            Function that says which of the features in a slice count for each vector. For a vector for which
+            none does, all count.
         """
+        squares, rows = self._search(x, k, counts)
+        if counts is not None and (alone := squares[:, :1].isinf()).any():
+            # For all vectors, since results depend on how many there are.
+            squares, rows = map(torch.where, (alone, alone), self._search(x, k), (squares, rows))
+        # Where fewer than k count, the nearest stands for the others.
+        rows = torch.where(squares.isinf(), rows[:, :1], rows)
+        # From differences: the products of `_search` cancel where a feature is close.
+        distances = [(x - self.features[column]).square().sum(1).sqrt() for column in rows.mT]
+        return torch.stack(distances, dim=1), rows
+
+    def _search(self, x, k, counts=None):
+        """Approximate squared distances (m, k), inf for features that do not count, and their numbers."""
         n, lengths, best = len(self.features), x.square().sum(1, keepdim=True), None
-        if counts is not None:
-            counts = counts | ~counts.any(1, keepdim=True)
         k = min(k, n)
         for start in range(0, n, CHUNK):
-            features = self.features[start : start + CHUNK]
+            part = slice(start, min(start + CHUNK, n))
+            features = self.features[part]
             squares = torch.addmm(features.square().sum(1), x, features.mT, alpha=-2).add_(lengths)
             if counts is not None:
-                squares.masked_fill_(~counts[:, start : start + CHUNK], torch.inf)
+                squares.masked_fill_(~counts(part), torch.inf)
             found = squares.topk(min(k, squares.shape[1]), largest=False)
             found = found.values, found.indices + start
             if best is not None:
                 values, rows = (torch.cat(pair, 1) for pair in zip(best, found))
-                values, order = values.topk(k, largest=False)
+                values, order = values.topk(min(k, values.shape[1]), largest=False)
                 found = values, rows.gather(1, order)
             best = found
-        squares, rows = best
-        # Where fewer than k count, the nearest stands for the others.
-        rows = torch.where(squares.isinf(), rows[:, :1], rows)
-        squares = torch.where(squares.isinf(), squares[:, :1], squares)
-        return squares.clamp(min=0).sqrt(), rows
+        return best

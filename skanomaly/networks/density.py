@@ -8,8 +8,12 @@ from torch.nn import functional as F
 
 from .backbone import blur
 
-#: Least deviation of a feature, as a share of the median deviation. Below it a feature counts as constant.
+#: Least deviation of a feature, as a share of the median deviation of those that are not constant.
 LEAST_DEVIATION = 1e-3
+#: Least deviation of a feature that is not constant, as a share of its mean: less is float32's rounding.
+ROUNDING = 1e-6
+#: Least shrinkage. Without any, directions in which no two images differ have no variance.
+LEAST_SHRINKAGE = 1e-6
 #: Most channels of maps whose covariances are learned at each position; of more, so many are drawn.
 MOST_CHANNELS = 512
 #: Way in which torch.cdist takes differences of vectors, and not products.
@@ -50,12 +54,14 @@ class Moments:
         return self.outer / self.count - mean[:, :, None] * mean[:, None]
 
 
-def deviations(variance):
-    """Square roots of variances, none so small that it would blow up noise."""
+def deviations(variance, mean):
+    """Square roots of variances of features with these means, none so small that it would blow up noise."""
     deviation = variance.clamp(min=0).sqrt()
-    deviation = deviation.clamp(min=LEAST_DEVIATION * float(deviation.median()))
-    # Features that are constant in most images: any deviation does, and 1 changes nothing.
-    return torch.where(deviation > 0, deviation, 1)
+    # The median of these alone: most features of images with an empty channel are constant.
+    varies = deviation > ROUNDING * mean.abs()
+    if not varies.any():
+        return torch.ones_like(deviation)
+    return deviation.clamp(min=LEAST_DEVIATION * float(deviation[varies].median()))
 
 
 def oas(n, trace, square, n_features):
@@ -120,7 +126,7 @@ class ShrunkGaussian(nn.Module):
         rows = rows.double()
         n, d = rows.shape
         mean = rows.mean(0)
-        deviation = deviations((rows - mean).square().mean(0))
+        deviation = deviations((rows - mean).square().mean(0), mean)
         z = (rows - mean) / deviation
         if n > d:
             covariance = z.mT @ z / n
@@ -139,6 +145,7 @@ class ShrunkGaussian(nn.Module):
             rho = ledoit_wolf(n, trace, square, z.square().sum(1).square().sum(), d)
         else:
             rho = torch.tensor(float(shrinkage), dtype=torch.float64)
+        rho = rho.clamp(min=LEAST_SHRINKAGE)
         self._set(mean, deviation, basis, values, rho)
         if self.bank is not None:
             self.bank.copy_((z @ self.basis.mT.double()) / self.variances.double() ** 0.25)
@@ -235,7 +242,7 @@ class PositionGaussians(nn.Module):
         # Of the features at all positions: within them, and between their means.
         center = mean.mean(0)
         whole = covariance.mean(0) + (mean - center).mT @ (mean - center) / len(mean)
-        deviation = deviations(whole.diagonal())
+        deviation = deviations(whole.diagonal(), center)
         options = {"dtype": whole.dtype, "device": whole.device}
         if reduction == "pca":
             directions = torch.linalg.eigh(whole / deviation / deviation[:, None])[1].flip(1)
