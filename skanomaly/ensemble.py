@@ -15,8 +15,8 @@ from ._finite import WORST, unlimited
 from ._inference import BATCH
 from ._random import draw_seed
 from .base import CompositeDetector, Judgement, tells_unlabelled
-from .detectors.autoencoder import AutoEncoder
-from .detectors.vae import VAE
+from .detectors.feature_gaussian import FeatureGaussian
+from .detectors.padim import PaDiM
 
 __all__ = ["ScoreEnsemble"]
 
@@ -29,8 +29,7 @@ TINY = float(np.finfo(np.float32).tiny)
 
 def default_detectors():
     """Members that ``detectors=None`` stands for, a new list at each call."""
-    # Placeholder for FeatureGaussian and PaDiM.
-    return [("autoencoder", AutoEncoder()), ("vae", VAE())]
+    return [("gaussian", FeatureGaussian()), ("padim", PaDiM())]
 
 
 class ScoreEnsemble(CompositeDetector, _BaseComposition):
@@ -42,9 +41,9 @@ class ScoreEnsemble(CompositeDetector, _BaseComposition):
     Parameters
     ----------
     detectors : list of (str, BaseDetector), default=None
-        Members by name; None is ``[("autoencoder", AutoEncoder()), ("vae", VAE())]``. Parameters of a member
-        have nested names such as ``vae__latent_size``, and a member is replaced by its name, as in
-        ``set_params(vae=VAE(latent_size=4))``.
+        Members by name; None is ``[("gaussian", FeatureGaussian()), ("padim", PaDiM())]``. Parameters of a
+        member have nested names such as ``padim__layers``, and a member is replaced by its name, as in
+        ``set_params(padim=PatchCore())``.
     holdout : float, default=0.2
         Share of the normal training images that set the scales, and that no member learns from, in [0, 1).
         With 0, or fewer than 20 normal images, the members learn from all images, and all normal ones set the

@@ -2,11 +2,13 @@
 
 from numbers import Integral, Real
 
+import numpy as np
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import nn
 
 from .. import _backbone
+from .._inference import collect
 from ..base import FeatureDetector, Judgement
 from ..networks.density import (
     LEAST_SHRINKAGE,
@@ -30,6 +32,9 @@ class FeatureGaussian(FeatureDetector):
     Feature maps are averaged over the cells of a grid and joined to one vector for an image. The score is its
     squared Mahalanobis distance from the vectors of normal images. Nothing is trained.
 
+    Images that nobody has labelled (y = 0) give a second Gaussian: an image that is near to them, and not to
+    the normal ones, is suspicious.
+
     Parameters
     ----------
     {backbone}
@@ -39,12 +44,16 @@ class FeatureGaussian(FeatureDetector):
     neighbors : int, default=None
         Number of nearest training images. None scores by the Gaussian; a number by the mean distance to so
         many of them, of features whitened by half.
+    unlabelled_weight : float, default=0.5
+        Weight of the distance from unlabelled images, which is subtracted from the score if there are any.
     blur : float, default=0.03
         Deviation of the Gaussian filter of maps, as a share of each side.
     {parameters}
 
     Attributes
     ----------
+    n_unlabelled_ : int
+        Number of unlabelled training images.
     {attributes}
 
     See Also
@@ -54,11 +63,14 @@ class FeatureGaussian(FeatureDetector):
     Notes
     -----
     :Family: features
-    :Trained on: normal images; nothing is trained but the mean and covariance of features
-    :Score: squared Mahalanobis distance of the features of the image
+    :Trained on: normal images, and unlabelled ones if there are any; nothing but means and covariances of
+        features is learned
+    :Score: squared Mahalanobis distance of the features of the image, less `unlabelled_weight` times that from
+        unlabelled images
     :Map: Mahalanobis distance of the features at each position
     :Departures: [1]_ fit one Gaussian for each stage to features averaged over the whole image, and add the
-        distances; here there is one for all stages and 2 x 2 cells, with OAS for Ledoit-Wolf shrinkage
+        distances; here there is one for all stages and 2 x 2 cells, with OAS for Ledoit-Wolf shrinkage.
+        Unlabelled images are ours
 
     With `neighbors`, each training image is judged by the others for the thresholds, so that `predict` flags
     fewer of them than `contamination` says.
@@ -94,6 +106,7 @@ class FeatureGaussian(FeatureDetector):
         grid="auto",
         shrinkage="oas",
         neighbors=None,
+        unlabelled_weight=0.5,
         blur=0.03,
         device="auto",
         contamination=0.1,
@@ -105,8 +118,22 @@ class FeatureGaussian(FeatureDetector):
     ):
         self.shrinkage = shrinkage
         self.neighbors = neighbors
+        self.unlabelled_weight = unlabelled_weight
         self.blur = blur
         self._assign_shared(locals())
+
+    _tells_unlabelled = True
+
+    def _prepare(self, images):
+        super()._prepare(images)
+        self.n_unlabelled_ = 0 if images.y is None else int((images.y == 0).sum())
+        self.n_images_ -= self.n_unlabelled_
+        if self.n_images_ < 2:
+            raise ValueError(
+                "FeatureGaussian learns from normal images and, beside them, unlabelled ones; y has "
+                f"{self.n_images_} normal (1) and {self.n_unlabelled_} unlabelled (0): give 2 normal ones at "
+                "least, or no y"
+            )
 
     def _cells(self):
         """Height and width of the grid."""
@@ -120,6 +147,9 @@ class FeatureGaussian(FeatureDetector):
         n_features = sum(shape[0] for shape in shapes) * height * width
         density, of_map = nn.Module(), [shapes[k] for k in self._fine()]
         density.image = ShrunkGaussian(n_features, self.n_images_, remembers=self.neighbors is not None)
+        # The Gaussian of one image would be a point.
+        tells = self.n_unlabelled_ > 1
+        density.unlabelled = ShrunkGaussian(n_features, self.n_unlabelled_) if tells else None
         n_channels = sum(shape[0] for shape in of_map)
         density.places = PositionGaussians(n_channels, N_COMPONENTS, smallest(of_map))
         return density
@@ -127,6 +157,14 @@ class FeatureGaussian(FeatureDetector):
     def _describe(self, network, maps):
         vectors = _backbone.vectors(network.backbone, maps, self._cells())
         return vectors, joined([maps[k] for k in self._fine()], network.backbone.pooled)
+
+    def _measure(self, network, images):
+        judged = super()._measure(network, self._normals(images))
+        if network.density.unlabelled is not None:
+            unlabelled = images.subset(np.flatnonzero(images.y == 0))
+            rows = collect(lambda x: self._features(network, x)[0], network, unlabelled, self.device_)
+            network.density.unlabelled.fit_rows(torch.from_numpy(rows).to(self.device_), self.shrinkage)
+        return judged
 
     def _learn_density(self, network, described):
         rows = []
@@ -144,10 +182,14 @@ class FeatureGaussian(FeatureDetector):
         return self._judge_features(network, vectors, maps, leave_out=1)
 
     def _judge_features(self, network, vectors, maps, *, leave_out=0):
-        image = network.density.image
+        image, unlabelled = network.density.image, network.density.unlabelled
         if self.neighbors is None:
             score = image(vectors)
         else:
             score = image.nearest(vectors, self.neighbors, leave_out=leave_out)
         maps = enlarged(network.density.places(maps), self.image_shape_[1:], self.blur)
-        return Judgement(score, maps, {"distance": score})
+        components = {"distance": score}
+        if unlabelled is not None:
+            components["unlabelled"] = unlabelled(vectors)
+            score = score - self.unlabelled_weight * components["unlabelled"]
+        return Judgement(score, maps, components)
