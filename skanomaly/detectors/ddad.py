@@ -213,7 +213,7 @@ class DDAD(TrainedDetector):
     {size}
     max_epochs : int, default=None
         Number of passes of each member over its training images. None makes {max_epochs steps} training
-        steps, whatever the number of images.
+        steps in the NDM, whatever the number of images, and as many passes in the UDM.
     refinement_epochs : int, default=None
         Number of passes of ASR-Net over the normal images. None makes {refinement_epochs steps} steps.
     refinement_width : int, default=128
@@ -438,9 +438,12 @@ class DDAD(TrainedDetector):
         normals = self._normals(images)
         if images.held_out is not None:
             normals.held_out = self._normals(images.held_out)
-        for name, members, seen in (("ndm", network.ndm, normals), ("udm", network.udm or (), images)):
-            for k, member in enumerate(members):
-                run(f"{name}_{k}", training, member, seen)
+        for k, member in enumerate(network.ndm):
+            n_epochs = len(run(f"ndm_{k}", training, member, normals))
+        for k, member in enumerate(network.udm or ()):
+            # Not as many steps: it has more images, and would know each of them less than the others do.
+            options = {"max_epochs": n_epochs} if self.max_epochs is None else {}
+            run(f"udm_{k}", training, member, images, **options)
         if self.refine:
             options = {"epochs": "refinement_epochs", "lr": REFINEMENT_LR}
             options |= {"batch_size": REFINEMENT_BATCH, "optimizer__weight_decay": 1e-4}

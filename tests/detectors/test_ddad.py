@@ -269,6 +269,13 @@ def test_the_settings_of_the_public_code(monkeypatch):
     assert training.batch_size == 8
 
 
+def test_both_ensembles_pass_over_their_images_as_often(monkeypatch):
+    monkeypatch.setitem(DDAD._steps, "max_epochs", 3)
+    fitted = tiny(DDAD, max_epochs=None, refine=False, batch_size=4).fit(make_images((12, 16, 16)), Y)
+    normal, unlabelled = (len(fitted.history_[stage]) for stage in ("ndm_0", "udm_0"))
+    assert normal == unlabelled == 2
+
+
 def test_backbones():
     x = torch.rand(4, 1, 16, 16) * 2 - 1
     for name, error in {"ae": squared_error, "aeu": likelihood_error}.items():
