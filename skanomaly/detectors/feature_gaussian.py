@@ -65,8 +65,8 @@ class FeatureGaussian(FeatureDetector):
     :Family: features
     :Trained on: normal images, and unlabelled ones if there are any; nothing but means and covariances of
         features is learned
-    :Score: squared Mahalanobis distance of the features of the image, less `unlabelled_weight` times that from
-        unlabelled images
+    :Score: squared Mahalanobis distance of the features of the image, less a share of that from unlabelled
+        images
     :Map: Mahalanobis distance of the features at each position
     :Departures: [1]_ fit one Gaussian for each stage to features averaged over the whole image, and add the
         distances; here there is one for all stages and 2 x 2 cells, with OAS for Ledoit-Wolf shrinkage.
