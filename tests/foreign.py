@@ -4,8 +4,11 @@ import numpy as np
 import skimage.data
 from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
+from torch import nn
 
+from skanomaly._random import seeded
 from skanomaly.datasets import load_chest_xray
+from skanomaly.networks.backbone import EfficientNetLite0
 
 
 def paste_foreign_patches(images, seed=0, share=3 / 8):
@@ -39,6 +42,33 @@ def paste_foreign_patches(images, seed=0, share=3 / 8):
     return np.clip(pasted, 0, 255).astype(np.uint8), masks
 
 
+def chests(side, n, n_new, share):
+    """Healthy chests of side x side pixels to learn from, new ones, and these with foreign patches.
+
+    Returns
+    -------
+    train, normal, foreign, masks : ndarray
+    """
+    train, test = (load_chest_xray(subset=subset) for subset in ("train", "test"))
+    train, normal = (
+        images.reshape(-1, side, 64 // side, side, 64 // side).mean((2, 4)).astype(np.uint8)
+        for images in (train.images[:n], test.images[test.target == 1][:n_new])
+    )
+    return train, normal, *paste_foreign_patches(normal, share=share)
+
+
+def auroc(fitted, normal, foreign, component=None):
+    images, truth = np.concatenate([normal, foreign]), np.repeat([0, 1], len(normal))
+    found = fitted.score_components(images)[component] if component else -fitted.score_samples(images)
+    return roc_auc_score(truth, found)
+
+
+def map_ratio_of(fitted, foreign, masks):
+    """Ratio of the map's mean in patches to that elsewhere."""
+    maps = fitted.anomaly_map(foreign)
+    return maps[masks].mean() / maps[~masks].mean()
+
+
 def check_learns(
     detector, *, component=None, share=3 / 8, at_least=0.70, gain=0.10, map_ratio=1.5, beats_the_mean=False
 ):
@@ -65,28 +95,51 @@ def check_learns(
     foreign, masks : ndarray
         Images with patches, and where these are.
     """
-    train, test = (load_chest_xray(subset=subset) for subset in ("train", "test"))
-    train, normal = (
-        images.reshape(-1, 16, 4, 16, 4).mean((2, 4)).astype(np.uint8)
-        for images in (train.images[:150], test.images[test.target == 1][:60])
-    )
-    foreign, masks = paste_foreign_patches(normal, share=share)
+    train, normal, foreign, masks = chests(16, 150, 60, share)
     epochs = {name: 1 for name in detector.get_params() if name.endswith("_epochs")}
     rates = {name: 1e-12 for name in detector.get_params() if name in ("lr", "encoder_lr")}
     untrained = clone(detector).set_params(**epochs, **rates).fit(train)
     trained = clone(detector).fit(train)
-
-    def auroc(fitted):
-        images, truth = np.concatenate([normal, foreign]), np.repeat([0, 1], len(normal))
-        found = fitted.score_components(images)[component] if component else -fitted.score_samples(images)
-        return roc_auc_score(truth, found)
-
-    before, after = auroc(untrained), auroc(trained)
-    maps = trained.anomaly_map(foreign)
-    ratio = maps[masks].mean() / maps[~masks].mean()
+    before, after = (auroc(fitted, normal, foreign, component) for fitted in (untrained, trained))
+    ratio = map_ratio_of(trained, foreign, masks)
     assert after >= max(at_least, before + gain), (before, after)
     assert ratio > map_ratio, ratio
     if beats_the_mean:
         error = ((trained.reconstruct(normal) - normal) ** 2).mean()
         assert error < ((train.mean(0) - normal) ** 2).mean()
     return trained, untrained, foreign, masks
+
+
+class RandomNetwork(nn.Module):
+    """The network from ImageNet with random weights, for images of one channel."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = layers
+        with seeded(0):
+            self.network = EfficientNetLite0().fold()
+
+    def forward(self, x):
+        maps = self.network((2 * x - 1).expand(-1, 3, -1, -1), max(self.layers))
+        return [maps[k] for k in self.layers]
+
+
+def check_tells(detector, *, at_least, gain, map_ratio):
+    """A detector with features from ImageNet tells foreign patches apart; with random ones it does so worse.
+
+    Parameters
+    ----------
+    detector : FeatureDetector
+        For 80 chests of 64 x 64 pixels.
+    at_least, gain : float
+        Least AUROC of the detector, and by how much it is above that with random features.
+    map_ratio : float
+        Least ratio of the map's mean in patches to that elsewhere; it must also be above the random one's.
+    """
+    train, normal, foreign, masks = chests(64, 80, 40, 1 / 4)
+    random = clone(detector).set_params(backbone=RandomNetwork(type(detector)._layers["imagenet"])).fit(train)
+    learned = clone(detector).fit(train)
+    before, after = (auroc(fitted, normal, foreign) for fitted in (random, learned))
+    assert after >= max(at_least, before + gain), (before, after)
+    before, after = (map_ratio_of(fitted, foreign, masks) for fitted in (random, learned))
+    assert after > max(map_ratio, before), (before, after)

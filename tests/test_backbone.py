@@ -154,6 +154,13 @@ class TestDerivativeFilters:
             expected = np.concatenate(energies, axis=1).reshape(2, 8, 5, 4, 6, 4).mean((3, 5))
             assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
 
+    @pytest.mark.parametrize("value", [0.1, 1 / 3, 99 / 255])
+    def test_an_empty_image_has_no_derivatives(self, value):
+        """Not even by rounding, which the logarithm would enlarge."""
+        for m in DerivativeFilters([0, 1, 2], (23, 29))(torch.full((2, 1, 17, 40), value)):
+            assert_array_equal(m[:, :3], 0)
+            assert_allclose(m[:, 3], value, rtol=1e-6)
+
     def test_logarithm_after_pooling(self):
         maps = torch.tensor([[-0.2, 0.0, 0.5]])
         assert_allclose(DerivativeFilters.pooled(maps), np.log([[0.001, 0.001, 0.501]]), rtol=1e-6)

@@ -191,7 +191,9 @@ class DerivativeFilters(nn.Module):
         self.layers, self.size = layers, size
 
     def forward(self, x):
-        x, maps = resize(x, self.size), []
+        # Minus its first pixel an empty channel is 0: the logarithm would enlarge errors of rounding.
+        first = x[..., :1, :1]
+        x, maps = resize(x - first, self.size), []
         for scale in (self.SCALES[k] for k in self.layers):
             smooth = blur(x, (scale, scale))
             padded = F.pad(smooth, (1, 1, 1, 1), mode="replicate")
@@ -199,7 +201,7 @@ class DerivativeFilters(nn.Module):
             left, right = padded[..., 1:-1, :-2], padded[..., 1:-1, 2:]
             energies = (below - above).abs() * scale / 2, (right - left).abs() * scale / 2
             laplacian = (above + below + left + right - 4 * smooth).abs() * scale**2
-            energies = torch.cat([*energies, laplacian, smooth], dim=1)
+            energies = torch.cat([*energies, laplacian, smooth + first], dim=1)
             cells = [max(1, side // self.CELL) for side in self.size]
             maps.append(F.adaptive_avg_pool2d(energies, cells))
         return maps
