@@ -10,6 +10,8 @@ from sklearn.covariance import OAS
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from skanomaly import FeatureGaussian, PaDiM
+from skanomaly.datasets import load_chest_xray
+from skanomaly.metrics import auroc
 from skanomaly.networks.backbone import ImageNetBackbone
 from skanomaly.testing import check_images, detector_checks, make_images, tiny
 
@@ -159,3 +161,48 @@ def test_any_size_and_channels(shape):
 @pytest.mark.learning
 def test_tells_foreign_patches():
     check_tells(FeatureGaussian(input_size=96, random_state=0), at_least=0.85, gain=0.1, map_ratio=1.25)
+
+
+def test_half_of_the_distance_from_unlabelled_images_is_subtracted():
+    unlabelled = make_images((12, 32, 32), seed=2)
+    both, y = np.concatenate([X, unlabelled]), np.repeat([1, 0], [30, 12])
+    fitted = FeatureGaussian(backbone="filters").fit(both, y)
+    assert (fitted.n_images_, fitted.n_unlabelled_) == (30, 12)
+    normal, of_unlabelled = (
+        -FeatureGaussian(backbone="filters").fit(images).score_samples(NEW) for images in (X, unlabelled)
+    )
+    components = fitted.score_components(NEW)
+    assert_allclose(components["distance"], normal, rtol=1e-6)
+    assert_allclose(components["unlabelled"], of_unlabelled, rtol=1e-5)
+    assert_allclose(-fitted.score_samples(NEW), normal - 0.5 * of_unlabelled, rtol=1e-4)
+    alone = FeatureGaussian(backbone="filters", unlabelled_weight=0).fit(both, y)
+    assert_array_equal(-alone.score_samples(NEW), alone.score_components(NEW)["distance"])
+    # Thresholds and maps are those of the normal images.
+    assert np.mean(fitted.predict(X) == -1) == 0.1
+    assert_array_equal(fitted.anomaly_map(NEW), FeatureGaussian(backbone="filters").fit(X).anomaly_map(NEW))
+
+
+@pytest.mark.learning
+def test_unlabelled_images_bring_what_is_like_them_to_light():
+    """Half of the unlabelled are ill: the others that are ill are told apart better than without them."""
+    train, val, test = (load_chest_xray(subset=subset) for subset in ("train", "val", "test"))
+    ill, normal = (np.flatnonzero(val.target == label)[:60] for label in (-1, 1))
+    X = np.concatenate([train.images, val.images[ill], val.images[normal]])
+    fitted = FeatureGaussian(backbone="filters").fit(X, np.repeat([1, 0], [len(train.images), len(X) - 433]))
+    alone = fitted.score_components(test.images)["distance"]
+    assert auroc(test.target, -fitted.score_samples(test.images)) > auroc(test.target, alone) + 0.02
+
+
+@pytest.mark.parametrize(
+    ("y", "message"), [([0] * 30, "0 normal .* 30 unlabelled"), ([1] + [0] * 29, "1 norm")]
+)
+def test_unlabelled_images_need_normal_ones(y, message):
+    with pytest.raises(ValueError, match=message):
+        FeatureGaussian(backbone="filters").fit(X, y)
+
+
+def test_one_unlabelled_image_is_too_few():
+    fitted = FeatureGaussian(backbone="filters").fit(X, [1] * 29 + [0])
+    assert_array_equal(
+        fitted.score_samples(NEW), FeatureGaussian(backbone="filters").fit(X[:29]).score_samples(NEW)
+    )
