@@ -72,9 +72,27 @@ class TestShrunkGaussian:
             assert (n, shrinkage) == (2, "ledoit_wolf")
             return
         inverse = np.linalg.inv(covariance)
-        for rows in (x, new):
-            expected = [mahalanobis((row - mean) / deviation, np.zeros(d), inverse) ** 2 for row in rows]
-            assert_allclose(fitted(x, shrinkage)(torch.from_numpy(rows)), expected, rtol=1e-3, atol=1e-4)
+        expected = [mahalanobis((row - mean) / deviation, np.zeros(d), inverse) ** 2 for row in new]
+        assert_allclose(fitted(x, shrinkage)(torch.from_numpy(new)), expected, rtol=1e-3, atol=1e-4)
+
+    @pytest.mark.parametrize(("n", "d"), SIZES)
+    @pytest.mark.parametrize("shrinkage", ["oas", 0.3])
+    def test_fitted_vectors_are_judged_by_the_others(self, n, d, shrinkage):
+        """If they are fewer than their features: by mean and covariance of the others, by definition."""
+        x, _ = drawn(n, d)
+        mean, deviation, covariance = covariance_of(x, shrinkage)
+        gaussian, z = fitted(x, shrinkage), (x - mean) / deviation
+        rho, floor = float(gaussian.shrinkage), float(gaussian.floor)
+        expected = []
+        for i in range(n):
+            others, matrix = np.delete(z, i, 0), covariance
+            row = z[i]
+            if n <= d:
+                row = row - others.mean(0)
+                centred = others - others.mean(0)
+                matrix = (1 - rho) * centred.T @ centred / (n - 1) + floor * n / (n - 1) * np.eye(d)
+            expected.append(row @ np.linalg.solve(matrix, row))
+        assert_allclose(gaussian(torch.from_numpy(x)), expected, rtol=2e-3)
 
     @pytest.mark.parametrize(("n", "d"), SIZES)
     def test_shrinkage_is_that_of_scikit_learn(self, n, d):
@@ -103,19 +121,17 @@ class TestShrunkGaussian:
         half = fractional_matrix_power(covariance, -0.25)
         bank, queries = ((rows - mean) / deviation @ half for rows in (x, new))
         gaussian = fitted(x, remembers=True)
+        k = min(k, n - 1)
         expected = np.sort(cdist(queries, bank), axis=1)[:, :k].mean(1)
         assert_allclose(gaussian.nearest(torch.from_numpy(new), k), expected, rtol=1e-3)
         # Of remembered ones, all but each itself.
-        k = min(k, n - 1)
         expected = np.sort(cdist(bank, bank), axis=1)[:, 1 : k + 1].mean(1)
-        assert_allclose(gaussian.nearest(torch.from_numpy(x), k, leave_out=1), expected, rtol=1e-3)
-        assert_allclose(gaussian.nearest(torch.from_numpy(x), 1), 0, atol=1e-3)
+        assert_allclose(gaussian.nearest(torch.from_numpy(x), k), expected, rtol=1e-3)
 
     def test_more_neighbours_than_images(self):
         x, new = drawn(4, 3)
         gaussian, new = fitted(x, remembers=True), torch.from_numpy(new)
-        assert torch.equal(gaussian.nearest(new, 99), gaussian.nearest(new, 4))
-        assert torch.equal(gaussian.nearest(new, 99, leave_out=1), gaussian.nearest(new, 3, leave_out=1))
+        assert torch.equal(gaussian.nearest(new, 99), gaussian.nearest(new, 3))
 
     def test_the_mean_is_at_no_distance(self):
         x, _ = drawn(12, 30)
@@ -140,7 +156,7 @@ class TestShrunkGaussian:
     def test_equal_images(self, shrinkage):
         x = np.repeat(features(1, 6), 5, 0)
         gaussian = fitted(x, shrinkage, remembers=True)
-        for judge in (gaussian, lambda rows: gaussian.nearest(rows, 1, leave_out=1)):
+        for judge in (gaussian, lambda rows: gaussian.nearest(rows, 1)):
             assert_allclose(judge(torch.from_numpy(x)), 0, atol=1e-6)
             away = judge(torch.from_numpy(x + 1))
             assert away.isfinite().all()

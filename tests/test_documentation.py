@@ -131,11 +131,10 @@ def test_the_extras_named_in_the_documents_exist():
 
 
 def test_the_readme_walks_from_files_to_scores_and_masks(tmp_path, monkeypatch):
-    """Its code, word by word but for the length of training, in a folder of PNG files."""
+    """Its code, word by word but for the backbone, in a folder of PNG files."""
     code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
-    short = "FAnoGAN(width=2, max_epochs=2, encoder_epochs=1, random_state=0)"
-    assert code.count("FAnoGAN(random_state=0)") == 1
+    assert code.count("FeatureGaussian()") == 1
     train, val = (datasets.load_chest_xray(subset=subset) for subset in ("train", "val"))
     folders = {
         "normal": train.images[:40],
@@ -148,7 +147,7 @@ def test_the_readme_walks_from_files_to_scores_and_masks(tmp_path, monkeypatch):
             Image.fromarray(image).resize((100, 80)).save(tmp_path / name / f"{i:03}.png")
     monkeypatch.chdir(tmp_path)
     namespace = {}
-    exec(code.replace("FAnoGAN(random_state=0)", short), namespace)
+    exec(code.replace("FeatureGaussian()", "FeatureGaussian(backbone='filters')"), namespace)
     table = pd.read_csv("scores.csv")
     assert table.columns.tolist() == ["file", "label", "score"]
     X = namespace["read"](namespace["new"])

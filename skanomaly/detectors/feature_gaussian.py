@@ -72,8 +72,9 @@ class FeatureGaussian(FeatureDetector):
         distances; here there is one for all stages and 2 x 2 cells, with OAS for Ledoit-Wolf shrinkage.
         Unlabelled images are ours
 
-    With `neighbors`, each training image is judged by the others for the thresholds, so that `predict` flags
-    fewer of them than `contamination` says.
+    With fewer images than features, training images are near to their own mean by construction. They are
+    recognised, since they alone lie in the span of the training images, and judged by the others; so that the
+    threshold of `fit` suits new images, too.
 
     References
     ----------
@@ -177,16 +178,12 @@ class FeatureGaussian(FeatureDetector):
         network.density.places.fit(maps(), "pca", REGULARIZATION)
         network.density.image.fit_rows(torch.cat(rows), self.shrinkage)
 
-    def _judge_own(self, network, rows, vectors, maps):
-        # A training image is its own nearest neighbour.
-        return self._judge_features(network, vectors, maps, leave_out=1)
-
-    def _judge_features(self, network, vectors, maps, *, leave_out=0):
+    def _judge_features(self, network, vectors, maps):
         image, unlabelled = network.density.image, network.density.unlabelled
         if self.neighbors is None:
             score = image(vectors)
         else:
-            score = image.nearest(vectors, self.neighbors, leave_out=leave_out)
+            score = image.nearest(vectors, self.neighbors)
         maps = enlarged(network.density.places(maps), self.image_shape_[1:], self.blur)
         components = {"distance": score}
         if unlabelled is not None:

@@ -14,6 +14,8 @@ LEAST_DEVIATION = 1e-3
 ROUNDING = 1e-6
 #: Least shrinkage. Without any, directions in which no two images differ have no variance.
 LEAST_SHRINKAGE = 1e-6
+#: Largest square of what a vector has beyond fitted ones, as a share of its own, for one that is one of them.
+WITHIN = 1e-6
 #: Most channels of maps whose covariances are learned at each position; of more, so many are drawn.
 MOST_CHANNELS = 512
 #: Way in which torch.cdist takes differences of vectors, and not products.
@@ -99,7 +101,9 @@ class ShrunkGaussian(nn.Module):
     """One Gaussian of feature vectors whose covariance is shrunk towards a multiple of the identity.
 
     The covariance is kept by its largest eigenvalues and their eigenvectors; in all other directions it is
-    the multiple of the identity alone. With fewer images than features this is exact.
+    the multiple of the identity alone. With fewer images than features this is exact. Only the images that it
+    was fitted to lie in the span of the eigenvectors then. They are near to the mean by construction, and are
+    judged as if they had been left out.
 
     Parameters
     ----------
@@ -112,7 +116,7 @@ class ShrunkGaussian(nn.Module):
 
     def __init__(self, n_features, n_images, *, remembers=False):
         super().__init__()
-        rank = max(1, min(n_images - 1, n_features))
+        self.n_images, rank = n_images, max(1, min(n_images - 1, n_features))
         self.register_buffer("mean", torch.zeros(n_features))
         self.register_buffer("deviation", torch.ones(n_features))
         self.register_buffer("basis", torch.zeros(rank, n_features))
@@ -176,21 +180,32 @@ class ShrunkGaussian(nn.Module):
     def forward(self, x):
         """Squared Mahalanobis distance (n,) of vectors (n, d)."""
         along, rest = self.whiten(x)
-        return (along.square() / self.variances).sum(1) + rest / self.floor
+        squares = (along.square() / self.variances).sum(1) + rest / self.floor
+        if self.n_images > x.shape[1]:
+            return squares
+        own = rest <= WITHIN * (along.square().sum(1) + rest)
+        # Sherman-Morrison: mean and covariance without one vector, at the same shrinkage and deviations.
+        others = self.n_images - 1
+        left_out = squares / (1 - (1 - self.shrinkage) * squares / others) * self.n_images / others
+        return torch.where(own, left_out, squares)
 
-    def nearest(self, x, k, *, leave_out=0):
+    def nearest(self, x, k):
         """Mean distance (n,) of vectors to the k nearest remembered ones, after whitening by half.
 
-        Vectors are multiplied by C^(-1/4), where C is the covariance. `leave_out` of the nearest ones do not
-        count: a remembered vector is its own nearest.
+        Vectors are multiplied by C^(-1/4), where C is the covariance. A remembered vector is not its own
+        nearest.
         """
         along, rest = self.whiten(x)
         # Remembered vectors lie in the span of the basis: what leaves it is as far from all of them.
         rest = (rest / self.floor.sqrt())[:, None]
         # Differences, not torch.cdist's products: the nearest are close, and their products would cancel.
-        distances = torch.cdist(along / self.variances**0.25, self.bank, compute_mode=EXACT).square() + rest
-        k = min(k, len(self.bank) - leave_out)
-        return distances.topk(k + leave_out, largest=False).values[:, leave_out:].sqrt().mean(1)
+        along = along / self.variances**0.25
+        distances = torch.cdist(along, self.bank, compute_mode=EXACT).square() + rest
+        k = min(k, len(self.bank) - 1)
+        found = distances.topk(k + 1, largest=False).values
+        own = found[:, 0] <= WITHIN * (along.square().sum(1) + rest[:, 0])
+        found = found.sqrt()
+        return torch.where(own, found[:, 1:].mean(1), found[:, :-1].mean(1))
 
 
 class PositionGaussians(nn.Module):
