@@ -18,9 +18,10 @@ from scipy import ndimage
 from sklearn.decomposition import PCA
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV
+from test_persistence import forged, parts_of
 from torch import nn
 
-from skanomaly import FeatureGaussian, PatchDetector, ScoreEnsemble, persistence
+from skanomaly import FeatureGaussian, PaDiM, PatchDetector, ScoreEnsemble, persistence
 from skanomaly.model_selection import NormalOnlyKFold
 from skanomaly.networks import backbone
 from skanomaly.networks.backbone import (
@@ -500,6 +501,40 @@ class TestFiles:
         detector = tiny(FeatureGaussian, layers=(0, 2)).fit(make_images()).set_params(**change)
         with pytest.raises(ValueError, match="no longer describe its network .*changed after fit"):
             persistence.save(detector, tmp_path / "detector.skanomaly")
+
+    @pytest.mark.parametrize(
+        ("name", "value", "message"),
+        [
+            ("n_images_", -1, "n_images_ cannot be -1"),
+            ("n_images_", "a", "n_images_ cannot be 'a'"),
+            ("n_images_", None, "n_images_ cannot be None"),
+            ("feature_shapes_", {"tuple": []}, r"feature_shapes_ cannot be \(\)"),
+            ("feature_shapes_", {"tuple": [{"tuple": [4, 4]}] * 3}, "feature_shapes_ cannot be"),
+            ("feature_shapes_", {"tuple": [{"tuple": [4, -4, -4]}] * 3}, "feature_shapes_ cannot be"),
+            ("feature_shapes_", {"tuple": [{"tuple": [4, 4, 8]}] * 3}, "is not the one its parameters"),
+            ("feature_shapes_", 3, "does not describe a detector"),
+            ("backbone_", 3, "does not describe a detector"),
+            ("backbone_", {"dict": {}}, "does not describe a detector"),
+            ("backbone_", {"layers": [0, 1]}, "feature_shapes_ cannot be"),
+            ("backbone_", {"layers": [0, 1, 9]}, "is not the one its parameters describe"),
+            ("backbone_", {"sha256": "0"}, "backbone has other weights"),
+            ("backbone_", {"input_size": [16, 10**9]}, "is not the one its parameters describe"),
+            ("backbone_detector_", 3, "does not describe a detector"),
+        ],
+    )
+    def test_forged_attributes_are_refused(self, name, value, message, tmp_path):
+        persistence.save(tiny(PaDiM).fit(make_images()), tmp_path / "a")
+
+        def change(document, tensors):
+            fitted = parts_of(document)["fitted"]["dict"]
+            if name == "backbone_" and isinstance(value, dict) and "dict" not in value:
+                fitted[name]["dict"] |= value
+            else:
+                fitted[name] = value
+
+        (tmp_path / "b").write_bytes(forged(tmp_path / "a", change))
+        with pytest.raises(ValueError, match=message):
+            persistence.load(tmp_path / "b")
 
     def test_changed_weights_are_refused(self, tmp_path):
         detector = gaussian().fit(make_images())

@@ -83,6 +83,14 @@ class FeatureDetector(HoldsBackbone, BaseDetector):
         self._learn_density(network, described)
         return described.map(lambda *batch: self._judge_own(network, *batch)[:2])
 
+    def _check_own_attributes(self, attributes):
+        n_images, shapes = attributes["n_images_"], attributes["feature_shapes_"]
+        if type(n_images) is not int or n_images < 2:
+            raise ValueError(f"n_images_ cannot be {n_images!r}")
+        n_maps = len(attributes["backbone_"]["layers"]) or len(shapes)
+        if n_maps != len(shapes) or any(len(shape) != 3 or min(shape) < 1 for shape in shapes):
+            raise ValueError(f"feature_shapes_ cannot be {shapes!r}")
+
     def _features(self, network, x):
         return self._describe(network, network.backbone(x))
 
