@@ -1,6 +1,8 @@
 """The parameters `backbone`, `layers` and `input_size`, and the module that they become."""
 
 import copy
+import sys
+import traceback
 import warnings
 from contextlib import contextmanager
 from numbers import Integral
@@ -203,9 +205,17 @@ def _user_module(backbone, image_shape, *, warn=False):
             warnings.warn(
                 "backbone makes a network with random weights, which tell little of disease; load learned "
                 "weights in that function, or take backbone='imagenet'",
-                stacklevel=8,
+                stacklevel=_outside(),
             )
     return network.eval().requires_grad_(False)
+
+
+def _outside():
+    """Stacklevel, for the caller of this function, of the code that called scikit-learn or this package."""
+    # Counted, since it differs between detectors.
+    frames = enumerate(traceback.walk_stack(sys._getframe(1)), 1)
+    names = ((k, frame.f_globals["__name__"].partition(".")[0]) for k, (frame, _) in frames)
+    return next((k for k, name in names if name not in ("skanomaly", "sklearn")), 1)
 
 
 def _activations(network, x, inner):

@@ -20,6 +20,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV
 from test_persistence import forged, parts_of
 from torch import nn
+from toys import LinearAutoEncoder
 
 from skanomaly import FeatureGaussian, PaDiM, PatchDetector, ScoreEnsemble, persistence
 from skanomaly.model_selection import NormalOnlyKFold
@@ -340,9 +341,11 @@ class TestFunctions:
             detector.score_samples(X), gaussian(convolutions((3, 16, 12))).fit(X).score_samples(X)
         )
 
-    def test_random_weights_warn(self):
+    @pytest.mark.parametrize("cls", [FeatureGaussian, PaDiM])
+    def test_random_weights_warn(self, cls):
+        detector = cls(backbone=lambda shape: nn.Conv2d(shape[0], 4, 3), random_state=0)
         with pytest.warns(UserWarning, match="makes a network with random weights") as caught:
-            gaussian(lambda shape: nn.Conv2d(shape[0], 4, 3)).fit(make_images())
+            detector.fit(make_images())
         assert [warning.filename for warning in caught] == [__file__]
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -377,6 +380,28 @@ class TestDetectors:
         for layer in detector.backbone_["layers"]:
             assert "encoder" in layer.split(".")
             assert isinstance(network.get_submodule(layer), nn.ReLU | nn.LeakyReLU)
+
+    def test_its_seed_is_drawn(self):
+        """From the seed of the detector around it, as long as this one has any."""
+        inner = tiny(DETECTORS["AutoEncoder"], random_state=None)
+        first, again, other = (
+            gaussian(inner, random_state=seed).fit(make_images()).backbone_["sha256"] for seed in (0, 0, 1)
+        )
+        assert first == again != other
+        own = gaussian(tiny(DETECTORS["AutoEncoder"], random_state=5), random_state=None).fit(make_images())
+        assert own.backbone_detector_.random_state == 5
+
+    def test_layers_are_looked_for_at_the_size_of_the_network(self):
+        class OneSize(LinearAutoEncoder):
+            __doc__ = LinearAutoEncoder.__doc__
+
+            def _build(self, image_shape):
+                network = super()._build(image_shape)
+                network.encoder.insert(0, nn.ReLU())
+                return network
+
+        detector = gaussian(FrozenEstimator(OneSize().fit(make_images())))
+        assert detector.fit(make_images((6, 40, 30))).backbone_["layers"] == ["encoder.0"]
 
     def test_epochs_are_searchable(self):
         X, y = make_images((20, 16, 16)), np.r_[np.ones(14), -np.ones(6)]
