@@ -130,13 +130,13 @@ def check_tells(detector, *, at_least, gain, map_ratio):
     Parameters
     ----------
     detector : FeatureDetector
-        For 80 chests of 64 x 64 pixels.
+        For 60 chests of 64 x 64 pixels.
     at_least, gain : float
         Least AUROC of the detector, and by how much it is above that with random features.
     map_ratio : float
         Least ratio of the map's mean in patches to that elsewhere; it must also be above the random one's.
     """
-    train, normal, foreign, masks = chests(64, 80, 40, 1 / 4)
+    train, normal, foreign, masks = chests(64, 60, 30, 1 / 4)
     random = clone(detector).set_params(backbone=RandomNetwork(type(detector)._layers["imagenet"])).fit(train)
     learned = clone(detector).fit(train)
     before, after = (auroc(fitted, normal, foreign) for fitted in (random, learned))

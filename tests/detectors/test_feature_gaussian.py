@@ -87,8 +87,7 @@ def test_the_map_leaves_out_coarse_layers():
 @pytest.mark.parametrize(
     "parameters",
     [
-        {"backbone": "imagenet", "input_size": 32},
-        {"backbone": "imagenet", "input_size": (9, 40), "layers": [6]},
+        {"backbone": "imagenet", "input_size": (9, 20), "layers": [3, 1]},
         {"layers": (1,)},
         {"grid": 3},
         {"grid": [2, 5], "layers": (0, 0)},
@@ -136,8 +135,8 @@ def test_modes_of_torch():
     check_modes(FeatureGaussian(input_size=32, random_state=0))
 
 
-# The first stages, since all take three times as long.
-FROM_IMAGENET = FeatureGaussian(backbone="imagenet", input_size=32, layers=(1, 2), random_state=0)
+# A first stage, since all take several times as long.
+FROM_IMAGENET = FeatureGaussian(backbone="imagenet", input_size=32, layers=(1,), random_state=0)
 
 
 @pytest.mark.filterwarnings("ignore::skanomaly.labels.LabelWarning")
@@ -153,9 +152,9 @@ def test_contract(check):
     check(FROM_IMAGENET)
 
 
-@pytest.mark.parametrize("shape", [(3, 1, 1, 1), (3, 5, 300, 2), (3, 40, 7, 3), (3, 2, 2, 4)])
+@pytest.mark.parametrize("shape", [(3, 1, 1, 1), (3, 5, 60, 2), (3, 40, 7, 3), (3, 2, 2, 4)])
 def test_any_size_and_channels(shape):
-    check_images(FeatureGaussian(input_size=16, random_state=0), shape, channel_axis=3)
+    check_images(FeatureGaussian(input_size=8, random_state=0), shape, channel_axis=3)
 
 
 @pytest.mark.learning
