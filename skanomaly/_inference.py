@@ -78,7 +78,7 @@ class Replay:
         kept, n_bytes = [], 0
         for n, results in _batches(self.function, self.network, self.images, self.device):
             n_bytes += sum(result.nbytes for result in results)
-            kept = [*kept, (n, results)] if kept is not None and n_bytes <= CACHE_BYTES else None
+            kept = [*kept, (n, results)] if n_bytes <= CACHE_BYTES else None
             yield n, results
         self.kept = kept or []
 
