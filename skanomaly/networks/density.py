@@ -25,7 +25,10 @@ LARGEST_STRIDE = 16
 
 
 class Moments:
-    """Number, sums and sums of outer products of feature vectors, for each of some positions.
+    """Number, sums and sums of products of feature vectors, for each of some positions.
+
+    Products are those of the differences from the mean. Sums of plain products would do in exact arithmetic,
+    but lose the digits of a feature that hardly varies.
 
     Parameters
     ----------
@@ -35,25 +38,83 @@ class Moments:
 
     def __init__(self, n_positions, n_features, device="cpu"):
         self.count = 0
-        # float64: the covariance is a small difference of these sums.
         options = {"dtype": torch.float64, "device": device}
         self.sums = torch.zeros(n_positions, n_features, **options)
-        self.outer = torch.zeros(n_positions, n_features, n_features, **options)
+        self.products = torch.zeros(n_positions, n_features, n_features, **options)
 
     def add(self, x):
         """Count vectors (n, n_positions, n_features)."""
         x = x.double().movedim(1, 0)
-        self.count += x.shape[1]
-        self.sums += x.sum(1)
-        self.outer.baddbmm_(x.mT, x)
+        n, sums = x.shape[1], x.sum(1)
+        centred = x - sums[:, None] / n
+        self.products.baddbmm_(centred.mT, centred)
+        self._shift(n, sums)
+
+    def merge(self, other):
+        """Count the vectors of other moments."""
+        self.products += other.products.to(self.products.device)
+        self._shift(other.count, other.sums.to(self.sums.device))
+
+    def _shift(self, n, sums):
+        """Add sums of n vectors, and what the products change by the move of the mean (Chan et al. 1983)."""
+        if self.count:
+            between = sums / n - self.mean()
+            share = self.count * n / (self.count + n)
+            self.products.baddbmm_(between[:, :, None], between[:, None], alpha=share)
+        self.count += n
+        self.sums += sums
 
     def mean(self):
         return self.sums / self.count
 
     def covariance(self):
         """Covariances (n_positions, n_features, n_features), divided by the number of vectors."""
-        mean = self.mean()
-        return self.outer / self.count - mean[:, :, None] * mean[:, None]
+        return self.products / self.count
+
+
+class KeptMoments(nn.Module):
+    """`Moments` as float64 buffers, which are saved. Products are symmetric, so that one triangle is kept.
+
+    Parameters
+    ----------
+    n_positions : int
+    n_features : int
+    """
+
+    def __init__(self, n_positions, n_features):
+        super().__init__()
+        self.n_features = n_features
+        n_products = n_features * (n_features + 1) // 2
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("sums", torch.zeros(n_positions, n_features, dtype=torch.float64))
+        self.register_buffer("products", torch.zeros(n_positions, n_products, dtype=torch.float64))
+
+    def keep(self, moments):
+        rows, columns = self._triangle()
+        self.count.fill_(moments.count)
+        self.sums.copy_(moments.sums)
+        self.products.copy_(moments.products[:, rows, columns])
+
+    def moments(self):
+        """Moments that were kept."""
+        moments = Moments(*self.sums.shape, self.sums.device)
+        rows, columns = self._triangle()
+        moments.count = int(self.count)
+        moments.sums += self.sums
+        moments.products[:, rows, columns] = self.products
+        moments.products[:, columns, rows] = self.products
+        return moments
+
+    def _triangle(self):
+        return torch.triu_indices(self.n_features, self.n_features, device=self.sums.device)
+
+
+def total(parts, n_positions, n_features, device):
+    """Moments of the vectors of all modules `parts`, which keep theirs as `sums`."""
+    moments = Moments(n_positions, n_features, device)
+    for part in parts:
+        moments.merge(part.sums.moments())
+    return moments
 
 
 def deviations(variance, mean):
@@ -112,9 +173,11 @@ class ShrunkGaussian(nn.Module):
         Number of images that it is fitted to.
     remembers : bool, default=False
         Whether the images are remembered, for `nearest`.
+    keeps : bool, default=False
+        Whether the sums from which it is fitted are kept as `sums`, for `fit_moments`.
     """
 
-    def __init__(self, n_features, n_images, *, remembers=False):
+    def __init__(self, n_features, n_images, *, remembers=False, keeps=False):
         super().__init__()
         self.n_images, rank = n_images, max(1, min(n_images - 1, n_features))
         self.register_buffer("mean", torch.zeros(n_features))
@@ -124,6 +187,7 @@ class ShrunkGaussian(nn.Module):
         self.register_buffer("floor", torch.ones(()))
         self.register_buffer("shrinkage", torch.zeros(()))
         self.register_buffer("bank", torch.zeros(n_images, rank) if remembers else None)
+        self.sums = KeptMoments(1, n_features) if keeps else None
 
     def fit_rows(self, rows, shrinkage):
         """Fit to vectors (n, d), through the Gram matrix if they are fewer than their features."""
@@ -141,21 +205,32 @@ class ShrunkGaussian(nn.Module):
             # The first is zero, since the rows are centred.
             values, vectors = values[1:], vectors[:, 1:]
             basis = (vectors.mT @ z) / (n * values.clamp(min=1e-30)).sqrt()[:, None]
-        values = values.clamp(min=0)
-        trace, square = values.sum(), values.square().sum()
-        if shrinkage == "oas":
-            rho = oas(n, trace, square, d)
-        elif shrinkage == "ledoit_wolf":
-            rho = ledoit_wolf(n, trace, square, z.square().sum(1).square().sum(), d)
-        else:
-            rho = torch.tensor(float(shrinkage), dtype=torch.float64)
-        rho = rho.clamp(min=LEAST_SHRINKAGE)
-        self._set(mean, deviation, basis, values, rho)
+        fourth = z.square().sum(1).square().sum()
+        self._set(n, mean, deviation, basis, values, shrinkage, fourth)
         if self.bank is not None:
             self.bank.copy_((z @ self.basis.mT.double()) / self.variances.double() ** 0.25)
 
-    def _set(self, mean, deviation, basis, values, rho):
-        target = values.sum() / len(mean)
+    def fit_moments(self, moments, shrinkage):
+        """Fit to vectors by their moments, at one position, and keep these; not for "ledoit_wolf"."""
+        mean, covariance = moments.mean()[0], moments.covariance()[0]
+        deviation = deviations(covariance.diagonal(), mean)
+        values, vectors = torch.linalg.eigh(covariance / deviation / deviation[:, None])
+        # Centred vectors that are fewer than their features have no variance in all further directions.
+        rank = len(self.basis)
+        self._set(moments.count, mean, deviation, vectors.mT[-rank:], values[-rank:], shrinkage)
+        self.sums.keep(moments)
+
+    def _set(self, n, mean, deviation, basis, values, shrinkage, fourth=None):
+        values = values.clamp(min=0)
+        d, trace, square = len(mean), values.sum(), values.square().sum()
+        if shrinkage == "oas":
+            rho = oas(n, trace, square, d)
+        elif shrinkage == "ledoit_wolf":
+            rho = ledoit_wolf(n, trace, square, fourth, d)
+        else:
+            rho = torch.tensor(float(shrinkage), dtype=torch.float64)
+        rho = rho.clamp(min=LEAST_SHRINKAGE)
+        target = trace / d
         if target <= 0:  # all images are equal
             target, rho = torch.ones_like(target), torch.ones_like(rho)
         # Directions in which the images do not differ have no eigenvector of their own to be trusted.
@@ -219,9 +294,11 @@ class PositionGaussians(nn.Module):
         Number of features after the projection.
     size : tuple (h, w)
         Positions.
+    keeps : bool, default=False
+        Whether the sums from which it is fitted are kept as `sums`, for a `fit` with `parts`.
     """
 
-    def __init__(self, n_features, n_components, size):
+    def __init__(self, n_features, n_components, size, *, keeps=False):
         super().__init__()
         n_positions, n_chosen = size[0] * size[1], min(n_features, MOST_CHANNELS)
         n_components = min(n_components, n_chosen)
@@ -229,14 +306,15 @@ class PositionGaussians(nn.Module):
         self.register_buffer("projection", torch.zeros(n_chosen, n_components))
         self.register_buffer("mean", torch.zeros(n_positions, n_components))
         self.register_buffer("whitening", torch.zeros(n_positions, n_components, n_components))
+        self.sums = KeptMoments(n_positions, n_chosen) if keeps else None
         self.size = size
 
     def vectors(self, maps):
         """Vectors (n, n_positions, n_chosen) of maps (n, c, h, w)."""
         return maps.flatten(2).mT[..., self.chosen]
 
-    def fit(self, batches, reduction, regularization):
-        """Fit to maps.
+    def fit(self, batches, reduction, regularization, parts=()):
+        """Fit to maps, and to those to which other modules were fitted.
 
         Parameters
         ----------
@@ -246,11 +324,21 @@ class PositionGaussians(nn.Module):
             random.
         regularization : float or "oas"
             Multiple of the identity that is added to each covariance, or shrinkage of each.
+        parts : sequence of PositionGaussians, default=()
+            Modules that keep their sums. What the first has drawn is not drawn anew.
+
+        Raises
+        ------
+        ValueError
+            If the parts have drawn other features.
         """
         n_features, n_components = self.projection.shape
-        moments = Moments(*self.mean.shape[:1], n_features, self.mean.device)
+        moments = total(parts, len(self.mean), n_features, self.mean.device)
+        if parts:
+            self.chosen.copy_(parts[0].chosen)
+            _refuse_other_draws(parts, reduction)
         for k, maps in enumerate(batches):
-            if k == 0 and maps.shape[1] > n_features:
+            if k == 0 and not parts and maps.shape[1] > n_features:
                 self.chosen.copy_(torch.randperm(maps.shape[1])[:n_features].sort().values)
             moments.add(self.vectors(maps))
         mean, covariance = moments.mean(), moments.covariance()
@@ -261,6 +349,8 @@ class PositionGaussians(nn.Module):
         options = {"dtype": whole.dtype, "device": whole.device}
         if reduction == "pca":
             directions = torch.linalg.eigh(whole / deviation / deviation[:, None])[1].flip(1)
+        elif parts:
+            directions = (parts[0].projection != 0).to(**options)
         else:
             directions = torch.eye(n_features, **options)[:, torch.randperm(n_features)]
         projection = directions[:, :n_components] / deviation[:, None]
@@ -278,12 +368,28 @@ class PositionGaussians(nn.Module):
         self.projection.copy_(projection)
         self.mean.copy_(mean @ projection)
         self.whitening.copy_(torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False))
+        if self.sums is not None:
+            self.sums.keep(moments)
 
     def forward(self, maps):
         """Mahalanobis distance (n, h, w) at each position of maps (n, c, h, w)."""
         x = self.vectors(maps).movedim(1, 0) @ self.projection - self.mean[:, None]
         distances = (x @ self.whitening.mT).square().sum(2).sqrt()
         return distances.mT.unflatten(1, self.size)
+
+
+def _refuse_other_draws(parts, reduction):
+    """Raise an error if not all parts have drawn the same features at random."""
+    first = parts[0]
+    for k, part in enumerate(parts):
+        pairs = [(part.chosen, first.chosen)]
+        if reduction == "random":
+            pairs.append((part.projection != 0, first.projection != 0))
+        if not all(torch.equal(own.cpu(), expected.cpu()) for own, expected in pairs):
+            raise ValueError(
+                f"detectors[{k}] drew other features at random than detectors[0]; fit all of them with the "
+                "same random_state, a number"
+            )
 
 
 def fine(shapes, size):
