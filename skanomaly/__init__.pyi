@@ -4,6 +4,7 @@ from . import ensemble as ensemble
 from . import features as features
 from . import labels as labels
 from . import layers as layers
+from . import merging as merging
 from . import metrics as metrics
 from . import model_selection as model_selection
 from . import patches as patches
@@ -41,4 +42,5 @@ from .detectors.squid import SQUID as SQUID
 from .detectors.ssl_anovae import SSLAnoVAE as SSLAnoVAE
 from .detectors.vae import VAE as VAE
 from .ensemble import ScoreEnsemble as ScoreEnsemble
+from .merging import merge as merge
 from .patches import PatchDetector as PatchDetector

@@ -12,6 +12,9 @@ PROCESS_PARAMETERS = {"callbacks", "checkpoint_dir", "device", "verbose"}
 
 #: Entries of class docstrings, in the order of signatures. A class gets the entries of the parameters it has.
 PARAMETERS = """
+    keep_sums : bool, default=False
+        Whether the network keeps what `partial_fit` and `skanomaly.merge` need: the number, the sums and the
+        sums of products of the features of its training images, and no features of any single image.
     max_epochs : int, default=None
         Number of passes over the training images. None makes {max_epochs steps} training steps, whatever the
         number of images.
@@ -174,6 +177,7 @@ BACKBONE = {
     "layers": [tuple, list, None],
     "input_size": [*_whole, tuple, None],
     "grid": [StrOptions({"auto"}), *_whole, tuple],
+    "keep_sums": ["boolean"],
 }
 
 #: Constraints of all shared parameters. The base assigns these parameters.

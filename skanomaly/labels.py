@@ -129,17 +129,20 @@ def is_anomalous(y, n=None):
     return _equal(check_labels(y, n), -1)
 
 
-def training_rows(y, n):
-    """Bool array (n,) of the rows to train on, and the labels of these rows, or None without y."""
+def training_rows(y, n, *, least=2):
+    """Bool array (n,) of the rows to train on, and the labels of these rows, or None without y.
+
+    An error says so if they are fewer than `least`.
+    """
     if y is None:
         return np.ones(n, dtype=bool), None
     y = check_labels(y, n)
     # Dropped, not refused: a grid search refits on all its rows, known anomalies among them.
     used = ~_equal(y, -1)
-    if used.sum() < 2:
+    if used.sum() < least:
         raise ValueError(
             f"y leaves {used.sum()} of {n} images to train on: -1 marks known anomalies, "
-            "which no detector trains on; at least 2 must be 1 (normal) or 0 (unlabelled)"
+            f"which no detector trains on; at least {least} must be 1 (normal) or 0 (unlabelled)"
         )
     return used, y[used]
 

@@ -35,6 +35,7 @@ FLOORS = [
         "ensemble",
         "features",
         "layers",
+        "merging",
         "model_selection",
         "patches",
         "persistence",

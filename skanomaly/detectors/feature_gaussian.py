@@ -18,6 +18,7 @@ from ..networks.density import (
     fine,
     joined,
     smallest,
+    total,
 )
 
 #: Principal components at each position of the map.
@@ -109,6 +110,7 @@ class FeatureGaussian(FeatureDetector):
         neighbors=None,
         unlabelled_weight=0.5,
         blur=0.03,
+        keep_sums=False,
         device="auto",
         contamination=0.1,
         pixel_contamination=0.01,
@@ -136,6 +138,19 @@ class FeatureGaussian(FeatureDetector):
                 "least, or no y"
             )
 
+    def _check_sums(self, y):
+        wrong = {
+            "shrinkage='ledoit_wolf', which needs every image": self.shrinkage == "ledoit_wolf",
+            "neighbors, which remembers every image": self.neighbors is not None,
+            "unlabelled images, whose sums are not kept": y is not None and (y == 0).any(),
+        }
+        for what, is_there in wrong.items():
+            if is_there:
+                raise ValueError(
+                    f"keep_sums=True excludes {what}; set keep_sums=False, or shrinkage='oas', "
+                    "neighbors=None and no y with 0"
+                )
+
     def _cells(self):
         """Height and width of the grid."""
         return _backbone.grid_cells(self.grid, self.backbone_)
@@ -147,12 +162,14 @@ class FeatureGaussian(FeatureDetector):
         height, width = self._cells()
         n_features = sum(shape[0] for shape in shapes) * height * width
         density, of_map = nn.Module(), [shapes[k] for k in self._fine()]
-        density.image = ShrunkGaussian(n_features, self.n_images_, remembers=self.neighbors is not None)
+        kinds = {"remembers": self.neighbors is not None, "keeps": self.keep_sums}
+        density.image = ShrunkGaussian(n_features, self.n_images_, **kinds)
         # The Gaussian of one image would be a point.
         tells = self.n_unlabelled_ > 1
         density.unlabelled = ShrunkGaussian(n_features, self.n_unlabelled_) if tells else None
         n_channels = sum(shape[0] for shape in of_map)
-        density.places = PositionGaussians(n_channels, N_COMPONENTS, smallest(of_map))
+        size = smallest(of_map)
+        density.places = PositionGaussians(n_channels, N_COMPONENTS, size, keeps=self.keep_sums)
         return density
 
     def _describe(self, network, maps):
@@ -167,16 +184,24 @@ class FeatureGaussian(FeatureDetector):
             network.density.unlabelled.fit_rows(torch.from_numpy(rows).to(self.device_), self.shrinkage)
         return judged
 
-    def _learn_density(self, network, described):
-        rows = []
+    def _learn_density(self, network, described, parts=()):
+        image, rows, moments = network.density.image, [], None
+        if self.keep_sums:
+            moments = total([part.image for part in parts], 1, len(image.mean), self.device_)
 
         def maps():  # in one pass: features of many images would have to be computed again
             for n, (vectors, of_map) in described:
-                rows.append(vectors[:n])
+                if moments is None:
+                    rows.append(vectors[:n])
+                else:
+                    moments.add(vectors[:n, None])
                 yield of_map[:n]
 
-        network.density.places.fit(maps(), "pca", REGULARIZATION)
-        network.density.image.fit_rows(torch.cat(rows), self.shrinkage)
+        network.density.places.fit(maps(), "pca", REGULARIZATION, [part.places for part in parts])
+        if moments is None:
+            image.fit_rows(torch.cat(rows), self.shrinkage)
+        else:
+            image.fit_moments(moments, self.shrinkage)
 
     def _judge_features(self, network, vectors, maps):
         image, unlabelled = network.density.image, network.density.unlabelled

@@ -94,6 +94,7 @@ class PaDiM(FeatureDetector):
         blur=0.03,
         pooling="mean",
         top_fraction=0.05,
+        keep_sums=False,
         device="auto",
         contamination=0.1,
         pixel_contamination=0.01,
@@ -112,14 +113,14 @@ class PaDiM(FeatureDetector):
 
     def _new_density(self, shapes):
         n_features = sum(shape[0] for shape in shapes)
-        return PositionGaussians(n_features, self.n_components, smallest(shapes))
+        return PositionGaussians(n_features, self.n_components, smallest(shapes), keeps=self.keep_sums)
 
     def _describe(self, network, maps):
         return (joined(maps, network.backbone.pooled),)
 
-    def _learn_density(self, network, described):
+    def _learn_density(self, network, described, parts=()):
         batches = (maps[:n] for n, (maps,) in described)
-        network.density.fit(batches, self.reduction, self.regularization)
+        network.density.fit(batches, self.reduction, self.regularization, parts)
 
     def _judge_features(self, network, maps):
         maps = enlarged(network.density(maps), self.image_shape_[1:], self.blur)
