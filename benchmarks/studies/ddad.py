@@ -180,8 +180,8 @@ def report(cells, size, refined):
     tried = [[label, *figures(cells, sets[1], f"{STUDY}, {label}", SCORES)] for label in TRIED]
     text = [
         "Made by `python benchmarks/studies/ddad.py --seeds 3 --limit 0`. Test split; mean of the seeds "
-        "(standard deviation). 100 epochs are 700 steps of a member of the first ensemble on cxr_pneumonia and "
-        "300 on the others; the default is 1,000.\n",
+        "(standard deviation). 100 epochs are 700 steps of a member of the first ensemble on cxr_pneumonia "
+        "and 300 on the others; the default is 1,000.\n",
         "From normal images alone:\n",
         headline(cells, sets, alone + one_class),
         "With unlabelled images:\n",
