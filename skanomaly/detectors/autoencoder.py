@@ -78,6 +78,7 @@ class AutoEncoder(TrainedDetector):
     """
 
     _image_range = (-1.0, 1.0)
+    _steps = {"max_epochs": 4000}
 
     _parameter_constraints = {"loss": [StrOptions(set(ERRORS))]}
 
