@@ -368,6 +368,10 @@ def test_channels_that_were_drawn(monkeypatch):
     monkeypatch.setattr(density, "MOST_CHANNELS", 5)
     whole, *parts = [part(random_state=0, grid=1, images=images) for images in (X, X[:30], X[30:])]
     check_equal(merge(parts, force=True), whole)
+    drawn = part(random_state=np.random.RandomState(7), grid=1, images=X[:30])
+    chosen = drawn.network_.density.places.chosen
+    drawn.partial_fit(X[30:])
+    assert torch.equal(drawn.network_.density.places.chosen, chosen)
     other = part(random_state=1, grid=1)
     with pytest.raises(ValueError, match="drew other features"):
         merge([other, whole])
