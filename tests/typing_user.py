@@ -6,7 +6,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 import skanomaly
-from skanomaly import AutoEncoder, FAnoGAN, datasets, metrics, model_selection, persistence
+from skanomaly import (
+    AutoEncoder,
+    FAnoGAN,
+    FeatureGaussian,
+    datasets,
+    merge,
+    metrics,
+    model_selection,
+    persistence,
+)
 from skanomaly.plotting import AnomalyMapDisplay, ScoreHistogramDisplay
 from skanomaly.segmenters import ResidualSegmenter
 from skanomaly.staging import CentroidStager, ResidualTransformer, severity
@@ -40,6 +49,10 @@ def use(folder: Path) -> None:
     persistence.save(detector, folder / "detector.skanomaly")
     again = persistence.load(folder / "detector.skanomaly", device="cpu")
     assert (again.score_samples(X) == scores).all()
+
+    sites = [FeatureGaussian(backbone="filters", grid=1, keep_sums=True).fit(X[k::2]) for k in (0, 1)]
+    whole: FeatureGaussian = merge(sites, force=True)
+    assert whole.n_images_ == len(X)
 
     auroc: float = metrics.auroc(y, -scores)
     low, high = metrics.bootstrap_interval(metrics.auroc, y, -scores, n_resamples=10, random_state=0)
