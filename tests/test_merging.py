@@ -178,6 +178,8 @@ def test_partial_fit_counts_new_images(detector):
     assert found.partial_fit(X[:20]) is found
     check_bits(found, fitted(detector, X[:20])[0])
     first = found.offset_, found.pixel_offset_
+    labelled = clone(detector).partial_fit(X[:21], np.repeat([1, -1], [20, 1]))
+    check_bits(labelled, found)
     found.partial_fit(X[20:30]).partial_fit(X[30:31])
     found.partial_fit(X[[0, 31, 32, 1]], [-1, 1, 1, -1])
     check_equal(found, whole)
