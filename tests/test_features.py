@@ -111,12 +111,14 @@ def test_rows_of_imagenet_are_means_over_cells():
 
 @pytest.mark.parametrize("backbone", ["filters", "imagenet"])
 def test_a_gaussian_of_the_rows_is_feature_gaussian(backbone):
-    X = make_images((12, 16, 16))
+    X, new = make_images((12, 16, 16)), make_images((5, 16, 16), seed=1)
     parameters = {"backbone": backbone, "input_size": 32, "grid": 1}
     detector = FeatureGaussian(**parameters, shrinkage=1.0).fit(X)
     # Shrunk in full, it is the distance from the mean, in units of deviations.
-    rows = StandardScaler().fit_transform(ImageFeatures(**parameters).fit_transform(X).astype(float))
-    assert_allclose(-detector.score_samples(X), (rows**2).sum(1), rtol=0.02)
+    features = ImageFeatures(**parameters).fit(X)
+    scaler = StandardScaler().fit(features.transform(X).astype(float))
+    rows = scaler.transform(features.transform(new).astype(float))
+    assert_allclose(-detector.score_samples(new), (rows**2).sum(1), rtol=0.02)
 
 
 # Names.
