@@ -15,7 +15,9 @@ ROUNDING = 1e-6
 #: Least shrinkage. Without any, directions in which no two images differ have no variance.
 LEAST_SHRINKAGE = 1e-6
 #: Largest square of what a vector has beyond fitted ones, as a share of its own, for one that is one of them.
-WITHIN = 1e-6
+WITHIN = 1e-8
+#: Least number of directions that fitted vectors leave, for others to be told from them.
+LEFT = 4
 #: Most channels of maps whose covariances are learned at each position; of more, so many are drawn.
 MOST_CHANNELS = 512
 #: Way in which torch.cdist takes differences of vectors, and not products.
@@ -164,7 +166,7 @@ class ShrunkGaussian(nn.Module):
     The covariance is kept by its largest eigenvalues and their eigenvectors; in all other directions it is
     the multiple of the identity alone. With fewer images than features this is exact. Only the images that it
     was fitted to lie in the span of the eigenvectors then. They are near to the mean by construction, and are
-    judged as if they had been left out.
+    judged as if they had been left out, if the span leaves `LEFT` directions or more.
 
     Parameters
     ----------
@@ -256,7 +258,7 @@ class ShrunkGaussian(nn.Module):
         """Squared Mahalanobis distance (n,) of vectors (n, d)."""
         along, rest = self.whiten(x)
         squares = (along.square() / self.variances).sum(1) + rest / self.floor
-        if self.n_images > x.shape[1]:
+        if len(self.basis) + LEFT > x.shape[1]:
             return squares
         own = rest <= WITHIN * (along.square().sum(1) + rest)
         # Sherman-Morrison: mean and covariance without one vector, at the same shrinkage and deviations.
