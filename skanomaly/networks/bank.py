@@ -5,6 +5,8 @@ from torch import nn
 
 #: Most features of the bank to which distances are computed at a time. All at once might fill the memory.
 CHUNK = 4096
+#: Most vectors whose distances are computed at a time: a table of the size of the processor's cache is quick.
+BLOCK = 512
 #: Dimensions of the random projection in which features are selected (Sinha et al. 2020).
 N_PROJECTED = 64
 
@@ -89,18 +91,28 @@ class FeatureBank(nn.Module):
     def _search(self, x, k, counts=None):
         """Approximate squared distances (m, k), inf for features that do not count, and their numbers."""
         n, lengths, best = len(self.features), x.square().sum(1, keepdim=True), None
-        k = min(k, n)
         for start in range(0, n, CHUNK):
             part = slice(start, min(start + CHUNK, n))
             features = self.features[part]
-            squares = torch.addmm(features.square().sum(1), x, features.mT, alpha=-2).add_(lengths)
-            if counts is not None:
-                squares.masked_fill_(~counts(part), torch.inf)
-            found = squares.topk(min(k, squares.shape[1]), largest=False)
-            found = found.values, found.indices + start
+            squared, counted, found = features.square().sum(1), None if counts is None else counts(part), []
+            for first in range(0, len(x), BLOCK):
+                block = slice(first, first + BLOCK)
+                squares = torch.addmm(squared, x[block], features.mT, alpha=-2).add_(lengths[block])
+                if counted is not None:
+                    squares.masked_fill_(~counted[block], torch.inf)
+                found.append(_least(squares, min(k, n)))
+            values, rows = (torch.cat(of) for of in zip(*found))
+            rows += start
             if best is not None:
-                values, rows = (torch.cat(pair, 1) for pair in zip(best, found))
-                values, order = values.topk(min(k, values.shape[1]), largest=False)
-                found = values, rows.gather(1, order)
-            best = found
+                values, rows = (torch.cat(pair, 1) for pair in zip(best, (values, rows)))
+                values, order = _least(values, min(k, n))
+                rows = rows.gather(1, order)
+            best = values, rows
         return best
+
+
+def _least(values, k):
+    """The k least values of each row, or all, and their columns."""
+    if k == 1:
+        return values.min(1, keepdim=True)  # topk takes twice the time
+    return values.topk(min(k, values.shape[1]), largest=False)
