@@ -5,10 +5,12 @@
     python benchmarks/speed.py --search
     python benchmarks/speed.py --views
     python benchmarks/speed.py --members
+    python benchmarks/speed.py --bank
 
 Each detector is timed against a raw loop that does the same arithmetic, with the same network, from the
 same uint8 array: written by hand where there is one here ("hand"), else the detector's own steps in a bare
-loop ("bare"). Runs are interleaved; each side counts by its smallest time (wall, and process CPU time).
+loop ("bare"). Where nothing is trained, "fit" is the features of all images and what is learned of them. Runs
+are interleaved; each side counts by its smallest time (wall, and process CPU time).
 "noise" is the ratio of the raw loop to itself, measured in the same way: what a ratio of 1 looks
 like on this machine. Ratios are raw time / package time, so 0.95 means 5 % slower than raw.
 """
@@ -24,8 +26,10 @@ import torch
 
 from skanomaly._comparison import make, names, parse, with_epochs
 from skanomaly._losses import gradient_penalty
+from skanomaly.base import FeatureDetector
 from skanomaly.datasets import load_chest_xray
 from skanomaly.networks.autoencoder import LOG_VARIANCES
+from skanomaly.networks.bank import FeatureBank
 from skanomaly.transforms import PRESETS, changed, preset
 
 SCORING_ROWS = 32
@@ -185,6 +189,18 @@ def bare_scores(detector, network, x):
     return detector._judge(network, x).score
 
 
+def bare_fit(detector, X):
+    """Features of all images by a plain loop, and the statistics of them."""
+    network, described = detector._new_network().eval(), []
+    with torch.no_grad():
+        for start in range(0, len(X), SCORING_ROWS):
+            x = scaled(X[start : start + SCORING_ROWS], detector._image_range)
+            described.append((len(x), detector._features(network, x)))
+        detector._learn_density(network, described)
+        for _, tensors in described:
+            detector._judge_features(network, *tensors)
+
+
 BY_HAND = {
     "AutoEncoder": (partial(raw_training, raw_autoencoder_loss), raw_autoencoder_scores),
     "VAE": (partial(raw_training, raw_vae_loss), raw_vae_scores),
@@ -244,15 +260,20 @@ def time_detector(name, n_pairs, size, n_train):
     detector.score_samples(X[:SCORING_ROWS])
     n_batches = np.clip(round(1 / (time.perf_counter() - start)), 1, 48)  # about a second
     many = np.resize(X, (n_batches * SCORING_ROWS, *X.shape[1:]))
-    network, n_trained = detector.network_, detector.n_iter_ * len(X)
-    kind = "hand" if name in BY_HAND else "bare"
+    network, kind = detector.network_, "hand" if name in BY_HAND else "bare"
     train, judge = BY_HAND.get(name, (bare_training, bare_scores))
-    jobs = {
-        "training": (
-            lambda: fit_clocked(detector, X),
-            lambda: fit_clocked(detector, X, lambda network, images: train(detector, network, X, images)),
-            n_trained,
-        ),
+    if isinstance(detector, FeatureDetector):
+        fits = detector.fit, partial(bare_fit, detector)
+        learning = {"fit": (*(partial(clocked, partial(f, X)) for f in fits), len(X))}
+    else:
+        learning = {
+            "training": (
+                lambda: fit_clocked(detector, X),
+                lambda: fit_clocked(detector, X, lambda network, images: train(detector, network, X, images)),
+                detector.n_iter_ * len(X),
+            )
+        }
+    jobs = learning | {
         "scoring": (
             partial(clocked, lambda: detector.score_samples(many)),
             partial(clocked, lambda: raw_scores(judge, detector, network, many)),
@@ -365,12 +386,31 @@ def measure_members(n_pairs, *, n_members=6):
     print(f"DDAD with {n_members} members {seconds:.2f} s; ratio to {n_members} fits of one: {ratios}")
 
 
+def measure_bank(n_pairs, *, n_images=16, n_features=232, bank_size=2000):
+    """PatchCore's search for the nearest feature beside a loop of torch.mm over chunks of the bank."""
+    torch.manual_seed(0)
+    bank = FeatureBank(bank_size, n_features)
+    bank.features.copy_(torch.randn(bank_size, n_features))
+    x = torch.randn(n_images * 14 * 14, n_features)
+
+    def raw(chunk=500):
+        nearest = torch.full((len(x),), torch.inf)
+        for features in bank.features.split(chunk):
+            squares = features.square().sum(1) - 2 * torch.mm(x, features.mT)
+            nearest = torch.minimum(nearest, squares.amin(1))
+        return (nearest + x.square().sum(1)).sqrt()
+
+    seconds, ratios = compare(partial(clocked, lambda: bank.nearest(x, 1)), partial(clocked, raw), n_pairs)
+    print(f"{len(x)} nearest of {bank_size} features {1000 * seconds:.1f} ms; ratio to torch.mm: {ratios}")
+
+
 def main():
     flags = {
         "memory": "measure memory instead of speed",
         "search": "measure latent searches instead of speed",
         "views": "measure the views of SSLAnoVAE",
         "members": "measure DDAD's ensemble against single fits",
+        "bank": "measure PatchCore's search against products of matrices",
     }
     own = {name: {"action": "store_true", "help": text} for name, text in flags.items()} | {
         "pairs": {"type": int, "default": 15},
@@ -380,7 +420,7 @@ def main():
         "images": {"type": int, "default": 100_000, "help": "for --memory"},
     }
     options = parse(__doc__, __file__, "threads", **own)
-    for measure in (measure_search, measure_views, measure_members):
+    for measure in (measure_search, measure_views, measure_members, measure_bank):
         if getattr(options, measure.__name__.removeprefix("measure_")):
             return measure(options.pairs)
     for name in options.detectors:
