@@ -531,6 +531,10 @@ def test_the_figures_of_the_retina(script, monkeypatch, tmp_path):
     rows = retina.staging_rows(tmp_path, 2, {"max_epochs": 1})
     assert [row[0] for row in rows][-1].endswith("adjusted Rand index")
     assert all("[" in row[1] for row in rows)
+    _, _, features = retina.PARTS["features"]
+    assert features.keywords["new"] is retina.FeatureGaussian
+    rows_of_maps = retina.staging_rows(tmp_path, 1, {}, new=partial(tiny, retina.FeatureGaussian))
+    assert [row[0] for row in rows_of_maps] == [row[0] for row in rows]
     # A perfect score has no width, and draws are of whole patients.
     perfect = {"score": np.arange(20.0)}
     truth = np.arange(20) // 10

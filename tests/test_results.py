@@ -96,6 +96,13 @@ QUOTED = {
             "retina: detection, any grade against none / SSLAnoVAE, stages by residuals",
             "retina: detection, severe or worse against none / SSLAnoVAE, stages by residuals",
         ),
+        "tell severe grades from healthy eyes ({}), and": (
+            "retina: detection, severe or worse against none / FeatureGaussian, stages by maps",
+        ),
+        "with {} by stages of their maps, and with {} by their score alone.": (
+            "retina: AUROC of severity, severe or worse against milder / FeatureGaussian, stages by maps",
+            "retina: AUROC of severity, severe or worse against milder / rival",
+        ),
         "Dice {} against {}.": ("retina: layers, graph / all", "retina: residual, blocks of 4, oracle / all"),
         "finds next to nothing ({}); one that was shown fluid finds most ({}).": (
             "retina: layers, U-Net / all",
