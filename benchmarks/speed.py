@@ -6,6 +6,7 @@
     python benchmarks/speed.py --views
     python benchmarks/speed.py --members
     python benchmarks/speed.py --bank
+    python benchmarks/speed.py --modes
 
 Each detector is timed against a raw loop that does the same arithmetic, with the same network, from the
 same uint8 array: written by hand where there is one here ("hand"), else the detector's own steps in a bare
@@ -23,12 +24,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.functional import interpolate
 
 from skanomaly._comparison import make, names, parse, with_epochs
 from skanomaly._losses import gradient_penalty
 from skanomaly.base import FeatureDetector
 from skanomaly.datasets import load_chest_xray
 from skanomaly.networks.autoencoder import LOG_VARIANCES
+from skanomaly.networks.backbone import imagenet
 from skanomaly.networks.bank import FeatureBank
 from skanomaly.transforms import PRESETS, changed, preset
 
@@ -404,6 +407,31 @@ def measure_bank(n_pairs, *, n_images=16, n_features=232, bank_size=2000):
     print(f"{len(x)} nearest of {bank_size} features {1000 * seconds:.1f} ms; ratio to torch.mm: {ratios}")
 
 
+def measure_modes(n_pairs, *, size=224):
+    """The network from ImageNet as it is, compiled, and in bfloat16, with the change of its last features."""
+    network = imagenet("cpu")
+    images = scaled(load_chest_xray(subset="train").images[:8], (0.0, 255.0))
+    x = interpolate((images - 127) / 128, size=(size, size), mode="bilinear").expand(-1, 3, -1, -1)
+    x = x.contiguous(memory_format=torch.channels_last)
+    compiled = torch.compile(network, dynamic=False)
+
+    def narrow():
+        with torch.autocast("cpu", torch.bfloat16):
+            return network(x)
+
+    jobs = {"as it is": lambda: network(x), "torch.compile": lambda: compiled(x), "bfloat16": narrow}
+    with torch.no_grad():
+        found = {name: job()[-1].float() for name, job in jobs.items()}
+        times = {name: [] for name in jobs}
+        for _ in range(n_pairs):
+            for name, job in jobs.items():
+                times[name].append(clocked(job)[0])
+    whole = found["as it is"]
+    for name, values in times.items():
+        change = (found[name] - whole).norm() / whole.norm()
+        print(f"{name:14} {1000 * min(values) / len(x):.1f} ms per image, features change by {change:.1%}")
+
+
 def main():
     flags = {
         "memory": "measure memory instead of speed",
@@ -411,6 +439,7 @@ def main():
         "views": "measure the views of SSLAnoVAE",
         "members": "measure DDAD's ensemble against single fits",
         "bank": "measure PatchCore's search against products of matrices",
+        "modes": "measure the network from ImageNet compiled and in bfloat16",
     }
     own = {name: {"action": "store_true", "help": text} for name, text in flags.items()} | {
         "pairs": {"type": int, "default": 15},
@@ -420,7 +449,7 @@ def main():
         "images": {"type": int, "default": 100_000, "help": "for --memory"},
     }
     options = parse(__doc__, __file__, "threads", **own)
-    for measure in (measure_search, measure_views, measure_members, measure_bank):
+    for measure in (measure_search, measure_views, measure_members, measure_bank, measure_modes):
         if getattr(options, measure.__name__.removeprefix("measure_")):
             return measure(options.pairs)
     for name in options.detectors:
