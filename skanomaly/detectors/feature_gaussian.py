@@ -75,7 +75,8 @@ class FeatureGaussian(FeatureDetector):
 
     With fewer images than features, training images are near to their own mean by construction. They are
     recognised, since they alone lie in the span of the training images, and judged by the others; so that the
-    threshold of `fit` suits new images, too.
+    threshold of `fit` suits new images, too. With `neighbors` it flags more of them than `contamination`
+    says, until `calibrate` is called.
 
     References
     ----------

@@ -55,6 +55,10 @@ class PaDiM(FeatureDetector):
     :Variants:
         * PaDiM as published: ``PaDiM(reduction="random", n_components=100, pooling="max")``
 
+    The threshold of `fit` comes from the training images, which are nearer to their own mean than new ones
+    are: of new normal images `predict` flags far more than `contamination` says. Call `calibrate` with normal
+    images that were not trained on.
+
     References
     ----------
     .. [1] Defard, T., Setkov, A., Loesch, A., Audigier, R. (2021). "PaDiM: a patch distribution modeling

@@ -66,8 +66,10 @@ class PatchCore(FeatureDetector):
         * k-means of patches: ``PatchCore(bank="centres", bank_size=100)``
         * CNN feature dictionary: ``PatchCore(bank="centres", bank_size=10)``
 
-    Thresholds come from the training images. With a full bank each is judged by the features of the others,
-    so that `predict` flags fewer of them than `contamination` says.
+    The threshold of `fit` comes from the training images, whose own features are in the bank: of new normal
+    images `predict` flags far more than `contamination` says. Call `calibrate` with normal images that were
+    not trained on. With a full bank each training image is judged by the features of the others, and
+    `predict` flags fewer of them than `contamination` says.
 
     References
     ----------
