@@ -1,40 +1,28 @@
 """SSL-AnoVAE: a variational autoencoder with a second encoder that learns from views of the images."""
 
-import copy
-from contextlib import contextmanager
 from functools import partial
 from numbers import Real
 
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import nn
-from torch.nn import functional as F
 
 from .._losses import absolute_error
 from ..base import Judgement, TrainedDetector
 from ..networks.adversarial import ConvDiscriminator
-from ..networks.autoencoder import LOG_VARIANCES, ConvDecoder, ConvEncoder
+from ..networks.autoencoder import LOG_VARIANCES, ConvDecoder
+from ..networks.byol import PROJECTION, feature_encoder, perceptron, slow_copy
 from ..networks.gaussian import draw, kl_divergence
-from ..training import Training, discriminator_loss, generator_loss
-from ..transforms import PRESETS, changed, preset
-
-#: Hidden and output width of projector and predictor; 4096 and 256 in BYOL, for ImageNet.
-PROJECTION = 512, 128
-
-
-def _features(image_shape, hidden_size, **size):
-    """Encoder that gives the hidden layer before its code, (n, hidden_size)."""
-    # The size of the code is a placeholder: the layer that makes it is replaced.
-    encoder = ConvEncoder(image_shape, 1, hidden_size=hidden_size, **size)
-    encoder.code[-1] = nn.Identity()
-    return encoder
-
-
-def _perceptron(n_in):
-    n_hidden, n_out = PROJECTION
-    return nn.Sequential(
-        nn.Linear(n_in, n_hidden), nn.BatchNorm1d(n_hidden), nn.ReLU(), nn.Linear(n_hidden, n_out)
-    )
+from ..training import (
+    SelfSupervised,
+    Training,
+    byol_loss,
+    discriminator_loss,
+    follow,
+    generator_loss,
+    running_statistics_kept,
+)
+from ..transforms import PRESETS, changed, view_pair
 
 
 class SSLAnoVAENetwork(nn.Module):
@@ -48,17 +36,17 @@ class SSLAnoVAENetwork(nn.Module):
         super().__init__()
         size = {"width": width, "n_levels": n_levels}
         self.fusion = fusion
-        self.image_encoder = _features(image_shape, hidden_size, **size)
-        self.ssl_encoder = _features(image_shape, hidden_size, **size)
+        self.image_encoder = feature_encoder(image_shape, hidden_size, **size)
+        self.ssl_encoder = feature_encoder(image_shape, hidden_size, **size)
         # One code of both features is as long as two codes; with mean and log-variance that is four.
         if fusion == "features":
             self.image_code = nn.Linear(2 * hidden_size, 4 * latent_size)
         else:
             self.image_code = nn.Linear(hidden_size, 2 * latent_size)
             self.ssl_code = nn.Linear(hidden_size, 2 * latent_size)
-        self.projector = _perceptron(hidden_size)
-        self.predictor = _perceptron(PROJECTION[1]) if predictor else nn.Identity()
-        self.target = copy.deepcopy(nn.Sequential(self.ssl_encoder, self.projector)).requires_grad_(False)
+        self.projector = perceptron(hidden_size)
+        self.predictor = perceptron(PROJECTION[1]) if predictor else nn.Identity()
+        self.target = slow_copy(self.ssl_encoder, self.projector)
         n_codes = latent_size if fusion == "sum" else 2 * latent_size
         self.decoder = ConvDecoder(image_shape, n_codes, hidden_size=hidden_size, **size)
         self.discriminator = ConvDiscriminator(image_shape, **size)
@@ -79,62 +67,6 @@ class SSLAnoVAENetwork(nn.Module):
     def forward(self, x):
         """Reconstruction from the mean codes."""
         return self.decode([mean for mean, _ in self.posteriors(x)])
-
-
-@contextmanager
-def running_statistics_kept(part):
-    """Batch normalisation as in training, by the batch, but without a trace in the running statistics."""
-    norms = [module for module in part.modules() if getattr(module, "track_running_stats", False)]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
-
-
-def byol_loss(network, first, second):
-    """2 - 2 cos(prediction from one view, target's projection of the other), summed over the two orders."""
-    predicted = [network.predictor(network.projector(network.ssl_encoder(v))) for v in (first, second)]
-    # Stop-gradient, as in BYOL: a target that learned could agree with the other branch on a constant.
-    with torch.no_grad():
-        projected = [network.target(v) for v in (second, first)]
-    return sum((2 - 2 * F.cosine_similarity(p, t, dim=1)).mean() for p, t in zip(predicted, projected))
-
-
-@torch.no_grad()
-def follow(network, momentum):
-    """target <- momentum * target + (1 - momentum) * online, for weights but not for running statistics."""
-    online = [*network.ssl_encoder.parameters(), *network.projector.parameters()]
-    torch._foreach_lerp_(list(network.target.parameters()), online, 1 - momentum)
-
-
-class SelfSupervised(Training):
-    """E_S learns from views alone (BYOL, Grill et al. 2020).
-
-    Parameters
-    ----------
-    network : SSLAnoVAENetwork
-    views : pair of transforms
-    momentum : float
-    """
-
-    moves = {"optimizer": ["ssl_encoder", "projector", "predictor"]}
-    losses = ("ssl_loss",)
-    betas = 0.5, 0.9
-
-    def __init__(self, network, *, views, momentum, **options):
-        self.views, self.momentum = views, momentum
-        super().__init__(network, **options)
-
-    def step(self, network, x):
-        # No optimiser moves the target, so it is in eval mode; in BYOL it normalises by the batch.
-        network.target.train()
-        loss = byol_loss(network, *(changed(view, x) for view in self.views))
-        self.move("optimizer", ssl_loss=loss)
-        # After the optimiser's step, as in BYOL.
-        follow(network, self.momentum)
 
 
 class EndToEnd(Training):
@@ -372,26 +304,8 @@ class SSLAnoVAE(TrainedDetector):
         options = {"fusion": self.fusion, "predictor": self.predictor}
         return SSLAnoVAENetwork(image_shape, **options, **self._network_size())
 
-    def _views(self):
-        """Pair of transforms, one for each view."""
-        transforms = self.transforms
-        if transforms is None:
-            return nn.Identity(), nn.Identity()
-        if isinstance(transforms, str):
-            if transforms == "auto":
-                transforms = {1: "oct", 3: "cfp"}.get(self.image_shape_[0], "color")
-            return preset(transforms)
-        if callable(transforms):
-            return transforms, transforms
-        if len(transforms) != 2 or not all(map(callable, transforms)):
-            raise ValueError(
-                "transforms must be a preset's name, one callable or a tuple of two, one for each view, "
-                f"got {transforms!r}"
-            )
-        return transforms
-
     def _train(self, run, network, images):
-        ssl = {"views": self._views(), "momentum": self.momentum}
+        ssl = {"views": view_pair(self.transforms, self.image_shape_[0]), "momentum": self.momentum}
         options = {
             "weights": {
                 "ssl": self.ssl_weight,

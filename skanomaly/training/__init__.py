@@ -1,6 +1,7 @@
 """Training of networks on skorch: the base of all stages, stages that several methods share, and losses."""
 
 from ._adversarial import Adversarial, discriminator_loss, generator_loss
+from ._byol import SelfSupervised, byol_loss, follow, running_statistics_kept
 from ._memory import MemoryTraining
 from ._reconstruction import Reconstruction
 from ._training import Training
@@ -11,10 +12,14 @@ __all__ = [
     "Adversarial",
     "MemoryTraining",
     "Reconstruction",
+    "SelfSupervised",
     "Training",
     "Variational",
     "Wasserstein",
+    "byol_loss",
     "discriminator_loss",
+    "follow",
     "generator_loss",
     "negative_elbo",
+    "running_statistics_kept",
 ]

@@ -13,9 +13,10 @@ from torch.distributions import Normal, kl_divergence
 from skanomaly import SSLAnoVAE
 from skanomaly._random import seeded
 from skanomaly.datasets import load_chest_xray
-from skanomaly.detectors.ssl_anovae import EndToEnd, SelfSupervised, SSLAnoVAENetwork, byol_loss
+from skanomaly.detectors.ssl_anovae import EndToEnd, SSLAnoVAENetwork
 from skanomaly.networks import gaussian
 from skanomaly.testing import make_images, tiny
+from skanomaly.training import SelfSupervised, byol_loss
 from skanomaly.transforms import Flip, preset
 
 WEIGHTS = {"ssl": 1.0, "reconstruction": 1.0, "prior": 1.0, "adversarial": 1.0}
