@@ -11,6 +11,7 @@ import skanomaly
 from skanomaly import (
     base,
     datasets,
+    encoders,
     ensemble,
     features,
     labels,
@@ -117,6 +118,7 @@ ROOMS = {
     "Ensembles": ensemble,
     "Merging": merging,
     "Features": features,
+    "Encoders": encoders,
     "Saving": persistence,
     "Labels": labels,
     "Metrics": metrics,

@@ -85,15 +85,15 @@ def fit_inner(backbone, images, random_state):
     """
     if isinstance(backbone, FrozenEstimator):
         inner = backbone.estimator
-        if not hasattr(inner, "iter_batches"):
-            raise TypeError(f"backbone must be a fitted detector where it is frozen, got {inner}")
+        if not hasattr(type(inner), "image_shape_"):
+            raise TypeError(f"backbone must be a fitted detector or encoder where it is frozen, got {inner}")
         check_is_fitted(inner)
         return inner
     if not learns(backbone):
         return None
     options = {"channel_axis": 1, "image_shape": None, "intensity_range": (0.0, 1.0)}
     if not isinstance(backbone, BaseEstimator) or options.keys() - backbone.get_params():
-        raise TypeError(f"backbone must be a detector that judges whole images, got {backbone}")
+        raise TypeError(f"backbone must be a detector or encoder of whole images, got {backbone}")
     if random_state is not None:
         options["random_state"] = draw_seed(random_state)
     return clone(backbone).set_params(**options).fit(_Scaled(images))
@@ -223,7 +223,8 @@ def _activations(network, x, inner):
     names = [
         name
         for name, module in network.named_modules()
-        if "encoder" in name.split(".") and type(module).__module__ == nn.ReLU.__module__
+        if any(part.endswith("encoder") for part in name.split("."))
+        and type(module).__module__ == nn.ReLU.__module__
     ]
     with torch.no_grad(), recorded(network.eval(), names) as found:
         network(x)

@@ -131,10 +131,10 @@ def read(path, kind, decode=None):
     return content
 
 
-def packable(value):
-    """Whether `write` takes the value without `encode`."""
+def packable(value, encode):
+    """Whether `write` takes the value."""
     try:
-        _pack(value, "", {}, None)
+        _pack(value, "", {}, encode)
     except TypeError:
         return False
     return True

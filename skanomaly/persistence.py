@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
+from sklearn.frozen import FrozenEstimator
 
 from . import _storage
 from ._discovery import all_detectors
 from ._format import Layout
 from ._random import default_modes
 from .base import PROCESS_PARAMETERS, BaseDetector, restore, state_of
+from .encoders import SelfSupervisedEncoder
 
 __all__ = ["load", "save"]
 
@@ -111,7 +113,7 @@ def load(path: str | PathLike, *, types: Sequence[type] = (), **parameters: Any)
     """
     if not isinstance(types, (list, tuple)) or not all(isinstance(cls, type) for cls in types):
         raise TypeError(f"types must be a list of detector classes, got {types!r}")
-    known = {f"skanomaly.{name}": detector for name, detector in all_detectors()}
+    known = {f"skanomaly.{name}": cls for name, cls in _ours().items()}
     known |= {detector.__name__: detector for detector in types}
     try:
         loader = _Loader(known, parameters)
@@ -143,8 +145,13 @@ def _decode(tag, content):
     raise TypeError(f"no value is written as {tag!r}")
 
 
+def _ours():
+    """Classes of this package that a file may hold, by name."""
+    return dict(all_detectors()) | {SelfSupervisedEncoder.__name__: SelfSupervisedEncoder}
+
+
 def _check_detector(value, name="detector"):
-    if not isinstance(value, BaseDetector):
+    if not isinstance(value, (BaseDetector, SelfSupervisedEncoder)):
         hint = "; a scikit-learn estimator, or what holds one, is saved by joblib.dump"
         hint = hint if isinstance(value, BaseEstimator) else ""
         raise TypeError(f"{name} must be a detector of skanomaly, got {type(value).__name__}{hint}")
@@ -162,7 +169,7 @@ def _describe(detector, prefix, leave_out):
             parameters[name] = _describe_parameter(value, prefix + name, leave_out)
     cls = type(detector)
     # A class of the same name from outside the package must not be loaded as ours.
-    ours = dict(all_detectors()).get(cls.__name__) is cls
+    ours = _ours().get(cls.__name__) is cls
     description = {
         "class": f"skanomaly.{cls.__name__}" if ours else cls.__name__,
         "parameters": parameters,
@@ -181,6 +188,8 @@ def _describe(detector, prefix, leave_out):
 
 def _describe_value(value, what, prefix, leave_out):
     """Value in which each detector is replaced by its description."""
+    if isinstance(value, FrozenEstimator):
+        return {"frozen": _describe_value(value.estimator, what, f"{prefix}estimator__", leave_out)}
     if isinstance(value, BaseEstimator):
         _check_detector(value, what)
         return {"nested": _describe(value, prefix, leave_out)}
@@ -194,7 +203,7 @@ def _describe_value(value, what, prefix, leave_out):
 
 def _describe_parameter(value, name, leave_out):
     described = _describe_value(value, f"parameter {name}", f"{name}__", leave_out)
-    if isinstance(value, (dict, set, np.ndarray, torch.Tensor)) or not _storage.packable(described):
+    if isinstance(value, (dict, set, np.ndarray, torch.Tensor)) or not _storage.packable(described, _encode):
         raise TypeError(
             f"parameter {name} is of type {type(value).__name__}, which cannot be saved without code; pass "
             f"leave_out=[{name!r}], and {name}=... to load"
@@ -255,6 +264,8 @@ class _Loader:
 
     def value(self, value, prefix):
         """Undo `_describe_value`."""
+        if isinstance(value, dict) and set(value) == {"frozen"}:
+            return FrozenEstimator(self.value(value["frozen"], f"{prefix}estimator__"))
         if isinstance(value, dict) and set(value) == {"nested"}:
             return self.detector(value["nested"], prefix)
         if _is_member(value, dict):

@@ -431,10 +431,16 @@ class TestDetectors:
     @pytest.mark.parametrize(
         ("inner", "message"),
         [
-            (PCA(), "backbone must be a detector that judges whole images, got PCA"),
-            (tiny(PatchDetector), "backbone must be a detector that judges whole images, got PatchDetector"),
-            (DETECTORS["VAE"], "backbone must be a detector that judges whole images, got <class"),
-            (FrozenEstimator(PCA()), "backbone must be a fitted detector where it is frozen, got PCA"),
+            (PCA(), "backbone must be a detector or encoder of whole images, got PCA"),
+            (
+                tiny(PatchDetector),
+                "backbone must be a detector or encoder of whole images, got PatchDetector",
+            ),
+            (DETECTORS["VAE"], "backbone must be a detector or encoder of whole images, got <class"),
+            (
+                FrozenEstimator(PCA()),
+                "backbone must be a fitted detector or encoder where it is frozen, got PCA",
+            ),
         ],
     )
     def test_others_are_refused(self, inner, message):

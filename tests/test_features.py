@@ -363,7 +363,7 @@ def test_classical_detectors_tell_pneumonia_by_features():
         (
             {"backbone": PCA()},
             TypeError,
-            "backbone must be a detector that judges whole images, got PCA",
+            "backbone must be a detector or encoder of whole images, got PCA",
         ),
         ({"backbone": PatchDetector()}, TypeError, "got PatchDetector"),
         ({"backbone": FrozenEstimator(AutoEncoder())}, NotFittedError, "AutoEncoder"),

@@ -32,6 +32,7 @@ FLOORS = [
         "_discovery",
         "_holder",
         "_unwrap",
+        "encoders",
         "ensemble",
         "features",
         "layers",

@@ -13,6 +13,7 @@ from ._features import merged as merged
 from ._state import restore as restore
 from ._state import state_of as state_of
 from ._trained import TrainedDetector
+from ._trained import TrainsInEpochs as TrainsInEpochs
 
 # What is not in this list is for other rooms of the package, which may not use private names of a detector.
 __all__ = ["BaseDetector", "CompositeDetector", "FeatureDetector", "Judgement", "TrainedDetector"]

@@ -11,10 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import OutlierMixin
 from sklearn.utils.metaestimators import available_if
 
-from .. import _inference, labels, segmentation
+from .. import labels, segmentation
 from .._atomic import all_or_nothing, checked_fit
 from .._finite import NotFiniteError, check_learned, limited, refuse_not_finite
-from .._format import InputFormat
 from .._random import default_modes, draw_seed, seeded
 from ..training._progress import CallbackSupport
 from ._estimator import ImageEstimator, gather
@@ -70,12 +69,6 @@ class BaseDetector(CallbackSupport, OutlierMixin, ImageEstimator):
     #: Whether the method learns something else from unlabelled images (y = 0) than from normal ones.
     _tells_unlabelled = False
 
-    #: Version of saved files. Raise it when the network changes so that older files do not fit it.
-    _file_version = 1
-
-    #: Class that learns the format of X in `fit`, and later opens images in that format.
-    _format_class = InputFormat
-
     # Set by `_assign_shared`.
     contamination: float
     pixel_contamination: float
@@ -95,10 +88,6 @@ class BaseDetector(CallbackSupport, OutlierMixin, ImageEstimator):
             Images to learn from. ``images.y`` holds their labels (1 normal, 0 unlabelled), or is None.
         """
 
-    def _build(self, image_shape):
-        """Untrained network for images of shape (C, H, W): one nn.Module that holds all parts."""
-        raise NotImplementedError
-
     def _measure(self, network, images):
         """Fill the network's buffers with statistics of the training images.
 
@@ -116,9 +105,6 @@ class BaseDetector(CallbackSupport, OutlierMixin, ImageEstimator):
     def _reconstruct(self, network, x):
         """Reconstructions of images (n, c, h, w). Only detectors that reconstruct have this method."""
         raise NotImplementedError
-
-    def _check_own_attributes(self, attributes):
-        """Raise a ValueError if fitted attributes that only this class has, by name, cannot be right."""
 
     # Fitting.
 
@@ -182,10 +168,6 @@ class BaseDetector(CallbackSupport, OutlierMixin, ImageEstimator):
         offset = np.percentile(-scores, 100 * self.contamination)
         self._set_thresholds(offset, pixels, self.pixel_contamination)
 
-    def _check_process(self):
-        """Raise an error if this process cannot run the fit, before X is read. Set ``device_``."""
-        self.device_ = _inference.resolve_device(self.device)
-
     def _learn(self, images):
         """Make ``network_`` from the images; return what `_measure` returns."""
         with seeded(draw_seed(self.random_state), self.device_):
@@ -193,13 +175,6 @@ class BaseDetector(CallbackSupport, OutlierMixin, ImageEstimator):
             judged = self._measure(network, images)
         self.network_ = self._settle(network)
         return judged
-
-    def _settle(self, network):
-        """Network as it is kept, after a check of its weights and of the statistics that were measured."""
-        for name, tensor in network.state_dict().items():
-            if tensor.is_floating_point() and tensor.numel():
-                check_learned(**{name: float(tensor.abs().max())})
-        return network.eval()
 
     def _last_step(self):
         """Description of the last stage of a fit, for an error message."""
@@ -518,9 +493,6 @@ class BaseDetector(CallbackSupport, OutlierMixin, ImageEstimator):
                     "use score_samples, or a detector that reconstructs"
                 )
             yield rows, maps
-
-    def _new_network(self):
-        return self._place(self._build(self.image_shape_))
 
 
 def open_images(detector, X):

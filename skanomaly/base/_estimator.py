@@ -10,6 +10,8 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from .. import _inference
+from .._finite import check_learned
+from .._format import InputFormat
 from .._parameters import SHARED, constraints_of, fill_docstring
 from .._random import default_modes
 
@@ -17,8 +19,8 @@ from .._random import default_modes
 class ImageEstimator(BaseEstimator):
     """Base of estimators that apply a network to images: shared parameters, format of X, device, pickling.
 
-    A subclass writes `fit`, which sets ``_format``, ``device_`` and ``network_``. Its constraints and its
-    docstring are completed as `BaseDetector` describes.
+    A subclass writes `fit`, which sets ``_format``, ``device_`` and ``network_``. If it learns a network, it
+    also writes `_build`. Its constraints and its docstring are completed as `BaseDetector` describes.
     """
 
     #: Range of intensities that the network expects.
@@ -29,6 +31,12 @@ class ImageEstimator(BaseEstimator):
 
     #: Layers that None stands for, by the name of the backbone. Only with a backbone there are any.
     _layers: dict = {}
+
+    #: Version of saved files. Raise it when the network changes so that older files do not fit it.
+    _file_version = 1
+
+    #: Class that learns the format of X in `fit`, and later opens images in that format.
+    _format_class = InputFormat
 
     _parameter_constraints: dict = {}
 
@@ -70,6 +78,27 @@ class ImageEstimator(BaseEstimator):
         if "_format" not in vars(self):
             raise AttributeError(f"{name}_ is there once {type(self).__name__} is fitted")
         return getattr(self._format, name)
+
+    def _build(self, image_shape):
+        """Untrained network for images of shape (C, H, W): one nn.Module that holds all parts."""
+        raise NotImplementedError
+
+    def _check_own_attributes(self, attributes):
+        """Raise a ValueError if fitted attributes that only this class has, by name, cannot be right."""
+
+    def _check_process(self):
+        """Raise an error if this process cannot run the fit, before X is read. Set ``device_``."""
+        self.device_ = _inference.resolve_device(self.device)
+
+    def _new_network(self):
+        return self._place(self._build(self.image_shape_))
+
+    def _settle(self, network):
+        """Network as it is kept, after a check of its weights and of the statistics that were measured."""
+        for name, tensor in network.state_dict().items():
+            if tensor.is_floating_point() and tensor.numel():
+                check_learned(**{name: float(tensor.abs().max())})
+        return network.eval()
 
     def _open(self, X):
         """Images of X, after checks that the detector is fitted and that X fits it."""

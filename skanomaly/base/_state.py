@@ -16,20 +16,24 @@ from .. import _inference
 from .._format import Layout
 from .._random import seeded
 from ._composite import CompositeDetector
-from ._trained import TrainedDetector
+from ._detector import BaseDetector
+from ._trained import TrainsInEpochs
 
-#: Attributes of a fitted detector, and a test of each value, for `save` and for `load`. A file may be forged:
-#: wrong values must fail here, not later in a score.
+#: Attributes of a fitted estimator, and a test of each value, for `save` and for `load`. A file may be
+#: forged: wrong values must fail here, not later in a score.
 FITTED = {
-    "offset_": lambda v: _is_finite(v),
-    # nan: a method without a map.
-    "pixel_offset_": lambda v: _is_finite(v) or _is_nan(v),
-    "map_range_": lambda v: _are(v, float, 2) and (all(map(_is_finite, v)) or all(map(_is_nan, v))),
     "intensity_range_": lambda v: _are(v, float, 2) and all(map(_is_finite, v)) and v[0] <= v[1],
     "image_shape_": lambda v: _are(v, int, 3) and min(v) > 0,
     "n_features_in_": lambda v: isinstance(v, int) and v > 0,
     "_layout": lambda v: isinstance(v, Layout) and v.channel_axis in (None, 1, 2, 3) and type(v.rows) is bool,
     "_kind": lambda v: v in ("uint8", "integer", "float"),
+}
+#: Attributes that only detectors have, and those of estimators that are trained in epochs.
+JUDGES = {
+    "offset_": lambda v: _is_finite(v),
+    # nan: a method without a map.
+    "pixel_offset_": lambda v: _is_finite(v) or _is_nan(v),
+    "map_range_": lambda v: _are(v, float, 2) and (all(map(_is_finite, v)) or all(map(_is_nan, v))),
 }
 TRAINED = {
     "n_iter_": lambda v: isinstance(v, int) and v > 0,
@@ -55,7 +59,9 @@ def _is_history(value):
 
 def _check_attributes(detector, attributes):
     """Raise an error if attributes cannot be those of a fit."""
-    rules = FITTED | TRAINED if isinstance(detector, TrainedDetector) else FITTED
+    rules = FITTED.copy()
+    for kind, more in (BaseDetector, JUDGES), (TrainsInEpochs, TRAINED):
+        rules |= more if isinstance(detector, kind) else {}
     for name, fits in rules.items():
         if name not in attributes or not fits(attributes[name]):
             raise ValueError(f"{name} cannot be {attributes.get(name, 'absent')!r}")

@@ -1,4 +1,4 @@
-"""TrainedDetector: base of detectors whose network is trained in epochs."""
+"""TrainedDetector: base of detectors that are trained in epochs; encoders share its mixin."""
 
 import math
 import warnings
@@ -16,12 +16,11 @@ from ..training._training import check_early_stopping, fresh_callbacks
 from ._detector import BaseDetector
 
 
-class TrainedDetector(BaseDetector):
-    """Base of detectors that are trained in epochs, in one or more stages.
+class TrainsInEpochs:
+    """Mixin of estimators whose network is trained in epochs, in one or more stages.
 
-    A subclass writes `_train`, and the methods that `BaseDetector` asks for. Its constructor also has the
-    parameters `max_epochs`, `batch_size`, `lr`, `validation_fraction`, `checkpoint_dir`, `callbacks` and
-    `verbose`.
+    A subclass writes `_build`, `_train` and `_measure`. Its constructor also has the parameters `max_epochs`,
+    `batch_size`, `lr`, `validation_fraction`, `checkpoint_dir`, `callbacks` and `verbose`.
     """
 
     #: Training steps of a stage whose number of epochs is None, by the parameter that gives the number.
@@ -147,3 +146,12 @@ class TrainedDetector(BaseDetector):
                 if name not in PROCESS_PARAMETERS - {"callbacks"}
             },
         }
+
+
+class TrainedDetector(TrainsInEpochs, BaseDetector):
+    """Base of detectors that are trained in epochs, in one or more stages.
+
+    A subclass writes `_train`, and the methods that `BaseDetector` asks for. Its constructor also has the
+    parameters `max_epochs`, `batch_size`, `lr`, `validation_fraction`, `checkpoint_dir`, `callbacks` and
+    `verbose`.
+    """

@@ -318,8 +318,8 @@ def blur(x, sigmas):
 
 
 def weights_digest(network):
-    """SHA-256 of the names, shapes and values of the tensors of a network."""
-    digest = hashlib.sha256()
+    """SHA-256 of the names, shapes and values of the tensors of a network; of its repr if there are none."""
+    digest = hashlib.sha256() if network.state_dict() else hashlib.sha256(repr(network).encode())
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

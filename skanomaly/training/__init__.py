@@ -3,6 +3,7 @@
 from ._adversarial import Adversarial, discriminator_loss, generator_loss
 from ._byol import SelfSupervised, byol_loss, follow, running_statistics_kept
 from ._memory import MemoryTraining
+from ._progress import CallbackSupport
 from ._reconstruction import Reconstruction
 from ._training import Training
 from ._variational import Variational, negative_elbo
@@ -10,6 +11,7 @@ from ._wasserstein import Wasserstein
 
 __all__ = [
     "Adversarial",
+    "CallbackSupport",
     "MemoryTraining",
     "Reconstruction",
     "SelfSupervised",
