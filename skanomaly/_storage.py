@@ -131,7 +131,7 @@ def read(path, kind, decode=None):
     return content
 
 
-def packable(value, encode):
+def packable(value, encode=None):
     """Whether `write` takes the value."""
     try:
         _pack(value, "", {}, encode)

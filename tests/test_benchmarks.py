@@ -13,9 +13,11 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 from sklearn.covariance import ledoit_wolf
+from sklearn.utils import Bunch
 
-from skanomaly import _comparison
+from skanomaly import FeatureGaussian, _comparison
 from skanomaly.datasets import make_digit_anatomy
+from skanomaly.metrics import auroc
 from skanomaly.testing import all_detectors, make_images, tiny
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -673,3 +675,26 @@ def test_the_study_of_steps(script, tmp_path, monkeypatch, capsys):
     shorter = _comparison.make(plain, random_state=0, max_epochs=1).fit(parts["train"].images)
     found = study.auroc(parts["val"].target, -shorter.score_samples(parts["val"].images))
     assert cell["2"]["val"] == pytest.approx(found)
+
+
+@pytest.mark.study
+def test_the_figures_of_unlabelled_images(script):
+    study = script("unlabelled")
+    rng = np.random.default_rng(0)
+    target = rng.permutation(np.repeat([1, -1], [40, 30]))
+    rows = study.drawn(target, 0.25, rng)
+    assert len(set(rows)) == 40, "as many as there are normal ones"
+    assert (target[rows] == -1).sum() == 10
+    labels = {"train": np.ones(30, int), "val": target, "test": np.repeat([1, -1], 10)}
+    parts = {
+        split: Bunch(images=make_images((len(of), 16, 16), seed=k), target=of)
+        for k, (split, of) in enumerate(labels.items())
+    }
+    detector = FeatureGaussian(backbone="filters", input_size=16, random_state=0)
+    found = study.evaluate(detector, parts, share=0.5)
+    assert set(found) == {"val", "test"}
+    assert set(found["test"]) == {"0.0", "0.25", "0.5", "0.75", "1.0"}
+    alone = FeatureGaussian(backbone="filters", input_size=16).fit(parts["train"].images)
+    scores = -alone.score_samples(parts["test"].images)
+    assert found["test"]["0.0"] == pytest.approx(auroc(parts["test"].target, scores))
+    assert found["test"]["1.0"] != found["test"]["0.0"]

@@ -91,6 +91,14 @@ QUOTED = {
             "squid: SQUID / zero / recognised",
         ),
     },
+    "doc/results/unlabelled.md": {
+        "the AUROC rises from {} to {} at a weight of a quarter, and to {} at a weight of 1.": (
+            "unlabelled: cxr_pneumonia_128 / 50 % / test / weight 0",
+            "unlabelled: cxr_pneumonia_128 / 50 % / test / weight 0.25",
+            "unlabelled: cxr_pneumonia_128 / 50 % / test / weight 1",
+        ),
+        "a weight of 1 falls to {} on cxr_nih.": ("unlabelled: cxr_nih_128 / 0 % / test / weight 1",),
+    },
     "doc/results/retina.md": {
         "against none is {}, chance, and that of severe grades {} with": (
             "retina: detection, any grade against none / SSLAnoVAE, stages by residuals",
@@ -177,7 +185,7 @@ def test_no_figure_is_quoted_without_its_table():
         assert not re.findall(wanted, text), path
 
 
-@pytest.mark.parametrize("study", ["accuracy", "ddad", "ssl_anovae", "squid"])
+@pytest.mark.parametrize("study", ["accuracy", "ddad", "ssl_anovae", "squid", "unlabelled"])
 def test_tables_are_those_of_the_stored_cells(study, monkeypatch, tmp_path, capsys):
     """But for marks of cells whose code has changed since, and for references that are no cells."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")

@@ -149,10 +149,16 @@ def headline(cells, sets, rows):
         n_seeds, *found = zip(*(figures(cells, data, detector, [component]) for data in sets))
         n_seeds = "/".join(map(str, n_seeds if len(set(n_seeds)) > 1 else n_seeds[:1]))
         lines.append([label, n_seeds, *np.transpose(found).ravel()])
-    return table(["score", "seeds", *pairs(sets)], lines)
+    return section(["score", "seeds", *pairs(sets)], lines)
 
 
-def report(cells, size, refined):
+def section(columns, lines):
+    """Table, or nothing if no seed of any line has been run."""
+    seeds = columns.index("seeds")
+    return table(columns, lines) if any(str(line[seeds]) != "0" for line in lines) else ""
+
+
+def report(cells, size, refined, epochs):
     sets, studied = [f"{name}_{size}" for name in SETS], f"{STUDIED}_{size}"
     alone = [(f"{name} alone", name, score) for name, score in BACKBONES.values()]
     one_class, dual = (
@@ -178,22 +184,27 @@ def report(cells, size, refined):
         )
     ]
     tried = [[label, *figures(cells, sets[1], f"{STUDY}, {label}", SCORES)] for label in TRIED]
-    text = [
-        "Made by `python benchmarks/studies/ddad.py --seeds 3 --limit 0`. Test split; mean of the seeds "
-        "(standard deviation). 100 epochs are 700 steps of a member of the first ensemble on cxr_pneumonia "
-        "and 300 on the others; the default is 1,000.\n",
-        "From normal images alone:\n",
-        headline(cells, sets, alone + one_class),
-        "With unlabelled images:\n",
-        headline(cells, sets, dual),
-        f"{STUDY}, by the anomalous share of D_u:\n",
-        table(["data", "D_u", "seeds", *pairs(SCORES[score] for score in scores)], ratios),
-        f"{studied}, {STUDY}, tests with one kind of anomaly and as many normal images:\n",
-        table(["score", "D_u", "seeds", *pairs((SEEN, UNSEEN))], kinds),
-        f"{sets[1]}, {STUDY}, other refinements:\n",
-        table(["refinement", "seeds", *pairs(SCORES.values())], tried),
-    ]
-    return "\n".join(text)
+    command = f"--parts ratio pathologies --epochs {epochs} --limit 0" if epochs else "--seeds 3 --limit 0"
+    n = epochs or 100
+    about = (
+        f"Made by `python benchmarks/studies/ddad.py {command}`. Test split; mean of the seeds (standard "
+        f"deviation). {n} epochs are {7 * n} steps of a member of the first ensemble on cxr_pneumonia and "
+        f"{3 * n} on the others; the default is 1,000.\n"
+    )
+    sections = {
+        "From normal images alone:": headline(cells, sets, alone + one_class),
+        "With unlabelled images:": headline(cells, sets, dual),
+        f"{STUDY}, by the anomalous share of D_u:": section(
+            ["data", "D_u", "seeds", *pairs(SCORES[score] for score in scores)], ratios
+        ),
+        f"{studied}, {STUDY}, tests with one kind of anomaly and as many normal images:": section(
+            ["score", "D_u", "seeds", *pairs((SEEN, UNSEEN))], kinds
+        ),
+        f"{sets[1]}, {STUDY}, other refinements:": section(
+            ["refinement", "seeds", *pairs(SCORES.values())], tried
+        ),
+    }
+    return "\n".join([about, *(f"{heading}\n\n{made}" for heading, made in sections.items() if made)])
 
 
 def main():
@@ -230,7 +241,7 @@ def main():
         detector = with_epochs(make(variant, random_state=seed), options.epochs)
         return data, label, detector, partial(evaluate, stem=stem)
 
-    text = partial(report, size=size, refined=options.full)
+    text = partial(report, size=size, refined=options.full, epochs=options.epochs)
     compare(options, (prepared(*cell) for cell in cells), text, load=load)
 
 

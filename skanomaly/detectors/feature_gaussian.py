@@ -45,8 +45,9 @@ class FeatureGaussian(FeatureDetector):
     neighbors : int, default=None
         Number of nearest training images. None scores by the Gaussian; a number by the mean distance to so
         many of them, of features whitened by half.
-    unlabelled_weight : float, default=0.5
+    unlabelled_weight : float, default=0.25
         Weight of the distance from unlabelled images, which is subtracted from the score if there are any.
+        More gains more where many of them are anomalous, and loses more where few are.
     blur : float, default=0.03
         Deviation of the Gaussian filter of maps, as a share of each side.
     {parameters}
@@ -109,7 +110,7 @@ class FeatureGaussian(FeatureDetector):
         grid="auto",
         shrinkage="oas",
         neighbors=None,
-        unlabelled_weight=0.5,
+        unlabelled_weight=0.25,
         blur=0.03,
         keep_sums=False,
         device="auto",

@@ -184,7 +184,7 @@ def _callback_state(callback):
     for name, value in vars(callback).items():
         if name.endswith("_") and not isinstance(value, type):
             value = value.state_dict() if hasattr(value, "state_dict") else value
-            if _storage.packable(value, None):
+            if _storage.packable(value):
                 state[name] = value
             else:
                 lost.append(name)

@@ -1,0 +1,89 @@
+"""What unlabelled images add to FeatureGaussian, by the share of them that is anomalous.
+
+    python benchmarks/studies/unlabelled.py [--sets NAME ...] [--seeds 1] [--limit 0] [--threads 2]
+                                            [--results DIR] [--adopt [CLASS ...]]
+
+The normal images are `train`. The unlabelled ones come from `val`, as many as it has normal images, drawn
+anew for each seed; nothing else is random. For the rows "test" they come from all of `val`, and `test` is
+judged. For the rows "val" they come from half of it, and the other half is judged: the weight is chosen
+there.
+
+Cells are kept in unlabelled/cells.jsonl of --results, the table in table.md.
+"""
+
+from functools import partial
+from itertools import product
+
+import numpy as np
+
+from skanomaly import _comparison
+from skanomaly._comparison import CELLS, compare, make, mean, parse, select, table
+from skanomaly.metrics import auroc
+
+SETS = "cxr_pneumonia_128", "cxr_nih_128", "brain_mri_128", "fundus_dr_128"
+SHARES = "0 %", "10 %", "25 %", "50 %"
+WEIGHTS = 0.0, 0.25, 0.5, 0.75, 1.0
+
+
+def load(name, folder):
+    """Splits of a set, without the share in a name as "cxr_nih_128, 10 %"."""
+    return _comparison.load(name.partition(", ")[0], folder)
+
+
+def drawn(target, share, draw):
+    """Rows of unlabelled images, of which this share is anomalous, out of rows with labels."""
+    normal, anomalous = (draw.permutation(np.flatnonzero(target == label)) for label in (1, -1))
+    n = len(normal)
+    anomalous = anomalous[: round(n * share)]
+    return np.concatenate([normal[: n - len(anomalous)], anomalous])
+
+
+def aurocs(detector, normal, unlabelled, judged):
+    """AUROC with each weight, 0 first, which is that of the normal images alone."""
+    y = np.repeat([1, 0], [len(normal), len(unlabelled)])
+    detector.fit(np.concatenate([normal, unlabelled]), y)
+    components = detector.score_components(judged.images)
+    scores = {w: components["distance"] - w * components["unlabelled"] for w in WEIGHTS}
+    return {str(w): auroc(judged.target, score) for w, score in scores.items()}
+
+
+def evaluate(detector, parts, *, share):
+    normal, val, draw = parts["train"].images, parts["val"], np.random.default_rng(detector.random_state)
+    whole = val.images[drawn(val.target, share, draw)]
+    found = {"test": aurocs(detector, normal, whole, parts["test"])}
+    order = draw.permutation(len(val.target))
+    half, rest = np.array_split(order, 2)
+    judged = type(val)(images=val.images[rest], target=val.target[rest])
+    unlabelled = val.images[half[drawn(val.target[half], share, draw)]]
+    return found | {"val": aurocs(detector, normal, unlabelled, judged)}
+
+
+def report(cells):
+    lines = []
+    for data in dict.fromkeys(f"{name}, {share}" for name in SETS for share in SHARES):
+        same = select(cells, data=data)
+        for split in "val", "test":
+            figures = [mean(same, split, str(w)) for w in WEIGHTS]
+            lines.append([*data.split(", "), split, len(same), *figures])
+    columns = "data", "anomalous", "split", "draws", *(f"weight {w:g}" for w in WEIGHTS)
+    return (
+        "Made by `python benchmarks/studies/unlabelled.py --seeds 3`. AUROC of FeatureGaussian with each "
+        "weight of the unlabelled images; mean of the draws (standard deviation).\n\n" + table(columns, lines)
+    )
+
+
+def main():
+    options = parse(__doc__, __file__, CELLS, sets={"nargs": "+", "default": SETS}, limit={"default": 0})
+
+    def cells():
+        for seed in range(options.seeds):
+            for name, share in product(options.sets, SHARES):
+                judge = partial(evaluate, share=int(share.removesuffix(" %")) / 100)
+                detector = make("FeatureGaussian", random_state=seed)
+                yield f"{name}, {share}", "FeatureGaussian", detector, judge
+
+    compare(options, cells(), report, load=load)
+
+
+if __name__ == "__main__":
+    main()
