@@ -19,6 +19,7 @@ from . import synthesis as synthesis
 from . import testing as testing
 from . import transforms as transforms
 from ._unwrap import anomaly_map as anomaly_map
+from ._unwrap import p_value as p_value
 from ._unwrap import reconstruct as reconstruct
 from ._unwrap import segment as segment
 from ._version import __version__ as __version__

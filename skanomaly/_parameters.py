@@ -117,6 +117,8 @@ ATTRIBUTES = """
         Threshold of scores. `predict` returns -1 where `score_samples` is below it.
     pixel_offset_ : float
         Threshold of maps. `segment` flags pixels whose map is above it. It is nan if there are no maps.
+    calibration_scores_ : (n,) ndarray
+        Anomaly scores of the images of the last `calibrate`, ascending. Without a calibration it is absent.
     map_range_ : tuple (low, high)
         Colour scale for maps: the quantiles 1 % and 99.9 % of the pixels in maps of normal images.
     image_shape_ : tuple (C, H, W)
@@ -134,7 +136,7 @@ ATTRIBUTES = """
 #: Names of the attributes that only detectors trained in epochs have.
 TRAINED_ATTRIBUTES = {"history_", "n_iter_"}
 #: Names of the attributes that only detectors have.
-DETECTOR_ATTRIBUTES = {"offset_", "pixel_offset_", "map_range_"}
+DETECTOR_ATTRIBUTES = {"offset_", "pixel_offset_", "calibration_scores_", "map_range_"}
 #: Names of the attributes that only estimators with a backbone have.
 BACKBONE_ATTRIBUTES = {"backbone_", "backbone_detector_", "feature_shapes_", "n_images_"}
 

@@ -93,3 +93,21 @@ def reconstruct(estimator, X, *, out=None):
         Images in the layout and units of the X that the detector gets from the steps before it.
     """
     return call_inside("reconstruct", estimator, X, out=out)
+
+
+def p_value(estimator, X):
+    """`p_value` of the detector inside a Pipeline, a search or a FrozenEstimator.
+
+    Parameters
+    ----------
+    estimator : fitted detector
+        Calibrated detector, or a Pipeline, search or FrozenEstimator that holds one.
+    X : array-like
+        Images, as the estimator takes them.
+
+    Returns
+    -------
+    p : (n,) float64 ndarray
+        p-values in (0, 1], lower is more anomalous.
+    """
+    return call_inside("p_value", estimator, X)

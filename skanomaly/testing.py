@@ -375,6 +375,23 @@ def _assert_share_above(maps, threshold, share, tolerance):
     assert np.mean(maps >= threshold) >= share - tolerance
 
 
+def check_p_values(detector):
+    """`p_value` is the rank among the images of `calibrate`, which `drift` compares with others."""
+    X, new = make_images((30, 16, 16)), make_images((39, 16, 16), seed=1)
+    fitted = _fit(detector, X)
+    for method in fitted.p_value, fitted.drift:
+        _assert_raises(NotFittedError, ["calibrate"], method, new)
+    fitted.calibrate(new, false_alarm_rate=0.1)
+    known, scores = -fitted.score_samples(new), -fitted.score_samples(X)
+    p = (1 + (known >= scores[:, None]).sum(1)) / 40
+    assert_array_equal(fitted.p_value(X), p)
+    assert_array_equal(fitted.predict(X, false_alarm_rate=0.3), np.where(p <= 0.3, -1, 1))
+    assert_array_equal(fitted.predict(new, false_alarm_rate=0.1), np.where(fitted.p_value(new) <= 0.1, -1, 1))
+    assert fitted.drift(new) == (0, 1)
+    _assert_raises(ValueError, ["false_alarm_rate", "1.5"], fitted.predict, X, false_alarm_rate=1.5)
+    assert not hasattr(fitted.fit(X), "calibration_scores_")
+
+
 def check_labels(detector):
     """Rows with -1 are not trained on; labels other than -1 and 0 change nothing, but some of them warn."""
     X = make_images((24, 16, 16))

@@ -8,8 +8,11 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import ks_2samp
 from sklearn.base import OutlierMixin
+from sklearn.exceptions import NotFittedError
 from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_is_fitted
 
 from .. import labels, segmentation
 from .._atomic import all_or_nothing, checked_fit
@@ -20,6 +23,22 @@ from ._estimator import ImageEstimator, gather
 
 #: Largest number of map pixels that are kept to set `pixel_offset_`; all of them might not fit into memory.
 N_PIXELS = 10**7
+
+
+class Drift(NamedTuple):
+    """Result of `drift`: a two-sample Kolmogorov-Smirnov test.
+
+    Parameters
+    ----------
+    statistic : float
+        Largest difference between the shares of new and of calibration images whose score is below any value,
+        from 0 (no difference) to 1.
+    pvalue : float
+        Probability of such a difference, or a larger one, if new images are like those of the calibration.
+    """
+
+    statistic: float
+    pvalue: float
 
 
 class Judgement(NamedTuple):
@@ -75,6 +94,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, ImageEstimator):
 
     offset_: float
     pixel_offset_: float
+    calibration_scores_: NDArray[np.float64]
     map_range_: tuple[float, float]
 
     # Methods for subclasses to write.
@@ -158,6 +178,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, ImageEstimator):
     @all_or_nothing
     def _fit(self, X, y):
         self._check_process()
+        vars(self).pop("calibration_scores_", None)  # of the last fit
         self._format, images = self._format_class.learn(X, y, self, self._image_range)
         if not self._tells_unlabelled:
             labels.warn_without_anomalies(y, "all rows, labelled {labels}, are learned as normal")
@@ -197,7 +218,8 @@ class BaseDetector(CallbackSupport, OutlierMixin, ImageEstimator):
         """Reset both thresholds from normal images that the detector was not trained on.
 
         A detector has learned its training images. Thresholds from them usually flag a larger share of new
-        normal images than of the training images. ``map_range_``, the colour scale, is reset, too.
+        normal images than of the training images. ``map_range_``, the colour scale, is reset, too. The scores
+        of the images are kept for `p_value` and `drift`.
 
         Parameters
         ----------
@@ -239,16 +261,10 @@ class BaseDetector(CallbackSupport, OutlierMixin, ImageEstimator):
                 stacklevel=2,
             )
             X = X_normal
-        images = self._open(X)
-        if y is not None:
-            images = images.subset(labels.normal_rows(y, len(images)))
-            if not self._tells_unlabelled:
-                done = "of the rows, labelled {labels}, only those with 1 were taken for normal"
-                labels.warn_without_anomalies(y, done)
+        images = self._open_normal(X, y)
         rates = {"false_alarm_rate": false_alarm_rate, "pixel_false_alarm_rate": pixel_false_alarm_rate}
         for name, rate in rates.items():
-            if not 0 < rate < 1:
-                raise ValueError(f"{name} must lie between 0 and 1, got {rate}")
+            _check_rate(name, rate)
         scores, pixels = self._sample(images)
         n_needed = math.ceil(1 / false_alarm_rate) - 1
         if len(scores) < n_needed:
@@ -260,7 +276,59 @@ class BaseDetector(CallbackSupport, OutlierMixin, ImageEstimator):
         # weibull: a new score falls below it with probability false_alarm_rate, whatever the distribution.
         offset = np.quantile(-scores, false_alarm_rate, method="weibull")
         self._set_thresholds(offset, pixels, pixel_false_alarm_rate)
+        self.calibration_scores_ = np.sort(scores)
         return self
+
+    def _open_normal(self, X, y):
+        """Images of X, or, if there are labels, those with 1."""
+        images = self._open(X)
+        if y is None:
+            return images
+        if not self._tells_unlabelled:
+            done = "of the rows, labelled {labels}, only those with 1 were taken for normal"
+            labels.warn_without_anomalies(y, done)
+        return images.subset(labels.normal_rows(y, len(images)))
+
+    def _calibration_scores(self, method):
+        check_is_fitted(self)
+        if not hasattr(self, "calibration_scores_"):
+            raise NotFittedError(
+                f"{method} compares images with those of a calibration: call calibrate with normal images "
+                "that the detector was not trained on"
+            )
+        return self.calibration_scores_
+
+    def drift(self, X: ArrayLike, y: ArrayLike | None = None) -> Drift:
+        """Whether new normal images, of another scanner or month, are still like those of the calibration.
+
+        The scores of the new images are compared with those of the calibration, by a two-sample
+        Kolmogorov-Smirnov test: it notices better, worse and more scattered scores, whatever their
+        distribution, and is exact. If it rejects, p-values and false alarm rates no longer hold for such
+        images: `calibrate` again.
+
+        Parameters
+        ----------
+        X : array-like
+            Normal images, neither of the training nor of the calibration. Without y all must be normal.
+        y : array-like of shape (n,), default=None
+            Labels of the images. Only those with 1 (normal) are used.
+
+        Returns
+        -------
+        drift : Drift
+            Named tuple of ``statistic`` and ``pvalue``.
+
+        Raises
+        ------
+        NotFittedError
+            If the detector is not calibrated.
+        ValueError
+            If X does not fit the images of `fit`, or y marks no image with 1.
+        """
+        known = self._calibration_scores("drift")
+        scores, _ = self._sample(self._open_normal(X, y))
+        found = ks_2samp(scores, known)
+        return Drift(float(found.statistic), float(found.pvalue))
 
     def _sample(self, images, judged=None, last_step=""):
         """Anomaly scores (n,) of images, and a sample of the pixels of their maps (None without maps)."""
@@ -334,8 +402,39 @@ class BaseDetector(CallbackSupport, OutlierMixin, ImageEstimator):
         """
         return self.score_samples(X) - self.offset_
 
-    def predict(self, X: ArrayLike) -> NDArray[np.intp]:
+    def predict(self, X: ArrayLike, *, false_alarm_rate: float | None = None) -> NDArray[np.intp]:
         """Label of each image.
+
+        Parameters
+        ----------
+        X : array-like
+            Images of the fitted shape.
+        false_alarm_rate : float, default=None
+            Share of new normal images that may be flagged, in (0, 1): images whose `p_value` is not above it
+            are. None flags images whose score is below ``offset_``.
+
+        Returns
+        -------
+        labels : (n,) int ndarray
+            1 for normal images, -1 for anomalous ones.
+
+        Raises
+        ------
+        NotFittedError
+            If `false_alarm_rate` is given and the detector is not calibrated.
+        """
+        if false_alarm_rate is None:
+            return np.where(self.decision_function(X) >= 0, 1, -1)
+        _check_rate("false_alarm_rate", false_alarm_rate)
+        return np.where(self.p_value(X) <= false_alarm_rate, -1, 1)
+
+    def p_value(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Probability that a normal image looks at least as anomalous: a conformal p-value.
+
+        It is (1 + number of calibration images with a score at least as bad) / (n + 1). For a new normal
+        image that is exchangeable with the n images of the calibration it is at most p with probability p,
+        whatever the distribution of the scores [1]_. It is never below 1 / (n + 1): of 77 images none can be
+        below .013.
 
         Parameters
         ----------
@@ -344,10 +443,23 @@ class BaseDetector(CallbackSupport, OutlierMixin, ImageEstimator):
 
         Returns
         -------
-        labels : (n,) int ndarray
-            1 for normal images, -1 for anomalous ones.
+        p : (n,) float64 ndarray
+            p-values in (0, 1], lower is more anomalous. Those of several images depend on one another,
+            because all are compared with the same calibration images, but positively, so that the false
+            discovery rate of Benjamini and Hochberg holds [1]_.
+
+        Raises
+        ------
+        NotFittedError
+            If the detector is not calibrated.
+
+        References
+        ----------
+        .. [1] Bates, S., Candès, E., Lei, L., Romano, Y., Sesia, M. (2023). "Testing for outliers with
+           conformal p-values". Annals of Statistics 51. `arXiv:2104.08279
+           <https://arxiv.org/abs/2104.08279>`_
         """
-        return np.where(self.decision_function(X) >= 0, 1, -1)
+        return conformal_p(self._calibration_scores("p_value"), -self.score_samples(X))
 
     def score_components(self, X: ArrayLike) -> dict[str, NDArray[np.float64]]:
         """Components of the score: its parts, and other scores of the method.
@@ -493,6 +605,18 @@ class BaseDetector(CallbackSupport, OutlierMixin, ImageEstimator):
                     "use score_samples, or a detector that reconstructs"
                 )
             yield rows, maps
+
+
+def conformal_p(known, scores):
+    """p-values of anomaly scores, by the ascending anomaly scores `known` of normal images."""
+    # Equal scores count as at least as bad: fewer images are flagged, never more.
+    at_least = len(known) - np.searchsorted(known, scores, side="left")
+    return (1 + at_least) / (len(known) + 1)
+
+
+def _check_rate(name, rate):
+    if not 0 < rate < 1:
+        raise ValueError(f"{name} must lie between 0 and 1, got {rate}")
 
 
 def open_images(detector, X):

@@ -165,6 +165,7 @@ class FeatureDetector(HoldsBackbone, BaseDetector):
 
     def _learn_more(self, parts, images=None):
         """Learn from the sums that fitted detectors keep, and from images. ``network_`` is a new one."""
+        vars(self).pop("calibration_scores_", None)
         for part in parts:
             state_of(part)  # refuses parameters that no longer describe the network
         counts, thresholds = [part.n_images_ for part in parts], [_thresholds(part) for part in parts]

@@ -5,6 +5,7 @@ import threading
 from collections import Counter
 from functools import partial
 
+import numpy as np
 import torch
 from skorch.history import History
 from torch.nn.modules.module import (
@@ -35,6 +36,8 @@ JUDGES = {
     "pixel_offset_": lambda v: _is_finite(v) or _is_nan(v),
     "map_range_": lambda v: _are(v, float, 2) and (all(map(_is_finite, v)) or all(map(_is_nan, v))),
 }
+#: Attributes that are there after a calibration only.
+CALIBRATED = {"calibration_scores_": lambda v: _is_sorted(v)}
 TRAINED = {
     "n_iter_": lambda v: isinstance(v, int) and v > 0,
     "history_": lambda v: isinstance(v, dict) and all(_is_history(stage) for stage in v.values()),
@@ -53,6 +56,13 @@ def _are(value, kind, length):
     return isinstance(value, tuple) and len(value) == length and all(isinstance(part, kind) for part in value)
 
 
+def _is_sorted(value):
+    is_array = (
+        isinstance(value, np.ndarray) and value.dtype == np.float64 and value.ndim == 1 and len(value) > 0
+    )
+    return is_array and np.isfinite(value).all() and (np.diff(value) >= 0).all()
+
+
 def _is_history(value):
     return isinstance(value, History) and all(isinstance(row, dict) for row in value)
 
@@ -62,6 +72,7 @@ def _check_attributes(detector, attributes):
     rules = FITTED.copy()
     for kind, more in (BaseDetector, JUDGES), (TrainsInEpochs, TRAINED):
         rules |= more if isinstance(detector, kind) else {}
+    rules |= {name: rule for name, rule in CALIBRATED.items() if name in attributes}
     for name, fits in rules.items():
         if name not in attributes or not fits(attributes[name]):
             raise ValueError(f"{name} cannot be {attributes.get(name, 'absent')!r}")
