@@ -41,6 +41,10 @@ def use(folder: Path) -> None:
     above: NDArray[np.float64] = detector.decision_function(X)
     thresholds: tuple[float, float] = (detector.offset_, detector.pixel_offset_)
     found: NDArray[np.float32] = skanomaly.anomaly_map(detector, X)
+    p: NDArray[np.float64] = skanomaly.p_value(detector, X)
+    assert (detector.predict(X, false_alarm_rate=0.5) == np.where(p <= 0.5, -1, 1)).all()
+    same: float = detector.drift(X[y == 1]).pvalue
+    assert same == 1
     dtypes = [array.dtype for array in (scores, labels, maps, masks, parts["residual"], images, above, found)]
     assert dtypes == ["f8", "i8", "f4", "?", "f8", "f4", "f8", "f4"]
     assert rows == [slice(0, len(X))]
