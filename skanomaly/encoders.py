@@ -15,8 +15,8 @@ from ._random import default_modes
 from .base import ImageEstimator, TrainsInEpochs, gather
 from .labels import warn_without_anomalies
 from .networks.byol import BYOLNetwork
-from .training import CallbackSupport, SelfSupervised
-from .transforms import PRESETS, view_pair
+from .training import CallbackSupport, SelfSupervised, view_pair
+from .transforms import PRESETS
 
 __all__ = ["SelfSupervisedEncoder"]
 

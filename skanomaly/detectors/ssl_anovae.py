@@ -21,8 +21,9 @@ from ..training import (
     follow,
     generator_loss,
     running_statistics_kept,
+    view_pair,
 )
-from ..transforms import PRESETS, changed, view_pair
+from ..transforms import PRESETS, changed
 
 
 class SSLAnoVAENetwork(nn.Module):

@@ -1,7 +1,7 @@
 """Training of networks on skorch: the base of all stages, stages that several methods share, and losses."""
 
 from ._adversarial import Adversarial, discriminator_loss, generator_loss
-from ._byol import SelfSupervised, byol_loss, follow, running_statistics_kept
+from ._byol import SelfSupervised, byol_loss, follow, running_statistics_kept, view_pair
 from ._memory import MemoryTraining
 from ._progress import CallbackSupport
 from ._reconstruction import Reconstruction
@@ -24,4 +24,5 @@ __all__ = [
     "generator_loss",
     "negative_elbo",
     "running_statistics_kept",
+    "view_pair",
 ]

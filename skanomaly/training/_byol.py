@@ -3,10 +3,37 @@
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from ..transforms import changed
+from ..transforms import changed, preset
 from ._training import Training
+
+
+def view_pair(transforms, n_channels):
+    """The two transforms that the parameter `transforms` of an estimator stands for.
+
+    Parameters
+    ----------
+    transforms : str, callable, tuple of two callables or None
+        Name of a preset, one transform for both views, or one for each. "auto" is the preset "oct" for one
+        channel, "cfp" for three and "color" for others. None leaves the views unchanged.
+    n_channels : int
+    """
+    if transforms is None:
+        return nn.Identity(), nn.Identity()
+    if isinstance(transforms, str):
+        if transforms == "auto":
+            transforms = {1: "oct", 3: "cfp"}.get(n_channels, "color")
+        return preset(transforms)
+    if callable(transforms):
+        return transforms, transforms
+    if len(transforms) != 2 or not all(map(callable, transforms)):
+        raise ValueError(
+            "transforms must be a preset's name, one callable or a tuple of two, one for each view, "
+            f"got {transforms!r}"
+        )
+    return transforms
 
 
 @contextmanager

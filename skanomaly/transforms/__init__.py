@@ -9,7 +9,6 @@ from . import views
 from .views import *  # noqa: F403
 from .views import __all__ as __all__
 from .views import changed as changed
-from .views import view_pair as view_pair
 
 # Assigned again, because Sphinx finds the description of a constant only next to its assignment.
 #: Pairs of transforms by name, one transform for each of two views. A code that becomes invariant to
