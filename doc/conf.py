@@ -28,6 +28,7 @@ from skanomaly import (
     synthesis,
     testing,
     transforms,
+    volumes,
 )
 from skanomaly._comparison import Cells, select
 
@@ -117,6 +118,7 @@ ROOMS = {
     "Patches": patches,
     "Ensembles": ensemble,
     "Merging": merging,
+    "Volumes": volumes,
     "Features": features,
     "Encoders": encoders,
     "Saving": persistence,

@@ -18,6 +18,7 @@ from . import staging as staging
 from . import synthesis as synthesis
 from . import testing as testing
 from . import transforms as transforms
+from . import volumes as volumes
 from ._unwrap import anomaly_map as anomaly_map
 from ._unwrap import p_value as p_value
 from ._unwrap import reconstruct as reconstruct

@@ -45,6 +45,7 @@ FLOORS = [
         "segmenters",
         "staging",
         "testing",
+        "volumes",
     },
 ]
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

@@ -13,7 +13,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 import skanomaly
 from skanomaly import FeatureGaussian, PatchDetector, ScoreEnsemble, merge, persistence
-from skanomaly.base._detector import conformal_p
+from skanomaly.base import conformal_p
 from skanomaly.datasets import load_chest_xray
 from skanomaly.testing import make_images, tiny
 

@@ -3,8 +3,13 @@
 from .._parameters import PROCESS_PARAMETERS as PROCESS_PARAMETERS
 from ._composite import CompositeDetector
 from ._detector import BaseDetector, Judgement
+from ._detector import Drift as Drift
+from ._detector import check_rate as check_rate
+from ._detector import conformal_p as conformal_p
 from ._detector import open_images as open_images
+from ._detector import rank_threshold as rank_threshold
 from ._detector import tells_unlabelled as tells_unlabelled
+from ._detector import two_samples as two_samples
 from ._estimator import ImageEstimator as ImageEstimator
 from ._estimator import gather as gather
 from ._features import FeatureDetector

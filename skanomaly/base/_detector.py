@@ -264,17 +264,9 @@ class BaseDetector(CallbackSupport, OutlierMixin, ImageEstimator):
         images = self._open_normal(X, y)
         rates = {"false_alarm_rate": false_alarm_rate, "pixel_false_alarm_rate": pixel_false_alarm_rate}
         for name, rate in rates.items():
-            _check_rate(name, rate)
+            check_rate(name, rate)
         scores, pixels = self._sample(images)
-        n_needed = math.ceil(1 / false_alarm_rate) - 1
-        if len(scores) < n_needed:
-            warnings.warn(
-                f"{len(scores)} images cannot show a false alarm rate of {false_alarm_rate}: the "
-                f"threshold is the worst of them; give at least {n_needed}",
-                stacklevel=2,
-            )
-        # weibull: a new score falls below it with probability false_alarm_rate, whatever the distribution.
-        offset = np.quantile(-scores, false_alarm_rate, method="weibull")
+        offset = rank_threshold(scores, false_alarm_rate, "images")
         self._set_thresholds(offset, pixels, pixel_false_alarm_rate)
         self.calibration_scores_ = np.sort(scores)
         return self
@@ -327,8 +319,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, ImageEstimator):
         """
         known = self._calibration_scores("drift")
         scores, _ = self._sample(self._open_normal(X, y))
-        found = ks_2samp(scores, known)
-        return Drift(float(found.statistic), float(found.pvalue))
+        return two_samples(scores, known)
 
     def _sample(self, images, judged=None, last_step=""):
         """Anomaly scores (n,) of images, and a sample of the pixels of their maps (None without maps)."""
@@ -425,7 +416,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, ImageEstimator):
         """
         if false_alarm_rate is None:
             return np.where(self.decision_function(X) >= 0, 1, -1)
-        _check_rate("false_alarm_rate", false_alarm_rate)
+        check_rate("false_alarm_rate", false_alarm_rate)
         return np.where(self.p_value(X) <= false_alarm_rate, -1, 1)
 
     def p_value(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -614,7 +605,29 @@ def conformal_p(known, scores):
     return (1 + at_least) / (len(known) + 1)
 
 
-def _check_rate(name, rate):
+def rank_threshold(scores, rate, what):
+    """Threshold of scores below which a new normal one falls with this probability, by anomaly scores.
+
+    `what` names what was scored, in a warning that there are too few.
+    """
+    n_needed = math.ceil(1 / rate) - 1
+    if len(scores) < n_needed:
+        warnings.warn(
+            f"{len(scores)} {what} cannot show a false alarm rate of {rate}: the threshold is the worst of "
+            f"them; give at least {n_needed}",
+            stacklevel=3,
+        )
+    # weibull: the probability holds whatever the distribution.
+    return float(np.quantile(-scores, rate, method="weibull"))
+
+
+def two_samples(scores, known):
+    """`Drift` of anomaly scores from the known ones."""
+    found = ks_2samp(scores, known)
+    return Drift(float(found.statistic), float(found.pvalue))
+
+
+def check_rate(name, rate):
     if not 0 < rate < 1:
         raise ValueError(f"{name} must lie between 0 and 1, got {rate}")
 
