@@ -111,6 +111,14 @@ QUOTED = {
             "retina: AUROC of severity, severe or worse against milder / FeatureGaussian, stages by maps",
             "retina: AUROC of severity, severe or worse against milder / rival",
         ),
+        "names {} of the pixels right, without adaptation {}, and with labels of this device {}.": tuple(
+            f"retina: {row} / right layer, share of pixels"
+            for row in ("U-Net, adapted", "U-Net, not adapted", "U-Net, labels of the second device")
+        ),
+        "Dice {}, {} and {}.": tuple(
+            f"retina: {row} / Dice of fluid"
+            for row in ("U-Net, adapted", "U-Net, not adapted", "U-Net, labels of the second device")
+        ),
         "Dice {} against {}.": ("retina: layers, graph / all", "retina: residual, blocks of 4, oracle / all"),
         "finds next to nothing ({}); one that was shown fluid finds most ({}).": (
             "retina: layers, U-Net / all",
