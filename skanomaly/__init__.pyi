@@ -3,6 +3,7 @@ from . import datasets as datasets
 from . import encoders as encoders
 from . import ensemble as ensemble
 from . import features as features
+from . import io as io
 from . import labels as labels
 from . import layers as layers
 from . import merging as merging

@@ -18,6 +18,7 @@ FLOORS = [
         "_rows",
         "_version",
         "datasets",
+        "io",
         "labels",
         "retina.comparison",
         "segmentation",

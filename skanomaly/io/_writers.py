@@ -1,0 +1,175 @@
+"""Masks and maps in the size and geometry of the files that they are of."""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from .._arrays import check_masks
+from ._files import clipped, resize, to_channels
+from ._nifti import Nifti
+from ._source import PERCENTILES
+
+#: Colour of overlays, and the share of it where a map is highest.
+COLOUR, OPACITY = np.array([255.0, 32.0, 32.0]), 0.6
+
+
+def write_masks(folder, masks, files, *, overlay=False):
+    """Write masks in the original size of the images that they are of.
+
+    Masks of the slices of a NIfTI volume become one NIfTI volume of its shape and affine, NAME_mask.nii or
+    .nii.gz, which is 0 in slices without a mask. Any other mask becomes NAME_mask.png, 0 and 255; masks of
+    several images in one file have their number after the name. Subfolders of the files are kept.
+
+    Parameters
+    ----------
+    folder : path
+        Folder to write into; it is made if needed.
+    masks : (n, H, W) bool array-like
+        Mask of each image, of the size that a detector saw.
+    files : ImageFiles
+        Images that the masks are of.
+    overlay : bool, default=False
+        Whether NAME_mask_overlay.png is written, too: the image with the outline of its mask.
+
+    Returns
+    -------
+    paths : list of Path
+        Files that were written, in the order of the images.
+    """
+    check_shape(masks, files, "masks")
+
+    def full(row):
+        return nearest(check_masks(np.asarray(masks[row])), files.sizes[row])
+
+    def write_picture(path, row):
+        from PIL import Image
+
+        Image.fromarray(full(row) * np.uint8(255)).save(path)
+
+    def outline(row):
+        mask = full(row)
+        inside = ndimage.binary_erosion(mask, structure=np.ones((3, 3)), border_value=1)
+        return (mask & ~inside).astype(float)
+
+    colour = outline if overlay else None
+    return write_all(folder, files, "mask", ".png", np.uint8, full, write_picture, colour)
+
+
+def write_maps(folder, maps, files, *, limits=None, overlay=False):
+    """Write anomaly maps in the original size of the images that they are of.
+
+    Maps of the slices of a NIfTI volume become one NIfTI volume of its shape and affine, NAME_map.nii or
+    .nii.gz, with the values as they are; it is 0 in slices without a map. Any other map becomes NAME_map.tif,
+    a TIFF of 16 bits: 0 stands for the lower limit and 65535 for the upper one, and both are in its
+    description as JSON. Limits are the same for all maps, since a scale for each would make every image look
+    abnormal.
+
+    Parameters
+    ----------
+    folder : path
+        Folder to write into; it is made if needed.
+    maps : (n, H, W) array-like
+        Map of each image, of the size that a detector saw.
+    files : ImageFiles
+        Images that the maps are of.
+    limits : (low, high), default=None
+        Values that become 0 and 65535, and no and full colour; values outside are clipped. None: the least
+        and the greatest value of all maps.
+    overlay : bool, default=False
+        Whether NAME_map_overlay.png is written, too: the image, redder where its map is higher.
+
+    Returns
+    -------
+    paths : list of Path
+        Files that were written, in the order of the images.
+    """
+    check_shape(maps, files, "maps")
+    if limits is None:
+        limits = min(float(np.min(m)) for m in maps), max(float(np.max(m)) for m in maps)
+    low, high = map(float, limits)
+    if not -np.inf < low <= high < np.inf:
+        raise ValueError(
+            f"limits must be finite numbers (low, high), got {limits}; infinite maps need limits"
+        )
+
+    def full(row):
+        return resize(np.asarray(maps[row], dtype=np.float32), files.sizes[row])
+
+    def scaled(row):
+        return clipped(full(row), low, high)
+
+    def write_picture(path, row):
+        import tifffile
+
+        values = np.rint(scaled(row) * 65535).astype(np.uint16)
+        words = json.dumps({"low": low, "high": high})
+        tifffile.imwrite(path, values, description=words, metadata=None, compression="zlib")
+
+    colour = scaled if overlay else None
+    return write_all(folder, files, "map", ".tif", np.float32, full, write_picture, colour)
+
+
+def write_all(folder, files, what, ending, dtype, full, write_picture, colour):
+    """Write a file for each image or volume, and an overlay of each image if there is a colour."""
+    written = []
+    for source, rows, stem in sorted_by_file(Path(folder).expanduser(), files):
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(source, Nifti):
+            path = stem.with_name(f"{stem.name}_{what}{'.nii.gz' if source.is_whole else '.nii'}")
+            source.volume(((files.frames[row], full(row)) for row in rows), dtype).to_filename(path)
+            written.append(path)
+        for row in rows:
+            number = f"_{files.frames[row]:04}" if source.n_images > 1 else ""
+            if not isinstance(source, Nifti):
+                written.append(stem.with_name(f"{stem.name}{number}_{what}{ending}"))
+                write_picture(written[-1], row)
+            if colour is not None:
+                written.append(stem.with_name(f"{stem.name}{number}_{what}_overlay.png"))
+                write_overlay(written[-1], files.original(row), colour(row))
+    return written
+
+
+def sorted_by_file(folder, files):
+    """Yield each file's source, rows and the beginning of the names of what is written of it."""
+    rows = {}
+    for row, (source, _) in enumerate(files._rows):
+        rows.setdefault(source, []).append(row)
+    above = os.path.commonpath([source.path.absolute().parent for source in rows])
+    stems = {source: source.path.absolute().relative_to(above) for source in rows}
+    stems = {source: path.with_name(path.name.removesuffix(".gz")) for source, path in stems.items()}
+    # The ending stays where it tells two files apart.
+    twice = Counter(path.with_suffix("") for path in stems.values())
+    for source, path in stems.items():
+        name = path.name.replace(".", "_") if twice[path.with_suffix("")] > 1 else path.stem
+        yield source, rows[source], folder / path.with_name(name)
+
+
+def write_overlay(path, image, share):
+    """Picture of an image with a share of COLOUR in each pixel."""
+    from PIL import Image
+
+    image = to_channels(image, 3).astype(float)
+    if image.max() > 255 or image.min() < 0 or image.max() <= 1:
+        image = 255 * clipped(image, *np.percentile(image, PERCENTILES))
+    mixed = image + OPACITY * share[..., None] * (COLOUR - image)
+    Image.fromarray(np.rint(mixed).astype(np.uint8)).save(path)
+
+
+def nearest(mask, size):
+    """Mask of another size: each pixel is that of the nearest place."""
+    from PIL import Image
+
+    height, width = map(int, size)
+    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
+
+
+def check_shape(values, files, name):
+    expected = (len(files), *files.shape[1:3])
+    if np.shape(values) != expected:
+        raise ValueError(
+            f"{name} must be one of each image of files, of shape {expected}, got {np.shape(values)}"
+        )
