@@ -7,6 +7,7 @@
     python benchmarks/speed.py --members
     python benchmarks/speed.py --bank
     python benchmarks/speed.py --modes
+    python benchmarks/speed.py --files [--pairs 3] [--images 10000] [--size 64]
 
 Each detector is timed against a raw loop that does the same arithmetic, with the same network, from the
 same uint8 array: written by hand where there is one here ("hand"), else the detector's own steps in a bare
@@ -24,12 +25,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn.functional import interpolate
 
+from skanomaly import FeatureGaussian
 from skanomaly._comparison import make, names, parse, with_epochs
 from skanomaly._losses import gradient_penalty
 from skanomaly.base import FeatureDetector
 from skanomaly.datasets import load_chest_xray
+from skanomaly.io import read_folder
 from skanomaly.networks.autoencoder import LOG_VARIANCES
 from skanomaly.networks.backbone import imagenet
 from skanomaly.networks.bank import FeatureBank
@@ -323,6 +327,49 @@ def measure_memory(name, n_images):
     )
 
 
+def measure_files(n_pairs, n_images, size):
+    """PNG files against an array decoded by hand, and memory that grows with the number of files."""
+    X = load_chest_xray(subset="train").images.repeat(size // 64, axis=1).repeat(size // 64, axis=2)
+    detector = FeatureGaussian(backbone="filters", random_state=0)
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(n_images):
+            # Rolled, so that no two files are equal.
+            Image.fromarray(np.roll(X[i % len(X)], i // len(X), axis=0)).save(f"{folder}/{i:06}.png")
+        paths = sorted(Path(folder).iterdir())
+
+        def judge(read):
+            images = read()
+            return detector.fit(images).score_samples(images)
+
+        def by_hand():
+            return np.stack([np.asarray(Image.open(path)) for path in paths])
+
+        if not np.array_equal(judge(partial(read_folder, folder)), judge(by_hand)):
+            raise AssertionError("scores of files differ from those of the array")
+        jobs = {
+            "fit and score files": partial(judge, partial(read_folder, folder)),
+            "fit and score, decoded by hand": partial(judge, by_hand),
+            "decode by hand": by_hand,
+            "read headers": partial(read_folder, folder),
+        }
+        times = {name: [] for name in jobs}
+        for _ in range(n_pairs):
+            for name, job in jobs.items():
+                times[name].append(clocked(job)[0])
+        for name, values in times.items():
+            print(f"{name:32} {min(values):6.1f} s for {n_images} files of {size} x {size} pixels")
+        files, parallel = (min(values) for values in list(times.values())[:2])
+        print(f"ratio of files to the array: {files / parallel:.2f}", flush=True)
+        read, peaks = read_folder(folder), []
+        for n in n_images // 10, n_images:
+            peaks.append(private_memory())
+            for _ in detector.iter_batches(read.take(slice(n))):
+                peaks[-1] = max(peaks[-1], private_memory())
+        print(
+            f"private memory grows by {peaks[1] - peaks[0]:.0f} MB from {n_images // 10} files to {n_images}"
+        )
+
+
 def measure_search(n_pairs):
     """Seconds per image of AnoGAN's search, batched and alone, and of FAnoGAN's encoder beside it."""
     X = load_chest_xray(subset="train").images[:384]
@@ -439,6 +486,7 @@ def main():
         "views": "measure the views of SSLAnoVAE",
         "members": "measure DDAD's ensemble against single fits",
         "bank": "measure PatchCore's search against products of matrices",
+        "files": "measure PNG files against an array",
         "modes": "measure the network from ImageNet compiled and in bfloat16",
     }
     own = {name: {"action": "store_true", "help": text} for name, text in flags.items()} | {
@@ -446,12 +494,14 @@ def main():
         "detectors": {"nargs": "+", "default": names()},
         "size": {"type": int, "default": 64, "help": "a multiple of 64; pixels are repeated"},
         "n_train": {"type": int, "default": 384, "help": "images, a multiple of the batch size"},
-        "images": {"type": int, "default": 100_000, "help": "for --memory"},
+        "images": {"type": int, "default": 100_000, "help": "for --memory and --files"},
     }
     options = parse(__doc__, __file__, "threads", **own)
     for measure in (measure_search, measure_views, measure_members, measure_bank, measure_modes):
         if getattr(options, measure.__name__.removeprefix("measure_")):
             return measure(options.pairs)
+    if options.files:
+        return measure_files(options.pairs, options.images, options.size)
     for name in options.detectors:
         if options.memory:
             measure_memory(name, options.images)

@@ -8,6 +8,8 @@ from ._source import Source
 
 #: Modes of Pillow whose values are of 16 bits.
 WIDE = {"I;16", "I;16B", "I;16L", "I;16N"}
+#: Tag of EXIF that says how a camera was held; values above 4 exchange height and width.
+ORIENTATION = 0x0112
 GREY = {"1", "L", "LA", "La", "I", "F"} | WIDE
 ALPHA = {"LA", "La", "PA", "RGBA", "RGBa"}
 
@@ -24,8 +26,10 @@ class Picture(Source):
             raise ValueError("Pillow would keep 8 of the 16 bits of this PNG of colours or alpha; give TIFF")
         with Image.open(self.path) as image:
             width, height = image.size
-            turned = image.getexif().get(0x0112, 1) > 4
-            self.size = (width, height) if turned else (height, width)
+            # Asked of a PNG without it, getexif would decode the image.
+            orientation = image.getexif().get(ORIENTATION, 1) if "exif" in image.info else 1
+            self.is_turned = orientation != 1
+            self.size = (width, height) if orientation > 4 else (height, width)
             self.n_images = 1
             grey = image.mode in GREY or image.mode == "P" and has_grey_palette(image)
             self.channels = 1 if grey else 3
@@ -39,7 +43,7 @@ class Picture(Source):
         from PIL import Image, ImageOps
 
         with Image.open(self.path) as image:
-            return self.pixels(ImageOps.exif_transpose(image))
+            return self.pixels(ImageOps.exif_transpose(image) if self.is_turned else image)
 
     def pixels(self, image):
         if self.dtype != np.uint8:
