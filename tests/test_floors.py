@@ -33,6 +33,7 @@ FLOORS = [
         "_discovery",
         "_holder",
         "_unwrap",
+        "cli",
         "encoders",
         "ensemble",
         "features",
