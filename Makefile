@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test quick budget test-oldest docs lint bench clean
+.PHONY: demo test quick budget test-browser test-oldest docs lint bench clean
 
 demo: .venv/ready-plot
 	$(BIN)/python examples/demo.py --folder demo
@@ -22,6 +22,11 @@ quick: .venv/ready-test
 # Fails where tests take more CPU time than BUDGET in tests/conftest.py.
 budget: .venv/ready-test
 	$(PYTEST) --budget
+
+# The report in Debian's Chromium (packages chromium and chromium-driver).
+test-browser: .venv/ready-test
+	$(PIP) selenium
+	$(BIN)/python -m pytest tests/browser/report.py
 
 # The oldest versions that pyproject.toml promises; what they warn of is not an error.
 test-oldest: .venv-oldest/ready

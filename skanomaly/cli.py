@@ -26,6 +26,7 @@ from ._images import fingerprint
 from ._version import __version__
 from .base import conformal_p
 from .io import read_folder, write_maps, write_masks
+from .report import common_folder, name_of, write_report
 from .segmentation import regions
 
 __all__ = ["app", "main"]
@@ -199,7 +200,7 @@ def predict(
     pictures: option(bool, "Write masks and maps, with overlays.") = True,
     skip: option(bool, "Leave out files that cannot be read, and list them.") = False,
 ):
-    """Judge a folder of images: scores.csv, regions.csv, masks and heat maps."""
+    """Judge a folder of images: report.html, scores.csv, regions.csv, masks and heat maps."""
     with one_line():
         model = persistence.load(detector)
         if not hasattr(model, "card_"):
@@ -216,13 +217,18 @@ def predict(
             if maps is not None and pictures:
                 write_masks(output / "masks", maps > model.pixel_offset_, files, overlay=True)
                 write_maps(output / "maps", maps, files, limits=model.map_range_, overlay=True)
+            card = [("detector", repr(model)), *model.card_.items()]
+            options = {"threshold": model.pixel_offset_, "limits": model.map_range_, "card": card}
+            labels = [LABELS[int(ill)] for ill in anomalous]
+            write_report(output / "report.html", files, scores, p, labels, maps=maps, **options)
             del maps  # Windows cannot remove a file that is mapped
         for path, message in files.errors_.items():
             say(f"skipped: {path}: {message}", errors)
         table = Table("file", "score", "p-value", "label", title="The most suspicious images")
+        above = common_folder(files.paths)
         for row in np.argsort(-scores, kind="stable")[:N_SHOWN]:
             label = LABELS[int(anomalous[row])]
-            table.add_row(name_of(files, row), f"{scores[row]:.4g}", f"{p[row]:.3f}", label)
+            table.add_row(name_of(files, row, above), f"{scores[row]:.4g}", f"{p[row]:.3f}", label)
         screen.print(table)
         screen.print(
             f"{anomalous.sum()} of {len(files)} images are anomalous; tables are in {output}", soft_wrap=True
@@ -242,12 +248,6 @@ def judge(model, files, folder, progress):
             maps[rows] = part
         progress.update(task, completed=rows.stop)
     return scores, maps
-
-
-def name_of(files, row):
-    """File of an image, and its number if the file holds several."""
-    path = files.paths[row]
-    return str(path) if files.paths.count(path) == 1 else f"{path}, {files.frames[row]}"
 
 
 def write_scores(path, files, scores, p, anomalous):

@@ -43,6 +43,7 @@ FLOORS = [
         "patches",
         "persistence",
         "plotting",
+        "report",
         "retina",
         "segmenters",
         "staging",

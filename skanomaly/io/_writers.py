@@ -149,14 +149,18 @@ def sorted_by_file(folder, files):
 
 
 def write_overlay(path, image, share):
-    """Picture of an image with a share of COLOUR in each pixel."""
     from PIL import Image
 
+    Image.fromarray(overlaid(image, share)).save(path)
+
+
+def overlaid(image, share):
+    """Picture (h, w, 3) of an image (h, w) or (h, w, 3) with a share (h, w) of COLOUR in each pixel."""
     image = to_channels(image, 3).astype(float)
     if image.max() > 255 or image.min() < 0 or image.max() <= 1:
         image = 255 * clipped(image, *np.percentile(image, PERCENTILES))
     mixed = image + OPACITY * share[..., None] * (COLOUR - image)
-    Image.fromarray(np.rint(mixed).astype(np.uint8)).save(path)
+    return np.rint(mixed).astype(np.uint8)
 
 
 def nearest(mask, size):

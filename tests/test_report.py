@@ -1,0 +1,102 @@
+"""The report: order, numbers, pictures, escaping, and that nothing is loaded from elsewhere."""
+
+import base64
+import re
+from html import unescape
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from skanomaly.io import read_folder
+from skanomaly.report import outline, write_report
+from skanomaly.testing import make_images
+
+SCORES, P = np.array([1.0, 5.0, 3.0, 3.0]), np.array([0.9, 0.1, 0.2, 0.2])
+LABELS = ["normal", "anomalous", "normal", "normal"]
+
+
+@pytest.fixture
+def files(tmp_path):
+    for k, (name, image) in enumerate(zip(("a", "b & <i>", "c", "d"), make_images((4, 40, 30)))):
+        folder = tmp_path / f"patient {k % 2}"
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(image).save(folder / f"{name}.png")
+    return read_folder(tmp_path, groups=r"patient (\d)")
+
+
+def page_of(files, path, **options):
+    write_report(path, files, SCORES, P, LABELS, **options)
+    return path.read_text()
+
+
+def maps_of(n=4):
+    maps = np.zeros((n, 20, 20))
+    maps[:, 5:10, 5:9] = 3
+    maps[:, 15, 15:17] = 2
+    return maps
+
+
+def test_the_most_suspicious_come_first(files, tmp_path):
+    page = page_of(files, tmp_path / "report.html")
+    names = [unescape(name) for name in re.findall(r'<td class="file">(.*?)<br>', page)]
+    assert names == [files.paths[k].relative_to(tmp_path).as_posix() for k in (1, 2, 3, 0)]
+    assert re.findall(r'data-score="(.*?)"', page) == ["5.0", "3.0", "3.0", "1.0"]
+    assert re.findall(r'data-label="(.*?)"', page) == [LABELS[k] for k in (1, 2, 3, 0)]
+    assert "1 of 4 images are flagged" in page
+    assert re.findall(r"patient (\d)</span>", page) == [files.groups[k] for k in (1, 2, 3, 0)]
+    assert "scores.csv has all" not in page
+    short = page_of(files, tmp_path / "report.html", n_shown=2)
+    assert short.count("<tr data-name") == 2
+    assert "The first 2 have pictures; scores.csv has all." in short
+
+
+def test_names_are_text(files, tmp_path):
+    page = page_of(files, tmp_path / "report.html", card=[("<script>", "a < b & c")])
+    assert "b &amp; &lt;i&gt;.png" in page
+    assert "<i>" not in page
+    assert "<dt>&lt;script&gt;</dt><dd>a &lt; b &amp; c</dd>" in page
+
+
+def test_nothing_is_loaded_from_elsewhere(files, tmp_path):
+    page = page_of(files, tmp_path / "report.html", maps=maps_of(), threshold=1)
+    assert not re.search(r"https?:|url\(|@import|<link", page)
+    sources = re.findall(r'src="(.*?)"', page)
+    assert len(sources) == 3 * 4
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+
+
+def test_pictures(files, tmp_path):
+    page = page_of(files, tmp_path / "report.html", maps=maps_of(), threshold=1, limits=(0, 3))
+    image, heat, line = (
+        np.asarray(Image.open(BytesIO(base64.b64decode(data)))).astype(int)
+        for data in re.findall(r"base64,(.*?)\"", page)[:3]
+    )
+    np.testing.assert_array_equal(image, np.repeat(files.original(1)[..., None], 3, axis=2))
+    assert image.shape == (40, 30, 3)
+    changed = (heat != image).any(2)
+    assert changed[12:18, 9:12].all()
+    assert not changed[25:28].any()
+    marked = (line != image).any(2)
+    assert marked.any()
+    assert not marked[14:16, 10:12].any(), "the inside of a region stays as it is"
+
+
+def test_regions(files, tmp_path):
+    page = page_of(files, tmp_path / "report.html", maps=maps_of(), threshold=1)
+    assert "20 px at row 7, column 6; 94 % of the map" in page  # 60 of 64
+    assert "2 px at row 15, column 16; 6 % of the map" in page
+    many = np.zeros((4, 20, 20))
+    many[:, ::3, 5] = 1
+    assert "and 2 smaller" in page_of(files, tmp_path / "report.html", maps=many, threshold=0.5)
+    assert ">none</td>" in page_of(files, tmp_path / "report.html", maps=np.zeros((4, 20, 20)), threshold=1)
+    assert "<figcaption>map" not in page_of(files, tmp_path / "report.html")
+
+
+def test_an_outline_is_the_rim():
+    mask = np.zeros((6, 6), bool)
+    mask[1:5, 1:6] = True
+    rim = outline(mask)
+    assert rim.sum() == 4 * 5 - 2 * 3
+    assert not rim[2:4, 2:5].any()
