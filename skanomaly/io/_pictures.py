@@ -75,7 +75,9 @@ class Tiff(Source):
         self.channels = 1 if colours == 1 and photometric != "PALETTE" else 3
         if self.channels == 3 and colours not in (1, 3) or page.imagedepth != 1:
             raise ValueError(f"images must have 1 or 3 channels, got {colours}, {photometric}")
-        self.inverse = photometric == "MINISWHITE"
+        self.is_low_white = photometric == "MINISWHITE"
+        if self.is_low_white and self.dtype.kind == "f":
+            raise ValueError("floats of a TIFF whose white is low have no fixed end to be turned round")
         if self.dtype.kind == "b" or photometric == "PALETTE":
             self.dtype = np.dtype(np.uint8)
         elif self.dtype == np.float64:
@@ -95,7 +97,10 @@ class Tiff(Source):
             if page.samplesperpixel > 1:
                 values = np.moveaxis(values, 0, -1) if page.planarconfig.name == "SEPARATE" else values
                 values = values[..., 0] if self.channels == 1 else values[..., :3]
-        return values * np.uint8(255) if values.dtype.kind == "b" else values.astype(self.dtype, copy=False)
+        if values.dtype.kind == "b":
+            values = values * np.uint8(255)
+        values = values.astype(self.dtype, copy=False)
+        return np.iinfo(self.dtype).max - values if self.is_low_white else values
 
     def values_by_pillow(self, index):
         """Pixels under a compression for which tifffile wants another package, LZW and JPEG among them."""
@@ -104,11 +109,12 @@ class Tiff(Source):
         with Image.open(self.path) as image:
             image.seek(index)
             if self.dtype == np.uint8:
-                values = np.asarray(image.convert("L" if self.channels == 1 else "RGB"))
-                return 255 - values if self.inverse else values
+                # Pillow turns a low white round by itself, in 8 bits.
+                return np.asarray(image.convert("L" if self.channels == 1 else "RGB"))
             if self.channels == 3:
                 raise ValueError("tifffile needs the package imagecodecs for this compression")
-            return np.asarray(image).astype(self.dtype)
+            values = np.asarray(image).astype(self.dtype)
+        return np.iinfo(self.dtype).max - values if self.is_low_white else values
 
 
 def is_decoded(page):

@@ -60,11 +60,7 @@ class Source:
 
     def upright(self, values, index):
         """Values as they are without a window: a high value is bright."""
-        if not self.inverse:
-            return values
-        if values.dtype.kind == "f":
-            raise ValueError("floats whose white is low (MINISWHITE) have no fixed end to be turned round")
-        return np.iinfo(values.dtype).max - values
+        return values
 
     def windowed_by_file(self, values, index):
         """Values in [0, 1] by the window that the file names."""
