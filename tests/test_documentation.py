@@ -8,6 +8,7 @@ import pkgutil
 import re
 import runpy
 import tomllib
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -43,6 +44,7 @@ from skanomaly import (
 )
 from skanomaly.base import tells_unlabelled
 from skanomaly.features import ImageFeatures
+from skanomaly.io import read_folder
 
 ROOT = Path(__file__).parents[1]
 MODULES = ["skanomaly", *(m.name for m in pkgutil.walk_packages(skanomaly.__path__, "skanomaly."))]
@@ -153,13 +155,17 @@ def test_the_readme_walks_from_files_to_scores_and_masks(tmp_path, monkeypatch):
     namespace = {}
     exec(code.replace("FeatureGaussian()", "FeatureGaussian(backbone='filters')"), namespace)
     table = pd.read_csv("scores.csv")
-    assert table.columns.tolist() == ["file", "label", "score"]
-    X = namespace["read"](namespace["new"])
+    assert table.columns.tolist() == ["file", "label", "p"]
+    X = namespace["new"]
+    assert X.shape == (5, 64, 64)
     loaded = persistence.load("detector.skanomaly")
-    np.testing.assert_allclose(table["score"], loaded.score_samples(X))
+    np.testing.assert_allclose(table["p"], loaded.p_value(X))
     assert table["label"].tolist() == loaded.predict(X).tolist()
-    for file, mask in zip(namespace["new"], loaded.segment(X)):
-        np.testing.assert_array_equal(np.asarray(Image.open(f"{file.stem}_mask.png")), mask)
+    assert table["file"].tolist() == [f"new/{i:03}.png" for i in range(5)]
+    for i, mask in enumerate(loaded.segment(X)):
+        written = np.asarray(Image.open(f"masks/{i:03}_mask.png")) > 0
+        assert written.shape == (80, 100)
+        assert abs(written.mean() - mask.mean()) < 0.02
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "I;16"])
@@ -167,13 +173,14 @@ def test_the_readme_walks_from_files_to_scores_and_masks(tmp_path, monkeypatch):
 def test_the_readme_reads_files_of_any_depth(tmp_path, mode, ending):
     """Fault 6: 16-bit files became white."""
     code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
-    function = re.search(r"^def read.*?(?=\n\n)", code, re.DOTALL | re.MULTILINE)[0]
-    exec(function, namespace := {"np": np, "Image": Image})
+    options = re.search(r"read_folder\(folder, (.*?)\) for", code)[1]
     grey = datasets.load_chest_xray().images[0]
     wide = 128 + grey.astype("uint16") * 8  # values of a CT, 128 to 2168
     image = Image.fromarray(wide) if mode == "I;16" else Image.fromarray(grey).convert(mode)
     image.save(tmp_path / f"scan.{ending}")
-    (X,) = namespace["read"]([tmp_path / f"scan.{ending}"])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="alpha was dropped")
+        (X,) = eval(f"read_folder(tmp_path, {options})", {"read_folder": read_folder, "tmp_path": tmp_path})
     expected = wide if mode == "I;16" else np.where(grey > 127, 255, 0) if mode == "1" else grey
     assert X.shape == (64, 64)
     assert X.dtype.kind in "iu"
