@@ -137,19 +137,21 @@ class ImageFiles:
         sources = self._each(lambda path: open_source(path, plane), map(Path, paths), skip)
         if not sources:
             raise ValueError(f"no file could be read{list_errors(self.errors_)}")
-        channels_of = {source.channels for source in sources}
-        self._channels = max(channels_of) if channels == "auto" else channels
-        refuse_differences(sources, size, channels, window)
-        self._size = tuple(size or sources[0].size)
-        self._dtype = np.dtype(np.float32) if window is not None else sources[0].dtype
+        self._channels = channels
         frames = {source: range(source.n_images) for source in sources}
         if skip or drop_empty:
             keep = {}
             self._each(lambda source: keep.update({source: self._filled(source, drop_empty)}), sources, skip)
             frames = {source: keep[source] for source in sources if source in keep}
+        # After broken files are gone: how they differ does not matter.
+        refuse_differences(list(frames), size, channels, window)
         self._rows = [(source, frame) for source, indices in frames.items() for frame in indices]
         if not self._rows:
             raise ValueError(f"no images are left of {len(sources)} files{list_errors(self.errors_)}")
+        first = self._rows[0][0]
+        self._size = tuple(size or first.size)
+        self._channels = first.channels if channels == "auto" else channels
+        self._dtype = first.dtype if window is None else np.dtype(np.float32)
         self._groups = {source: find_group(source, groups) for source in frames}
         dropped = [source.path for source in frames if source.has_alpha]
         if dropped:
@@ -193,15 +195,15 @@ class ImageFiles:
 
     def _filled(self, source, drop_empty):
         """Numbers of the images of a file that are used. All are read, so that a broken file is noticed."""
-        images = [(image.min(), image.max()) for image in self._decode(source, range(source.n_images))]
-        return [i for i, (low, high) in enumerate(images) if low < high or not drop_empty]
+        images = self._decode(source, range(source.n_images))
+        return [i for i, image in enumerate(images) if image.min() < image.max() or not drop_empty]
 
     def _decode(self, source, indices):
-        """Images of one file as a detector sees them."""
-        images = zip(source.images(indices), indices)
-        return [self._finish(source, image, i, self._size) for image, i in images]
+        """Yield images of one file, as a detector sees them but for their size."""
+        for image, index in zip(source.images(indices), indices):
+            yield self._finish(source, image, index)
 
-    def _finish(self, source, image, index, size):
+    def _finish(self, source, image, index):
         if image.dtype.kind == "f" and not np.isfinite(image).all():
             raise ValueError(f"image {index} holds NaN or infinity")
         image = to_channels(image, self._channels)
@@ -217,7 +219,10 @@ class ImageFiles:
             centre, width = self._window
             image = clipped(image, centre - width / 2, centre + width / 2)
             image = 1 - image if source.inverse else image
-        return resize(image, size).astype(self._dtype, copy=False)
+        return image if self._window is None else image.astype(np.float32)
+
+    def _resized(self, source, indices):
+        return [resize(image, self._size) for image in self._decode(source, indices)]
 
     def _piece(self, row):
         """Rows that are decoded together: one, or all of a compressed volume."""
@@ -236,7 +241,7 @@ class ImageFiles:
         if row not in self._kept and row not in self._pending:
             piece = self._piece(row)
             source, frames = self._rows[row][0], [self._rows[one][1] for one in piece]
-            future = self._submit(self._decode, source, frames)
+            future = self._submit(self._resized, source, frames)
             self._pending.update(dict.fromkeys(piece, (piece, future)))
 
     def _take(self, row):
@@ -356,7 +361,7 @@ class ImageFiles:
             Image as it was before `size`.
         """
         source, frame = self._rows[row]
-        return self._finish(source, source.values(frame), frame, source.size)
+        return next(self._decode(source, [frame]))
 
     def take(self, rows):
         """Some of the images, in a sequence of their own that is as lazy.
@@ -414,7 +419,8 @@ ENDINGS = ", ".join(sorted(FORMATS))
 
 
 def natural_order(path):
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.as_posix())]
+    parts = re.split(r"(\d+)", path.as_posix())
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def format_of(path):
@@ -464,7 +470,7 @@ def refuse_differences(sources, size, channels, window):
                 raise ValueError(
                     f"window={window!r} is in Hounsfield units, not {source.unit} as in {source.path}"
                 )
-    facts = {}
+    facts, first = {}, sources[0] if sources else None
     if channels == "auto":
         facts["channels"] = lambda source: source.channels, "set channels=1 or channels=3"
     if window not in ("file", "percentiles"):
@@ -472,7 +478,6 @@ def refuse_differences(sources, size, channels, window):
     if size is None:
         facts["size"] = lambda source: source.size, "set size=(height, width)"
     for name, (fact, remedy) in facts.items():
-        first = sources[0]
         other = next((source for source in sources if fact(source) != fact(first)), None)
         if other is not None:
             raise ValueError(
