@@ -174,6 +174,4 @@ def nearest(mask, size):
 def check_shape(values, files, name):
     expected = (len(files), *files.shape[1:3])
     if np.shape(values) != expected:
-        raise ValueError(
-            f"{name} must be one of each image of files, of shape {expected}, got {np.shape(values)}"
-        )
+        raise ValueError(f"{name} must have the shape of files, {expected}, got {np.shape(values)}")
