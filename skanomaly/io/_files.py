@@ -391,8 +391,8 @@ def read_folder(folder, pattern="**/*", **options):
     folder : path
         Folder to search.
     pattern : str, default="**/*"
-        Glob pattern of the files, relative to the folder: "*.png" leaves out subfolders, "**/T1*.nii.gz"
-        takes some.
+        Glob pattern of the files, relative to the folder. ``"*.png"`` leaves out subfolders,
+        ``"**/T1*.nii.gz"`` takes some files of each.
     **options : dict
         Parameters of `ImageFiles`.
 
