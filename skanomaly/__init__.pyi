@@ -12,6 +12,7 @@ from . import model_selection as model_selection
 from . import patches as patches
 from . import persistence as persistence
 from . import plotting as plotting
+from . import preprocessing as preprocessing
 from . import retina as retina
 from . import segmentation as segmentation
 from . import segmenters as segmenters

@@ -7,13 +7,19 @@ from sklearn.utils.validation import check_is_fitted
 
 def unwrap(estimator, X):
     """The detector inside `estimator`, and X as that detector sees it."""
+    return _walk(estimator, X)[:2]
+
+
+def _walk(estimator, X):
+    """The detector inside `estimator`, X as that detector sees it, and the (step, X before it) on the way."""
+    way = []
     while True:
         if isinstance(estimator, FrozenEstimator):
             estimator = estimator.estimator
         elif isinstance(estimator, Pipeline):
-            # A slice without steps would be a Pipeline that cannot transform.
-            if len(estimator) > 1:
-                X = estimator[:-1].transform(X)
+            for step in _steps(estimator[:-1]) if len(estimator) > 1 else ():
+                way.append((step, X))
+                X = step.transform(X)
             estimator = estimator[-1]
         elif hasattr(estimator, "refit"):
             # First, because an unfitted search has no best_estimator_ either but needs another message.
@@ -24,15 +30,42 @@ def unwrap(estimator, X):
                 )
             estimator = estimator.best_estimator_
         else:
-            return estimator, X
+            return estimator, X, way
+
+
+def _steps(pipeline):
+    """Steps of a Pipeline and of Pipelines in it, but for those that pass everything through."""
+    for _, step in pipeline.steps:
+        if isinstance(step, Pipeline):
+            yield from _steps(step)
+        elif step is not None and step != "passthrough":
+            yield step
+
+
+def _call(method, detector, X, **options):
+    if not hasattr(detector, method):
+        raise TypeError(f"{type(detector).__name__} has no {method}: give a detector, or what holds one")
+    return getattr(detector, method)(X, **options)
 
 
 def call_inside(method, estimator, X, **options):
     """Result of a method of the detector inside `estimator`, called with X as that detector sees it."""
-    detector, X = unwrap(estimator, X)
-    if not hasattr(detector, method):
-        raise TypeError(f"{type(detector).__name__} has no {method}: give a detector, or what holds one")
-    return getattr(detector, method)(X, **options)
+    return _call(method, *unwrap(estimator, X), **options)
+
+
+def _call_and_restore(method, estimator, X, out=None, **options):
+    """Maps or masks of the detector inside `estimator`, in the frame of X."""
+    detector, seen, way = _walk(estimator, X)
+    moved = [(step, before) for step, before in way if hasattr(step, "restore_maps")]
+    if not moved:
+        return _call(method, detector, seen, out=out, **options)
+    maps = _call(method, detector, seen, **options)
+    for step, before in reversed(moved):
+        maps = step.restore_maps(maps, before)
+    if out is None:
+        return maps
+    out[:] = maps
+    return out
 
 
 def anomaly_map(estimator, X, *, out=None):
@@ -50,9 +83,10 @@ def anomaly_map(estimator, X, *, out=None):
     Returns
     -------
     maps : (n, H, W) float32 ndarray, or `out`
-        Maps of the detector; higher is more anomalous.
+        Maps of the detector; higher is more anomalous. They are in the frame of X if the steps before the
+        detector crop or resize by `skanomaly.preprocessing`.
     """
-    return call_inside("anomaly_map", estimator, X, out=out)
+    return _call_and_restore("anomaly_map", estimator, X, out=out)
 
 
 def segment(estimator, X, **options):
@@ -70,9 +104,10 @@ def segment(estimator, X, **options):
     Returns
     -------
     masks : (n, H, W) bool ndarray, or `out`
-        Masks of the detector: True where a pixel is flagged.
+        Masks of the detector: True where a pixel is flagged. They are in the frame of X, as the maps of
+        `anomaly_map` are.
     """
-    return call_inside("segment", estimator, X, **options)
+    return _call_and_restore("segment", estimator, X, **options)
 
 
 def reconstruct(estimator, X, *, out=None):

@@ -43,6 +43,7 @@ FLOORS = [
         "patches",
         "persistence",
         "plotting",
+        "preprocessing",
         "report",
         "retina",
         "segmenters",

@@ -21,6 +21,7 @@ from skanomaly import AutoEncoder, FeatureGaussian
 from skanomaly.datasets import load_chest_xray
 from skanomaly.features import ImageFeatures
 from skanomaly.io import ImageFiles, read_folder
+from skanomaly.io._pictures import Picture
 
 GREY = load_chest_xray().images[:8]
 WIDE = 128 + GREY.astype(np.uint16) * 8  # values of a CT, 128 to 2168
@@ -263,13 +264,13 @@ def test_an_index_beyond_the_end_is_an_error(folder):
 @pytest.fixture
 def decoded(monkeypatch):
     """Names of the files that are decoded."""
-    names, values = [], module.Picture.values
+    names, values = [], Picture.values
 
     def noted(self, index):
         names.append(self.path.name)
         return values(self, index)
 
-    monkeypatch.setattr(module.Picture, "values", noted)
+    monkeypatch.setattr(Picture, "values", noted)
     return names
 
 

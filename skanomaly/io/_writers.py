@@ -9,8 +9,8 @@ import numpy as np
 from scipy import ndimage
 
 from .._arrays import check_masks
-from ._files import clipped, resize, to_channels
 from ._nifti import Nifti
+from ._pixels import clipped, nearest, resize, to_channels
 from ._source import PERCENTILES
 
 #: Colour of overlays, and the share of it where a map is highest.
@@ -161,14 +161,6 @@ def overlaid(image, share):
         image = 255 * clipped(image, *np.percentile(image, PERCENTILES))
     mixed = image + OPACITY * share[..., None] * (COLOUR - image)
     return np.rint(mixed).astype(np.uint8)
-
-
-def nearest(mask, size):
-    """Mask of another size: each pixel is that of the nearest place."""
-    from PIL import Image
-
-    height, width = map(int, size)
-    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
 
 
 def check_shape(values, files, name):
