@@ -143,7 +143,7 @@ def fit(
     plane: option(str, "Plane of the slices of NIfTI volumes.") = "axial",
     drop_empty: option(bool, "Leave out images of one single value.") = False,
     groups: option(str | None, "Regular expression that finds the patient in a path.") = None,
-    pattern: option(str, "Glob pattern of the files in a folder.") = "**/*",
+    pattern: option(str | None, "Glob pattern of the files in a folder. Default: all.") = None,
     seed: option(int, "Seed of everything random.") = 0,
 ):
     """Learn what is normal from a folder of images, and write a detector."""

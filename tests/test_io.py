@@ -526,8 +526,10 @@ def test_paths_that_are_no_images(tmp_path, path, message):
 def test_there_must_be_files(tmp_path):
     with pytest.raises(NotADirectoryError, match="none is no folder"):
         read_folder(tmp_path / "none")
-    with pytest.raises(ValueError, match=r"has no images that match '\*\*/\*'; endings that are read: .bmp"):
+    with pytest.raises(ValueError, match=r"has no images; endings that are read: .bmp"):
         read_folder(tmp_path)
+    with pytest.raises(ValueError, match=r"has no images that match '\*.png'; endings that are read: .bmp"):
+        read_folder(tmp_path, "*.png")
     with pytest.raises(ValueError, match="no file"):
         ImageFiles([])
 

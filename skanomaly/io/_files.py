@@ -374,7 +374,7 @@ class ImageFiles:
         return taken
 
 
-def read_folder(folder, pattern="**/*", **options):
+def read_folder(folder, pattern=None, **options):
     """Images of all files in a folder and its subfolders, in natural order: 9.png before 10.png.
 
     Hidden files and files of other formats are ignored.
@@ -383,9 +383,9 @@ def read_folder(folder, pattern="**/*", **options):
     ----------
     folder : path
         Folder to search.
-    pattern : str, default="**/*"
+    pattern : str, default=None
         Glob pattern of the files, relative to the folder. ``"*.png"`` leaves out subfolders,
-        ``"**/T1*.nii.gz"`` takes some files of each.
+        ``"**/T1*.nii.gz"`` takes some files of each. None takes all.
     **options : dict
         Parameters of `ImageFiles`.
 
@@ -402,9 +402,12 @@ def read_folder(folder, pattern="**/*", **options):
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is no folder")
-    found = [path for path in folder.glob(pattern) if not path.name.startswith(".") and format_of(path)]
+    found = [
+        path for path in folder.glob(pattern or "**/*") if not path.name.startswith(".") and format_of(path)
+    ]
     if not found:
-        raise ValueError(f"{folder} has no images that match {pattern!r}; endings that are read: {ENDINGS}")
+        words = "" if pattern is None else f" that match {pattern!r}"
+        raise ValueError(f"{folder} has no images{words}; endings that are read: {ENDINGS}")
     return ImageFiles(sorted(found, key=natural_order), **options)
 
 
