@@ -519,6 +519,23 @@ def test_what_a_reconstruction_of_digits_shows(squid):
 
 
 @pytest.mark.study
+def test_the_figures_of_steps_before_a_detector(script, monkeypatch, tmp_path):
+    retina = script("retina")
+    monkeypatch.setattr(retina, "N_DRAWS", 5)
+    split, grade = np.repeat(["train", "test"], 10), np.r_[np.zeros(10, int), [0, 0, 1, 1, 2, 2, 3, 4, 5, 0]]
+    images = make_images((20, 16, 16, 3))
+    images[12:14] //= 2  # the mild ones are darker
+    np.savez(tmp_path / "fundus_dr_128.npz", images=images, grade=grade, split=split, group_ids=np.arange(20))
+    monkeypatch.setattr(retina, "FeatureGaussian", partial(tiny, retina.FeatureGaussian))
+    rows = retina.preprocessing_rows(tmp_path, 1, {})
+    assert [row[0] for row in rows] == list(retina.STEPS)
+    assert {len(row) for row in rows} == {len(retina.PARTS["preprocessing"][1])}
+    alone = {row[0]: float(row[2]) for row in rows}
+    assert alone["none"] == 1
+    assert min(alone.values()) >= 0.5
+
+
+@pytest.mark.study
 @pytest.mark.filterwarnings("ignore:.* images cannot show a false alarm rate")
 def test_the_figures_of_the_retina(script, monkeypatch, tmp_path):
     retina = script("retina")
