@@ -58,7 +58,8 @@ def _call_and_restore(method, estimator, X, out=None, **options):
     detector, seen, way = _walk(estimator, X)
     moved = [(step, before) for step, before in way if hasattr(step, "restore_maps")]
     if not moved:
-        return _call(method, detector, seen, out=out, **options)
+        # A detector of the user's own may have no `out`.
+        return _call(method, detector, seen, **options, **({} if out is None else {"out": out}))
     maps = _call(method, detector, seen, **options)
     for step, before in reversed(moved):
         maps = step.restore_maps(maps, before)

@@ -36,18 +36,20 @@ class Dicom(Source):
         return import_medical("pydicom").dcmread(self.path, stop_before_pixels=True)
 
     def values(self, index):
-        pixels = import_medical("pydicom.pixels")
+        pydicom, pixels = import_medical("pydicom"), import_medical("pydicom.pixels")
         if self.n_images > 1:
+            header = self.header()
             stored = pixels.pixel_array(self.path, index=index)
         else:  # from a path, pydicom reads no deflated file
-            stored = pixels.pixel_array(import_medical("pydicom").dcmread(self.path))
+            header = pydicom.dcmread(self.path)
+            stored = pixels.pixel_array(header)
         if self.is_palette:
-            coloured = pixels.apply_color_lut(stored, self.header())
+            coloured = pixels.apply_color_lut(stored, header)
             return (coloured >> 8).astype(np.uint8) if coloured.itemsize == 2 else coloured
-        return stored if self.channels == 3 else self.rescaled(stored, index)
+        return stored if self.channels == 3 else self.rescaled(stored, header, index)
 
-    def rescaled(self, stored, index):
-        modality = section(self.header(), index, "PixelValueTransformationSequence", "RescaleSlope")
+    def rescaled(self, stored, header, index):
+        modality = section(header, index, "PixelValueTransformationSequence", "RescaleSlope")
         return import_medical("pydicom.pixels").apply_modality_lut(stored, modality).astype(np.float32)
 
     def upright(self, values, index):
@@ -57,7 +59,7 @@ class Dicom(Source):
         header = self.header()
         signed, n_values = header.PixelRepresentation, 2**header.BitsStored
         lowest = -n_values // 2 if signed else 0
-        ends = self.rescaled(np.array([lowest, lowest + n_values - 1]), index)
+        ends = self.rescaled(np.array([lowest, lowest + n_values - 1]), header, index)
         return ends.sum() - values
 
     def windowed_by_file(self, values, index):
