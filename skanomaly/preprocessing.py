@@ -328,7 +328,7 @@ def _each(X, layout):
 
 
 def _resize(image, size):
-    """Image (C, *size) made of an image (C, H, W)."""
+    """Image (C, h, w) of this size, made of an image (C, H, W)."""
     return np.stack([resize(np.ascontiguousarray(channel), size) for channel in image]).astype(image.dtype)
 
 
