@@ -183,6 +183,9 @@ class ScoreEnsemble(CompositeDetector, _BaseComposition):
         -------
         self
         """
+        named = {key.partition("__")[0] for key in params}
+        if self.detectors is None and named & {name for name, _ in default_detectors()}:
+            self.detectors = default_detectors()
         self._set_params("detectors", **params)
         return self
 

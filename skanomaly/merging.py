@@ -10,7 +10,7 @@ from typing import TypeVar
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from .base import PROCESS_PARAMETERS, FeatureDetector, merged
+from .base import PROCESS_PARAMETERS, FeatureDetector, check_sums, merged
 
 __all__ = ["merge"]
 
@@ -107,6 +107,7 @@ def _check(name, detector, force):
     check_is_fitted(detector, msg=f"{name}, a %(name)s, is not fitted; merge takes fitted detectors")
     if not detector.keep_sums:
         raise ValueError(f"{name} must keep its sums, got keep_sums=False; fit it again with keep_sums=True")
+    check_sums(detector)
     if detector.n_images_ < LEAST_IMAGES and not force:
         raise ValueError(
             f"{name} must be fitted to {LEAST_IMAGES} images at least, got {detector.n_images_}: sums of few "

@@ -5,6 +5,7 @@ are 1 (normal), -1 (anomalous) and 0 (unlabelled: left out). If `anomaly_label` 
 anomalous and every other value is normal. Masks are bool, or hold 0 and 1: soft masks are refused.
 """
 
+import inspect
 import warnings
 from collections.abc import Callable
 from numbers import Integral, Real
@@ -316,7 +317,8 @@ def bootstrap_interval(
     confound : (n,) array-like, default=None
         Confound of each image, for `stratified_auroc`, or a metric of yours that takes one.
     groups : (n,) array-like, default=None
-        Group of each image; images of one group are drawn together. None draws single images.
+        Group of each image; images of one group are drawn together. None draws single images. A metric with
+        an argument of this name, such as `stratified_auroc`, gets those of the images drawn.
     level : float, default=0.95
         Share of the draws inside the interval.
     n_resamples : int, default=1000
@@ -336,6 +338,8 @@ def bootstrap_interval(
     check_consistent_length(y, groups, confound)
     per_image = {} if confound is None else {"confound": _checked_confound(confound)[rows]}
     group_of = np.arange(len(truth)) if groups is None else column_or_1d(groups)[rows]
+    if groups is not None and "groups" in inspect.signature(metric).parameters:
+        per_image["groups"] = group_of
     rng = check_random_state(random_state)
     names, members = np.unique(group_of, return_inverse=True)
     # The rows of each group are found once; a mask per drawn group would read all rows each time.

@@ -268,6 +268,18 @@ def test_many_pairs_are_compared_in_parts(monkeypatch):
     assert_allclose(stratified_auroc(y, score, confound), expected)
 
 
+def test_intervals_leave_out_pairs_of_one_patient():
+    """As the estimate does: each patient has an ill image, and a normal one that scores lower."""
+    rng = np.random.default_rng(0)
+    groups, y = np.repeat(np.arange(40), 2), np.tile([1, -1], 40)
+    of_patient = np.repeat(rng.normal(size=40), 2)
+    score, confound = of_patient + 0.05 * (y == -1), np.repeat(np.arange(40.0), 2)
+    estimate = stratified_auroc(y, score, confound, n_strata=20, groups=groups)
+    options = {"n_strata": 20, "groups": groups, "n_resamples": 100, "random_state": 0}
+    low, high = bootstrap_interval(stratified_auroc, y, score, confound=confound, **options)
+    assert low <= estimate <= high
+
+
 def test_intervals_within_strata():
     y, confound, rng = simulated(0, n=300, slope=1)
     score = rng.normal(size=300) + (y == -1)

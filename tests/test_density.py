@@ -102,12 +102,21 @@ class TestShrunkGaussian:
             expected = max(estimator.fit(z).shrinkage_, density.LEAST_SHRINKAGE)
             assert_allclose(float(fitted(x, name).shrinkage), expected, rtol=1e-4)
 
+    @pytest.mark.parametrize(("n", "d"), [(5, 200), (20, 200), (60, 700)])
+    def test_the_least_shrinkage_leaves_digits_to_training_images(self, n, d):
+        """Left out of their own Gaussian, they are divided by a difference of nearly equal numbers."""
+        x = torch.randn(n, d, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 3, d) + 5
+        gaussian = density.ShrunkGaussian(d, n)
+        gaussian.fit_rows(x, density.LEAST_SHRINKAGE)
+        found = gaussian(x)
+        assert_allclose(found, gaussian.double()(x.double()), rtol=0.02)
+
     def test_many_features_in_float32(self):
         """A few hundred images with features of a low rank: the distance still has three digits."""
         rng = np.random.default_rng(0)
         x = rng.normal(size=(70, 5)) @ rng.normal(size=(5, 600)) + 0.01 * rng.normal(size=(70, 600)) + 3
         x, new = np.split(x.astype(np.float32), [60])
-        for shrinkage in ("oas", 1e-4):
+        for shrinkage in ("oas", density.LEAST_SHRINKAGE):
             mean, deviation, covariance = covariance_of(x, shrinkage)
             z = (new - mean) / deviation
             expected = (z * np.linalg.solve(covariance, z.T).T).sum(1)

@@ -341,6 +341,10 @@ def test_parameters_by_name():
     assert clone(detector).get_params().keys() == detector.get_params().keys()
     with pytest.raises(ValueError, match="Invalid parameter 'other'"):
         detector.set_params(other__latent_size=3)
+    default = ScoreEnsemble().set_params(padim__blur=0.1)
+    assert [(name, member.blur) for name, member in default.detectors] == [("gaussian", 0.03), ("padim", 0.1)]
+    assert ScoreEnsemble().set_params(padim=NearestImages()).detectors[1][1].n_neighbors == 2
+    assert ScoreEnsemble().set_params(holdout=0.3).detectors is None
     with pytest.raises(ValueError, match="Invalid parameter 'latent'"):
         detector.set_params(vae__latent=3)
     y = np.repeat([1, -1], (50, 10))

@@ -259,6 +259,9 @@ def test_parameters_that_were_changed_after_fit():
         for learn in (lambda part=part: part.partial_fit(X[:5]), lambda part=part: merge([part])):
             with pytest.raises(ValueError, match="changed after fit"):
                 learn()
+    (part,) = fitted(DETECTORS[0], X)
+    with pytest.raises(ValueError, match="keep_sums=True excludes shrinkage='ledoit_wolf'"):
+        merge([part.set_params(shrinkage="ledoit_wolf")])
     late = clone(DETECTORS[0]).set_params(keep_sums=False).fit(X).set_params(keep_sums=True)
     with pytest.raises(ValueError, match="changed after fit"):
         merge([late])

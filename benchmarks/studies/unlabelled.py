@@ -5,8 +5,7 @@
 
 The normal images are `train`. The unlabelled ones come from `val`, as many as it has normal images, drawn
 anew for each seed; nothing else is random. For the rows "test" they come from all of `val`, and `test` is
-judged. For the rows "val" they come from half of it, and the other half is judged: the weight is chosen
-there.
+judged. For the rows "val" they come from half of it, and the other half is judged.
 
 Cells are kept in unlabelled/cells.jsonl of --results, the table in table.md.
 """

@@ -14,6 +14,7 @@ from ._estimator import ImageEstimator as ImageEstimator
 from ._estimator import gather as gather
 from ._features import FeatureDetector
 from ._features import HoldsBackbone as HoldsBackbone
+from ._features import check_sums as check_sums
 from ._features import merged as merged
 from ._state import restore as restore
 from ._state import state_of as state_of

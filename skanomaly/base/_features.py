@@ -200,6 +200,11 @@ def _thresholds(detector):
     return [detector.offset_, detector.pixel_offset_, *detector.map_range_]
 
 
+def check_sums(detector):
+    """Raise a ValueError if the parameters of a detector cannot be had from sums."""
+    detector._check_sums(None)
+
+
 def merged(detectors):
     """Detector of the images of all detectors, whose networks keep sums, with the parameters of the first."""
     first = detectors[0]

@@ -40,7 +40,7 @@ class FeatureGaussian(FeatureDetector):
     ----------
     {backbone}
     shrinkage : {"oas", "ledoit_wolf"} or float, default="oas"
-        Shrinkage of the covariance towards a multiple of the identity: a number from 1e-6 to 1, or a method
+        Shrinkage of the covariance towards a multiple of the identity: a number from 0.001 to 1, or a method
         that finds one.
     neighbors : int, default=None
         Number of nearest training images. None scores by the Gaussian; a number by the mean distance to so

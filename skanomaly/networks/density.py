@@ -13,7 +13,7 @@ LEAST_DEVIATION = 1e-3
 #: Least deviation of a feature that is not constant, as a share of its mean: less is float32's rounding.
 ROUNDING = 1e-6
 #: Least shrinkage. Without any, directions in which no two images differ have no variance.
-LEAST_SHRINKAGE = 1e-6
+LEAST_SHRINKAGE = 1e-3
 #: Largest square of what a vector has beyond fitted ones, as a share of its own, for one that is one of them.
 WITHIN = 1e-8
 #: Least number of directions that fitted vectors leave, for others to be told from them.

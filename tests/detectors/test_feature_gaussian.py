@@ -92,7 +92,7 @@ def test_the_map_leaves_out_coarse_layers():
         {"grid": 3},
         {"grid": [2, 5], "layers": (0, 0)},
         {"shrinkage": "ledoit_wolf"},
-        {"shrinkage": 1e-6},
+        {"shrinkage": 1e-3},
         {"shrinkage": 1.0},
         {"neighbors": 1},
         {"neighbors": 1000},
