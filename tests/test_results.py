@@ -119,6 +119,15 @@ QUOTED = {
             f"retina: {row} / Dice of fluid"
             for row in ("U-Net, adapted", "U-Net, not adapted", "U-Net, labels of the second device")
         ),
+        "alone tells mild ones from healthy eyes with {} before any step, and with {} once": (
+            "retina: none / mild by brightness",
+            "retina: histogram / mild by brightness",
+        ),
+        "any grade against none has {} without a step, {} after": (
+            "retina: none / any grade",
+            "retina: crop, histogram / any grade",
+        ),
+        "and {} after local contrast": ("retina: local contrast / any grade",),
         "Dice {} against {}.": ("retina: layers, graph / all", "retina: residual, blocks of 4, oracle / all"),
         "finds next to nothing ({}); one that was shown fluid finds most ({}).": (
             "retina: layers, U-Net / all",
