@@ -67,11 +67,8 @@ def _refuse_paths(X):
     is_row = isinstance(X, (list, tuple)) or getattr(X, "ndim", 0) == 1 and hasattr(X, "__iter__")
     first = next(iter(X), None) if is_row else X
     if isinstance(first, (str, bytes, PathLike)):
-        files = "X" if is_row else "sorted(Path(X).iterdir())"
-        raise TypeError(
-            f"X must hold images, got the path {str(first)!r}; read the files, of one size: "
-            f"np.stack([np.asarray(PIL.Image.open(file)) for file in {files}])"
-        )
+        read = "ImageFiles(X)" if is_row else "read_folder(X)"
+        raise TypeError(f"X must hold images, got the path {str(first)!r}; give skanomaly.io.{read}")
 
 
 def is_lazy(X):

@@ -507,9 +507,13 @@ def test_containers_of_equal_values_give_equal_bits(name, dtype, size):
 @pytest.mark.parametrize(
     ("given", "error", "words"),
     [
-        ("scans", TypeError, r"got the path 'scans'; read the files.*Image.open\(file\)"),
-        (Path("scans"), TypeError, r"sorted\(Path\(X\).iterdir\(\)\)"),
-        ([Path(f"scans/{i}.png") for i in range(300)], TypeError, r"got the path 'scans.0.png'.* in X\]\)$"),
+        ("scans", TypeError, r"got the path 'scans'; give skanomaly.io.read_folder\(X\)"),
+        (Path("scans"), TypeError, r"read_folder\(X\)"),
+        (
+            [Path(f"scans/{i}.png") for i in range(300)],
+            TypeError,
+            r"got the path 'scans.0.png'.*ImageFiles\(X\)$",
+        ),
         (np.array(["a.png", "b.png"]), TypeError, "got the path 'a.png'"),
         (pd.Series(["a.png", "b.png"]), TypeError, "got the path 'a.png'"),
         (
