@@ -57,10 +57,10 @@ class _ImageStep(TransformerMixin, BaseEstimator):
         self
         """
         tensor = holds_tensors(X)
-        X = check_X(read_container(X), self, fitting=True)
-        self._layout = Layout.of(X.shape, self.channel_axis, self.image_shape, tensor=tensor)
-        used, _ = training_rows(y, X.shape[0])
-        self._learn(image for image, counts in zip(_each(X, self._layout), used) if counts)
+        images = check_X(read_container(X), self, fitting=True)
+        self._layout = Layout.of(images.shape, self.channel_axis, self.image_shape, tensor=tensor)
+        used, _ = training_rows(y, images.shape[0])
+        self._learn(image for image, counts in zip(_each(images, self._layout), used) if counts)
         return self
 
     def transform(self, X: ArrayLike) -> NDArray[Any]:
@@ -76,8 +76,8 @@ class _ImageStep(TransformerMixin, BaseEstimator):
         images : ndarray
             Changed images, in the layout of X.
         """
-        X, layout = self._open(X)
-        return layout.from_network(np.stack([self._change(image) for image in _each(X, layout)]))
+        images, layout = self._open(X)
+        return layout.from_network(np.stack([self._change(image) for image in _each(images, layout)]))
 
     def _open(self, X):
         """X as an array or a lazy source, and its layout."""
@@ -223,9 +223,9 @@ class CropToForeground(_ImageStep):
             Maps or masks of the size of X. Outside of the foreground a mask is False, and a map has its
             lowest value.
         """
-        X, layout = self._open(X)
+        images, layout = self._open(X)
         restored = []
-        for one, image in zip(np.asarray(maps), _each(X, layout)):
+        for one, image in zip(np.asarray(maps), _each(images, layout)):
             box = self._box(image)
             whole = np.full(image.shape[1:], False if one.dtype == bool else one.min(), one.dtype)
             whole[box] = _of_size(one, whole[box].shape)

@@ -30,10 +30,13 @@ WRONG = [
     ("FAnoGAN().calibrate(masks, false_alarm_rate='low')", "arg-type"),
     ("[0 for scores, maps in FAnoGAN().iter_batches(masks)]", "misc"),
     ("FAnoGAN().offset_.shape", "attr-defined"),
+    ("io.ImageFiles(['a.png'], plane='z')", "arg-type"),
+    ("io.write_masks('out', masks, ['a.png'])", "arg-type"),
+    ("io.read_folder('scans').groups.shape", "union-attr"),
 ]
 IMPORTS = """import numpy as np
 import skanomaly
-from skanomaly import FAnoGAN, datasets, metrics, model_selection
+from skanomaly import FAnoGAN, datasets, io, metrics, model_selection
 masks = np.zeros((2, 4, 4), dtype=bool)
 """
 

@@ -16,7 +16,9 @@ from skanomaly import (
     model_selection,
     persistence,
 )
+from skanomaly.io import ImageFiles, read_folder, write_maps, write_masks
 from skanomaly.plotting import AnomalyMapDisplay, ScoreHistogramDisplay
+from skanomaly.preprocessing import CropToForeground, Resize
 from skanomaly.segmenters import ResidualSegmenter
 from skanomaly.staging import CentroidStager, ResidualTransformer, severity
 
@@ -35,6 +37,14 @@ def use(folder: Path) -> None:
     labels: NDArray[np.intp] = detector.predict(X)
     maps: NDArray[np.float32] = detector.anomaly_map(X)
     masks: NDArray[np.bool_] = detector.segment(X, median_size=3, min_size=2)
+    np.save(folder / "images.npy", X)
+    files: ImageFiles = read_folder(folder, "*.npy", size=(16, 16), on_error="skip")
+    written: list[Path] = write_masks(folder / "masks", masks, files, overlay=True)
+    written += write_maps(folder / "masks", maps, files.take(slice(None)), limits=(0, 1))
+    assert files.groups is not None
+    assert len(written) == 3 * len(files)
+    cut: NDArray = CropToForeground((8, 8)).fit(X).restore_maps(Resize(8).fit(X).transform(X), X)
+    assert cut.shape == maps.shape
     parts: dict[str, NDArray[np.float64]] = detector.score_components(X)
     images: NDArray[np.float32] = detector.reconstruct(X)
     rows: list[slice] = [rows for rows, _, _ in detector.iter_batches(X)]

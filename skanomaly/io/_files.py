@@ -3,13 +3,17 @@
 import os
 import warnings
 from collections import Counter, OrderedDict
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from itertools import islice
+from os import PathLike
 from pathlib import Path
 from threading import RLock
+from typing import Any, Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ._formats import (
     ENDINGS,
@@ -111,21 +115,21 @@ class ImageFiles:
 
     def __init__(
         self,
-        paths,
+        paths: PathLike | str | Iterable[PathLike | str],
         *,
-        size=None,
-        channels="auto",
-        window=None,
-        plane="axial",
-        drop_empty=False,
-        groups=None,
-        on_error="raise",
+        size: tuple[int, int] | None = None,
+        channels: Literal["auto", 1, 3] = "auto",
+        window: tuple[float, float] | str | None = None,
+        plane: Literal["axial", "coronal", "sagittal"] = "axial",
+        drop_empty: bool = False,
+        groups: str | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
     ):
         check_options(size, channels, window, plane, on_error)
-        paths = [paths] if isinstance(paths, (str, os.PathLike)) else paths
+        paths = [paths] if isinstance(paths, (str, PathLike)) else paths
         self._window = WINDOWS.get(window, window) if isinstance(window, str) else window
         self._start()
-        self.errors_ = {}
+        self.errors_: dict[str, str] = {}
         skip = on_error == "skip"
         sources = self._each(lambda path: open_source(path, plane), map(Path, paths), skip)
         if not sources:
@@ -270,15 +274,15 @@ class ImageFiles:
                     self._request(ahead)
         return out
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> NDArray[Any]:
         rows = np.arange(len(self))[index]
         images = self._read(np.atleast_1d(rows).tolist())
         return images[0] if np.ndim(rows) == 0 else images
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._rows)
 
-    def __array__(self, dtype=None, copy=None):
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return self[:].astype(dtype or self.dtype, copy=False)
 
     def __repr__(self):
@@ -286,15 +290,15 @@ class ImageFiles:
         return f"ImageFiles of {n_files} files: shape {self.shape}, dtype {self.dtype}"
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, ...]:
         return len(self), *self._size, *([3] if self._channels == 3 else [])
 
     @property
-    def ndim(self):
+    def ndim(self) -> int:
         return len(self.shape)
 
     @property
-    def dtype(self):
+    def dtype(self) -> np.dtype:
         return self._dtype
 
     @property
@@ -303,27 +307,27 @@ class ImageFiles:
         return max(2, KEPT_BYTES // (int(np.prod(self.shape[1:])) * self.dtype.itemsize))
 
     @property
-    def paths(self):
+    def paths(self) -> list[Path]:
         return [source.path for source, _ in self._rows]
 
     @property
-    def frames(self):
+    def frames(self) -> NDArray[np.int64]:
         return np.array([frame for _, frame in self._rows])
 
     @property
-    def groups(self):
+    def groups(self) -> NDArray[np.str_] | None:
         groups = [self._groups[source] for source, _ in self._rows]
         return None if None in groups else np.array(groups)
 
     @property
-    def sizes(self):
+    def sizes(self) -> NDArray[np.int64]:
         return np.array([source.size for source, _ in self._rows])
 
     @property
-    def spacings(self):
+    def spacings(self) -> NDArray[np.float64]:
         return np.array([source.spacing for source, _ in self._rows])
 
-    def affine(self, row):
+    def affine(self, row: int) -> NDArray[np.float64] | None:
         """Place of an image in the world.
 
         Parameters
@@ -340,7 +344,7 @@ class ImageFiles:
         source, frame = self._rows[row]
         return source.affine(frame)
 
-    def original(self, row):
+    def original(self, row: int) -> NDArray[Any]:
         """An image in its original size, with the channels and the intensities of the others.
 
         Parameters
@@ -356,7 +360,7 @@ class ImageFiles:
         source, frame = self._rows[row]
         return next(self._decode(source, [frame]))
 
-    def take(self, rows):
+    def take(self, rows: Any) -> Self:
         """Some of the images, in a sequence of their own that is as lazy.
 
         Parameters
@@ -374,7 +378,7 @@ class ImageFiles:
         return taken
 
 
-def read_folder(folder, pattern=None, **options):
+def read_folder(folder: PathLike | str, pattern: str | None = None, **options: Any) -> ImageFiles:
     """Images of all files in a folder and its subfolders, in natural order: 9.png before 10.png.
 
     Hidden files and files of other formats are ignored.

@@ -1,12 +1,13 @@
 """Formats of files by their endings, and what must be equal in all files of a set."""
 
 import re
+from typing import Any
 
 from ._dicom import Dicom
 from ._nifti import PLANES, Nifti
 from ._pictures import Numpy, Picture, Tiff
 
-FORMATS = dict.fromkeys((".png", ".jpg", ".jpeg", ".bmp"), Picture)
+FORMATS: dict[str, Any] = dict.fromkeys((".png", ".jpg", ".jpeg", ".bmp"), Picture)
 FORMATS |= {".tif": Tiff, ".tiff": Tiff, ".npy": Numpy, ".npz": Numpy, ".nii": Nifti, ".nii.gz": Nifti}
 FORMATS |= dict.fromkeys((".dcm", ".dicom", ".ima"), Dicom)
 ENDINGS = ", ".join(sorted(FORMATS))

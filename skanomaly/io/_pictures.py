@@ -151,7 +151,8 @@ class Numpy(Source):
         *stack, height, width = shape[:-1] if colours else shape
         if len(stack) > 1:
             raise ValueError(f"arrays must be (H, W), (H, W, 3), (n, H, W) or (n, H, W, 3), got {shape}")
-        self.is_stack, self.n_images, self.size = bool(stack), *(stack or [1]), (height, width)
+        self.is_stack, self.size = bool(stack), (height, width)
+        self.n_images = stack[0] if stack else 1
         self.dtype = {"b": np.dtype(np.uint8)}.get(dtype.kind, dtype.newbyteorder("="))
         if self.dtype == np.float64:
             self.dtype = np.dtype(np.float32)

@@ -3,12 +3,15 @@
 import json
 import os
 from collections import Counter
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
 from .._arrays import check_masks
+from ._files import ImageFiles
 from ._nifti import Nifti
 from ._pixels import clipped, nearest, resize, to_channels
 from ._source import PERCENTILES
@@ -17,7 +20,9 @@ from ._source import PERCENTILES
 COLOUR, OPACITY = np.array([255.0, 32.0, 32.0]), 0.6
 
 
-def write_masks(folder, masks, files, *, overlay=False):
+def write_masks(
+    folder: PathLike | str, masks: Any, files: ImageFiles, *, overlay: bool = False
+) -> list[Path]:
     """Write masks in the original size of the images that they are of.
 
     Masks of the slices of a NIfTI volume become one NIfTI volume of its shape and affine, NAME_mask.nii or
@@ -59,7 +64,14 @@ def write_masks(folder, masks, files, *, overlay=False):
     return write_all(folder, files, "mask", ".png", np.uint8, full, write_picture, colour)
 
 
-def write_maps(folder, maps, files, *, limits=None, overlay=False):
+def write_maps(
+    folder: PathLike | str,
+    maps: Any,
+    files: ImageFiles,
+    *,
+    limits: tuple[float, float] | None = None,
+    overlay: bool = False,
+) -> list[Path]:
     """Write anomaly maps in the original size of the images that they are of.
 
     Maps of the slices of a NIfTI volume become one NIfTI volume of its shape and affine, NAME_map.nii or
@@ -89,7 +101,8 @@ def write_maps(folder, maps, files, *, limits=None, overlay=False):
     """
     check_shape(maps, files, "maps")
     if limits is None:
-        limits = min(float(np.min(m)) for m in maps), max(float(np.max(m)) for m in maps)
+        ends = [(np.min(maps[row]), np.max(maps[row])) for row in range(len(files))]  # maps may be on disk
+        limits = np.min(ends), np.max(ends)
     low, high = map(float, limits)
     if not -np.inf < low <= high < np.inf:
         raise ValueError(
