@@ -5,6 +5,7 @@ import struct
 import sys
 import threading
 import zlib
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,15 @@ def test_compressions_are_read_by_tifffile_or_pillow(tmp_path, name, compression
     assert_array_equal(ImageFiles(tmp_path / "scan.tif")[0], expected)
 
 
+def test_a_compression_of_pillow_alone_has_pages_and_a_low_white(tmp_path):
+    first, *others = map(Image.fromarray, 65535 - WIDE)
+    options = {"compression": "tiff_lzw", "save_all": True, "append_images": others}
+    first.save(tmp_path / "stack.tif", tiffinfo={262: 0}, **options)
+    with tifffile.TiffFile(tmp_path / "stack.tif") as file:
+        assert {page.photometric.name for page in file.pages} == {"MINISWHITE"}
+    assert_array_equal(ImageFiles(tmp_path / "stack.tif"), WIDE)
+
+
 def test_pages_of_a_tiff_are_images(tmp_path):
     tifffile.imwrite(tmp_path / "stack.tif", WIDE, **PAGES)
     files = ImageFiles(tmp_path / "stack.tif")
@@ -294,6 +304,17 @@ def test_decoding_goes_on_in_other_threads(folder, monkeypatch):
     files._pool[1].shutdown(wait=True)
     assert all(files._pending[row][1].done() for row in range(4, 8))
     assert {thread.name.split("_")[0] for thread in threading.enumerate()} >= {"MainThread"}
+
+
+def test_threads_are_kept_and_replaced_after_a_fork(folder, monkeypatch):
+    files = read_folder(folder)
+    pool = files._pool
+    assert_array_equal(files[0:2], GREY[:2])
+    assert files._pool is pool
+    files._pending[5] = [5], Future()  # what a thread of the parent was at
+    monkeypatch.setattr(module.os, "getpid", lambda: -1)
+    assert_array_equal(files[:], GREY)
+    assert files._pool is not pool
 
 
 def test_memory_is_bounded(folder, monkeypatch):

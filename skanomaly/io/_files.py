@@ -169,8 +169,7 @@ class ImageFiles:
         self._start()
 
     def _submit(self, function, *values):
-        # Threads do not survive a fork, and their pool does not notice.
-        if self._pool is None or self._pool[0] != os.getpid():
+        if self._pool is None:
             n_threads = min(8, (os.cpu_count() or 1) + 1)
             self._pool = os.getpid(), ThreadPoolExecutor(n_threads)
         return self._pool[1].submit(function, *values)
@@ -260,6 +259,8 @@ class ImageFiles:
         return image
 
     def _read(self, rows):
+        if self._pool is not None and self._pool[0] != os.getpid():
+            self._start()  # threads do not survive a fork, and what they were decoding would never come
         out = np.empty((len(rows), *self.shape[1:]), self.dtype)
         plan = iter(rows)
         if rows and rows[-1] - rows[0] == len(rows) - 1:
