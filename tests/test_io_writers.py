@@ -211,6 +211,16 @@ def test_volumes_come_back_in_their_geometry(tmp_path, plane, ending):
     assert np.asarray(mask.dataobj).sum() == masks[3:9].sum()
 
 
+def test_a_compressed_volume_is_read_once_for_its_overlays(tmp_path, monkeypatch):
+    nibabel.save(nibabel.load(BRAIN), tmp_path / "a.nii.gz")
+    files, load, loads = ImageFiles(tmp_path / "a.nii.gz"), nibabel.load, []
+    monkeypatch.setattr(nibabel, "load", lambda path: loads.append(path) or load(path))
+    paths = write_masks(tmp_path / "out", np.zeros(files.shape, bool), files, overlay=True)
+    assert [path.name for path in paths[:2]] == ["a_mask.nii.gz", "a_0000_mask_overlay.png"]
+    assert len(paths) == 1 + 25
+    assert len(loads) == 2  # its header, and its slices
+
+
 def test_a_scaled_volume_lends_no_slope(tmp_path):
     image = nibabel.Nifti1Image(np.random.default_rng(0).random((5, 6, 7)), np.eye(4))
     image.set_data_dtype(np.int16)

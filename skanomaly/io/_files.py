@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
@@ -159,7 +159,7 @@ class ImageFiles:
 
     def _start(self):
         """Set what is not copied to another process."""
-        self._kept, self._pending, self._lock, self._pool = OrderedDict(), {}, RLock(), None
+        self._kept, self._pending, self._lock, self._pool = {}, {}, RLock(), None
 
     def __getstate__(self):
         return {k: v for k, v in vars(self).items() if k not in ("_kept", "_pending", "_lock", "_pool")}
@@ -251,11 +251,10 @@ class ImageFiles:
                 self._kept.update(zip(piece, future.result()))
             except Exception as error:
                 raise broken(self._rows[row][0].path, error) from error
-        self._kept.move_to_end(row)
         image = self._kept[row]
         most = max(self._room, len(self._piece(row)))
         while len(self._kept) > most:
-            self._kept.popitem(last=False)
+            del self._kept[next(iter(self._kept))]  # the oldest
         return image
 
     def _read(self, rows):

@@ -3,6 +3,7 @@
 import json
 import os
 from collections import Counter
+from itertools import repeat
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -47,16 +48,15 @@ def write_masks(
     """
     check_shape(masks, files, "masks")
 
-    def full(row):
-        return nearest(check_masks(np.asarray(masks[row])), files.sizes[row])
+    def full(row, size):
+        return nearest(check_masks(np.asarray(masks[row])), size)
 
-    def write_picture(path, row):
+    def write_picture(path, mask):
         from PIL import Image
 
-        Image.fromarray(full(row) * np.uint8(255)).save(path)
+        Image.fromarray(mask * np.uint8(255)).save(path)
 
-    def outline(row):
-        mask = full(row)
+    def outline(mask):
         inside = ndimage.binary_erosion(mask, structure=np.ones((3, 3)), border_value=1)
         return (mask & ~inside).astype(float)
 
@@ -109,16 +109,16 @@ def write_maps(
             f"limits must be finite numbers (low, high), got {limits}; infinite maps need limits"
         )
 
-    def full(row):
-        return resize(np.asarray(maps[row], dtype=np.float32), files.sizes[row])
+    def full(row, size):
+        return resize(np.asarray(maps[row], dtype=np.float32), size)
 
-    def scaled(row):
-        return clipped(full(row), low, high)
+    def scaled(one):
+        return clipped(one, low, high)
 
-    def write_picture(path, row):
+    def write_picture(path, one):
         import tifffile
 
-        values = np.rint(scaled(row) * 65535).astype(np.uint16)
+        values = np.rint(scaled(one) * 65535).astype(np.uint16)
         words = json.dumps({"low": low, "high": high})
         tifffile.imwrite(path, values, description=words, metadata=None, compression="zlib")
 
@@ -127,30 +127,42 @@ def write_maps(
 
 
 def write_all(folder, files, what, ending, dtype, full, write_picture, colour):
-    """Write a file for each image or volume, and an overlay of each image if there is a colour."""
+    """Write a file for each image or volume, and an overlay of each image if there is a colour.
+
+    Parameters
+    ----------
+    full : function of a row and a size
+        Mask or map of an image in its original size.
+    write_picture : function of a path and such a mask or map
+    colour : function of such a mask or map, or None
+        Share of COLOUR in each pixel of the overlay.
+    """
     written = []
-    for source, rows, stem in sorted_by_file(Path(folder).expanduser(), files):
+    for source, rows, frames, stem in by_file(Path(folder).expanduser(), files):
         stem.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(source, Nifti):
             path = stem.with_name(f"{stem.name}_{what}{'.nii.gz' if source.is_whole else '.nii'}")
-            source.volume(((files.frames[row], full(row)) for row in rows), dtype).to_filename(path)
+            source.volume(zip(frames, (full(row, source.size) for row in rows)), dtype).to_filename(path)
             written.append(path)
-        for row in rows:
-            number = f"_{files.frames[row]:04}" if source.n_images > 1 else ""
+        # In one go, since a compressed volume is decompressed as a whole.
+        originals = repeat(None) if colour is None else files._decode(source, frames)
+        for row, frame, original in zip(rows, frames, originals):
+            number = f"_{frame:04}" if source.n_images > 1 else ""
             if not isinstance(source, Nifti):
                 written.append(stem.with_name(f"{stem.name}{number}_{what}{ending}"))
-                write_picture(written[-1], row)
+                write_picture(written[-1], full(row, source.size))
             if colour is not None:
                 written.append(stem.with_name(f"{stem.name}{number}_{what}_overlay.png"))
-                write_overlay(written[-1], files.original(row), colour(row))
+                write_overlay(written[-1], original, colour(full(row, source.size)))
     return written
 
 
-def sorted_by_file(folder, files):
-    """Yield each file's source, rows and the beginning of the names of what is written of it."""
-    rows = {}
-    for row, (source, _) in enumerate(files._rows):
+def by_file(folder, files):
+    """Yield each file's source, rows, frames, and the beginning of the names of what is written of it."""
+    rows, frames = {}, {}
+    for row, (source, frame) in enumerate(files._rows):
         rows.setdefault(source, []).append(row)
+        frames.setdefault(source, []).append(frame)
     above = os.path.commonpath([source.path.absolute().parent for source in rows])
     stems = {source: source.path.absolute().relative_to(above) for source in rows}
     stems = {source: path.with_name(path.name.removesuffix(".gz")) for source, path in stems.items()}
@@ -158,7 +170,7 @@ def sorted_by_file(folder, files):
     twice = Counter(path.with_suffix("") for path in stems.values())
     for source, path in stems.items():
         name = path.name.replace(".", "_") if twice[path.with_suffix("")] > 1 else path.stem
-        yield source, rows[source], folder / path.with_name(name)
+        yield source, rows[source], frames[source], folder / path.with_name(name)
 
 
 def write_overlay(path, image, share):
