@@ -9,7 +9,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from typer.testing import CliRunner
 
-from skanomaly import cli, persistence
+from skanomaly import _cli as cli
+from skanomaly import persistence
 from skanomaly._discovery import all_detectors
 from skanomaly.io import read_folder
 from skanomaly.testing import make_images

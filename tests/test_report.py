@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from skanomaly._report import outline, write_report
 from skanomaly.io import read_folder
-from skanomaly.report import outline, write_report
 from skanomaly.testing import make_images
 
 SCORES, P = np.array([1.0, 5.0, 3.0, 3.0]), np.array([0.9, 0.1, 0.2, 0.2])

@@ -107,7 +107,7 @@ def test_any_layout(layout, dtype):
 
 
 def test_public_names_are_the_detectors_what_unwraps_them_and_the_public_modules():
-    functions = {"anomaly_map", "merge", "reconstruct", "segment", "__version__"}
+    functions = {"anomaly_map", "merge", "p_value", "reconstruct", "segment", "__version__"}
     rooms = {module.name for module in pkgutil.iter_modules(skanomaly.__path__)}
     rooms = {name for name in rooms if not name.startswith("_")} - {"detectors", "networks", "training"}
     assert set(skanomaly.__all__) == set(IDS) | functions | rooms

@@ -276,10 +276,11 @@ class BaseDetector(CallbackSupport, OutlierMixin, ImageEstimator):
         images = self._open(X)
         if y is None:
             return images
+        images = images.subset(labels.normal_rows(y, len(images)))
         if not self._tells_unlabelled:
             done = "of the rows, labelled {labels}, only those with 1 were taken for normal"
             labels.warn_without_anomalies(y, done)
-        return images.subset(labels.normal_rows(y, len(images)))
+        return images
 
     def _calibration_scores(self, method):
         check_is_fitted(self)

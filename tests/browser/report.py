@@ -11,8 +11,8 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
+from skanomaly._report import write_report
 from skanomaly.io import read_folder
-from skanomaly.report import write_report
 from skanomaly.testing import make_images
 
 NAMES = "image 10.png", "image 9.png", "other.png", "last.png"

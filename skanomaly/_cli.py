@@ -23,10 +23,10 @@ from skorch.callbacks import Callback
 from . import persistence
 from ._discovery import all_detectors
 from ._images import fingerprint
+from ._report import common_folder, name_of, write_report
 from ._version import __version__
 from .base import conformal_p
 from .io import read_folder, write_maps, write_masks
-from .report import common_folder, name_of, write_report
 from .segmentation import regions
 
 __all__ = ["app", "main"]
