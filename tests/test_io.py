@@ -393,6 +393,8 @@ def test_resized_images_keep_type_and_mean_in_every_type(tmp_path, size):
     assert [x.dtype for x in (u1, u2, f4)] == [np.uint8, np.uint16, np.float32]
     assert_allclose(u2[:] / 256, u1, atol=1)
     assert_allclose(f4[:] * 255, u1, atol=1)
+    np.save(tmp_path / "f8.npy", GREY * 256.0)
+    assert_array_equal(u2, np.rint(ImageFiles(tmp_path / "f8.npy", size=size)))
     assert_allclose(f4[:].mean((1, 2)) * 255, GREY.mean((1, 2)), atol=1)
 
 
