@@ -181,7 +181,7 @@ def test_a_lesion_is_found_where_it_is_in_the_original(hold):
     images = framed(X)
     new = images.copy()
     new[:, 40:46, 30:36] = 255
-    steps = [CropToForeground(margin=0), "passthrough", Resize((48, 40)), MatchHistogram()]
+    steps = [CropToForeground((60, 50), margin=0), "passthrough", Resize((48, 40)), MatchHistogram()]
     detector = FeatureGaussian(backbone="filters", random_state=0)
     if hold == "nested":
         made = make_pipeline(make_pipeline(*steps), detector)
