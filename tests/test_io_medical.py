@@ -78,6 +78,7 @@ def test_every_file_of_pydicom_is_read_or_listed():
             refused = str(error)
             assert f"{path} cannot be read" in refused  # noqa: PT017
     assert len(read) >= 40
+    assert "image_dfl.dcm" in read  # deflated as a whole
     for name, images in read.items():
         dataset = pydicom.dcmread(DICOM / name)
         stored = pixel_array(dataset)
@@ -312,6 +313,10 @@ def test_a_volume_of_8_bits_is_another_depth(tmp_path):
     nibabel.save(nibabel.Nifti1Image(np.ones((4, 4, 4), np.uint8), np.eye(4)), tmp_path / "a.nii")
     with pytest.raises(ValueError, match=r"anatomical.nii has volume, .*a.nii has volume of 8 bits"):
         ImageFiles([BRAIN, tmp_path / "a.nii"], size=(8, 8))
+    scaled = nibabel.Nifti1Image(np.linspace(0, 900, 64).reshape(4, 4, 4), np.eye(4))
+    scaled.set_data_dtype(np.uint8)
+    nibabel.save(scaled, tmp_path / "b.nii")
+    assert ImageFiles([BRAIN, tmp_path / "b.nii"], size=(8, 8)).shape == (29, 8, 8)
 
 
 def test_axes_of_time_are_refused_unless_of_one(tmp_path):

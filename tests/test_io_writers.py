@@ -136,6 +136,16 @@ def test_overlays_show_the_image_and_what_was_found(folder, tmp_path):
     assert (picture[40:, 50:, 0] > picture[40:, 50:, 1]).all()
 
 
+def test_overlays_have_the_original_size(folder, tmp_path):
+    files = read_folder(folder / "new scans", "*[13].png", size=(16, 16))
+    masks = np.zeros(files.shape, bool)
+    masks[:, 12:, 12:] = True  # in the corner, where its outline is closed, too
+    for path, image in zip(write_masks(tmp_path, masks, files, overlay=True)[1::2], [GREY[1], GREY[3]]):
+        picture = np.asarray(Image.open(path)).astype(int)
+        assert_array_equal(picture[:50, :, 0], np.asarray(Image.fromarray(image).resize((100, 80)))[:50])
+        assert (picture[-1, -20:, 0] > picture[-1, -20:, 1] + 60).all()
+
+
 @pytest.mark.parametrize("kind", ["u2", "f4", "f4 of a window"])
 def test_overlays_of_other_depths_are_neither_black_nor_white(tmp_path, kind):
     wide = 128 + GREY.astype("u2") * 8

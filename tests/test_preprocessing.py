@@ -102,6 +102,24 @@ def test_foreground_is_cut_out_without_what_stands_beside_it():
     assert_array_equal(larger[:, 3:-3, 3:-3], np.maximum(X, 60))
 
 
+def test_regions_that_touch_in_a_corner_are_one_foreground():
+    image = np.zeros((2, 30, 40), np.uint8)
+    image[:, 5:10, 5:10] = image[:, 10:20, 10:18] = 200
+    step = CropToForeground(margin=0).fit(image)
+    masks = step.restore_maps(np.ones(image.shape, bool), image)
+    assert [(np.flatnonzero(masks[0].any(axis)).min(), masks[0].any(axis).sum()) for axis in (1, 0)] == [
+        (5, 15),
+        (5, 13),
+    ]
+
+
+def test_a_hot_pixel_does_not_move_the_foreground():
+    wide = framed(X).astype(np.uint16)
+    expected = CropToForeground().fit(wide).transform(wide)
+    wide[:, 0, 0] = 60_000
+    assert_array_equal(CropToForeground().fit(wide).transform(wide), expected)
+
+
 def test_images_of_one_intensity_are_left_whole():
     flat = np.full((2, 20, 30), 7, np.uint8)
     assert_array_equal(CropToForeground().fit(flat).transform(flat), flat)

@@ -41,8 +41,9 @@ class Nifti(Source):
         self.size = turned[rows], turned[columns]
         zooms = np.linalg.norm(self.volume_affine[:3, :3], axis=0)
         self.spacing = float(zooms[rows]), float(zooms[columns])
-        slope, intercept = image.header.get_slope_inter()
-        is_byte = image.get_data_dtype() == np.uint8 and slope in (None, 1) and not intercept
+        # The header no longer has its slope once it is read.
+        scaled = (image.dataobj.slope, image.dataobj.inter) != (1, 0)
+        is_byte = image.get_data_dtype() == np.uint8 and not scaled
         self.unit = "volume of 8 bits" if is_byte else "volume"
 
     def images(self, indices):
@@ -81,7 +82,6 @@ class Nifti(Source):
         )
         header = source.header.copy()
         header.set_data_dtype(dtype)
-        header.set_slope_inter(1, 0)
         return type(source)(nibabel.apply_orientation(turned, back), source.affine, header)
 
     def affine(self, index):

@@ -57,7 +57,7 @@ def write_masks(
         Image.fromarray(mask * np.uint8(255)).save(path)
 
     def outline(mask):
-        inside = ndimage.binary_erosion(mask, structure=np.ones((3, 3)), border_value=1)
+        inside = ndimage.binary_erosion(mask, structure=np.ones((3, 3)))
         return (mask & ~inside).astype(float)
 
     colour = outline if overlay else None
