@@ -201,6 +201,8 @@ def test_arrays_of_numpy(tmp_path, save, name):
         ({"a": COLOUR[None]}, r"must be \(H, W\)"),
         ({"a": np.array([["x"]])}, "must be real numbers, got dtype <U1"),
         ({"a": GREY[0] * 1j}, "must be real numbers"),
+        ({"a": GREY[:0]}, r"it holds 0 images of \(64, 64\) pixels"),
+        ({"a": GREY[:, :0]}, r"it holds 8 images of \(0, 64\) pixels"),
     ],
 )
 def test_arrays_that_are_no_images(tmp_path, arrays, message):

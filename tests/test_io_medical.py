@@ -8,6 +8,8 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from pydicom.dataset import Dataset
@@ -224,6 +226,28 @@ def test_broken_dicom_is_named(tmp_path, name, message):
     files = read_folder(tmp_path, on_error="skip")
     assert [path.name for path in files.paths] == ["CT_small.dcm"]
     assert list(files.errors_) == [str(tmp_path / f"{name}.dcm")]
+
+
+@given(data=st.data(), name=st.sampled_from(["a.dcm", "b.dcm", "a.nii", "a.nii.gz"]))
+@pytest.mark.filterwarnings("ignore")
+def test_spoilt_bytes_are_an_error_with_the_name(tmp_path_factory, data, name):
+    path = tmp_path_factory.getbasetemp() / f"spoilt {name}"
+    if "nii" in name:
+        nibabel.save(nibabel.Nifti1Image(np.arange(60, dtype=np.int16).reshape(3, 4, 5), np.eye(4)), path)
+    else:
+        shutil.copy(MR if name == "a.dcm" else DICOM / "SC_rgb_small_odd.dcm", path)
+    content = bytearray(path.read_bytes())
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=3)):
+        content[place] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    try:
+        read = ImageFiles(path)[:]
+    except ValueError as error:
+        refused = str(error)
+    else:
+        assert read.ndim in (3, 4)
+        return
+    assert "cannot be read" in refused
 
 
 def test_bombs_of_dicom_and_nifti_are_refused(monkeypatch):

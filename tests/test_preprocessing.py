@@ -169,7 +169,7 @@ def test_channels_are_matched_one_by_one():
 
 
 @given(
-    place=st.tuples(st.integers(0, 20), st.integers(0, 20)),
+    place=st.tuples(st.integers(0, 13), st.integers(0, 20)),
     size=st.tuples(st.integers(8, 60), st.integers(8, 60)),
     margin=st.sampled_from([0, 0.02, 0.2]),
 )

@@ -42,6 +42,8 @@ class Source:
     def __init__(self, path):
         self.path = path
         self.open()
+        if not min(self.size) or not self.n_images:
+            raise ValueError(f"it holds {self.n_images} images of {self.size} pixels")
         refuse_bomb(self.size)
         if self.patient is None and self.n_images > 1:
             self.patient = str(path)
