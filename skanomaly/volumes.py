@@ -7,7 +7,6 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, OutlierMixin
-from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_consistent_length
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
@@ -15,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from . import _unwrap
 from ._atomic import atomic_fit
 from ._holder import HoldsDetector
-from .base import Drift, check_rate, conformal_p, rank_threshold, two_samples
+from .base import Drift, calibration_scores, check_rate, conformal_p, rank_threshold, two_samples
 from .labels import check_labels, warn_without_anomalies
 
 __all__ = ["VolumeDetector"]
@@ -209,12 +208,12 @@ class VolumeDetector(HoldsDetector, OutlierMixin, BaseEstimator):
 
     def p_value(self, X: ArrayLike, *, groups: ArrayLike | None = None) -> NDArray[np.float64]:
         """p-value (n_volumes,) of each volume among those of `calibrate`, as `BaseDetector.p_value`."""
-        known = self._calibration_scores("p_value")
+        known = calibration_scores(self, "p_value", "volumes")
         return conformal_p(known, -self.score_samples(X, groups=groups))
 
     def drift(self, X: ArrayLike, y: ArrayLike | None = None, *, groups: ArrayLike | None = None) -> Drift:
         """Whether new normal volumes are like those of the calibration, as `BaseDetector.drift`."""
-        return two_samples(self._normal_scores(X, y, groups), self._calibration_scores("drift"))
+        return two_samples(self._normal_scores(X, y, groups), calibration_scores(self, "drift", "volumes"))
 
     def volume_names(self, X: ArrayLike, *, groups: ArrayLike | None = None) -> list[Hashable]:
         """Names of the volumes, in the order of all results."""
@@ -281,15 +280,6 @@ class VolumeDetector(HoldsDetector, OutlierMixin, BaseEstimator):
         if not len(scores):
             raise ValueError("no volume is normal: each has a slice whose label is not 1")
         return scores
-
-    def _calibration_scores(self, method):
-        check_is_fitted(self)
-        if not hasattr(self, "calibration_scores_"):
-            raise NotFittedError(
-                f"{method} compares volumes with those of a calibration: call calibrate with normal volumes "
-                "that the detector was not trained on"
-            )
-        return self.calibration_scores_
 
 
 def _volumes(X, groups):

@@ -4,6 +4,7 @@ from .._parameters import PROCESS_PARAMETERS as PROCESS_PARAMETERS
 from ._composite import CompositeDetector
 from ._detector import BaseDetector, Judgement
 from ._detector import Drift as Drift
+from ._detector import calibration_scores as calibration_scores
 from ._detector import check_rate as check_rate
 from ._detector import conformal_p as conformal_p
 from ._detector import open_images as open_images

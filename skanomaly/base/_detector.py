@@ -282,15 +282,6 @@ class BaseDetector(CallbackSupport, OutlierMixin, ImageEstimator):
             labels.warn_without_anomalies(y, done)
         return images
 
-    def _calibration_scores(self, method):
-        check_is_fitted(self)
-        if not hasattr(self, "calibration_scores_"):
-            raise NotFittedError(
-                f"{method} compares images with those of a calibration: call calibrate with normal images "
-                "that the detector was not trained on"
-            )
-        return self.calibration_scores_
-
     def drift(self, X: ArrayLike, y: ArrayLike | None = None) -> Drift:
         """Whether new normal images, of another scanner or month, are still like those of the calibration.
 
@@ -318,7 +309,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, ImageEstimator):
         ValueError
             If X does not fit the images of `fit`, or y marks no image with 1.
         """
-        known = self._calibration_scores("drift")
+        known = calibration_scores(self, "drift", "images")
         scores, _ = self._sample(self._open_normal(X, y))
         return two_samples(scores, known)
 
@@ -451,7 +442,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, ImageEstimator):
            conformal p-values". Annals of Statistics 51. `arXiv:2104.08279
            <https://arxiv.org/abs/2104.08279>`_
         """
-        return conformal_p(self._calibration_scores("p_value"), -self.score_samples(X))
+        return conformal_p(calibration_scores(self, "p_value", "images"), -self.score_samples(X))
 
     def score_components(self, X: ArrayLike) -> dict[str, NDArray[np.float64]]:
         """Components of the score: its parts, and other scores of the method.
@@ -597,6 +588,17 @@ class BaseDetector(CallbackSupport, OutlierMixin, ImageEstimator):
                     "use score_samples, or a detector that reconstructs"
                 )
             yield rows, maps
+
+
+def calibration_scores(detector, method, what):
+    """Anomaly scores that `calibrate` kept. `method` asks for them, `what` names what was scored."""
+    check_is_fitted(detector)
+    if not hasattr(detector, "calibration_scores_"):
+        raise NotFittedError(
+            f"{method} compares {what} with those of a calibration: call calibrate with normal {what} that "
+            "the detector was not trained on"
+        )
+    return detector.calibration_scores_
 
 
 def conformal_p(known, scores):
