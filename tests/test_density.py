@@ -11,9 +11,10 @@ from scipy.linalg import fractional_matrix_power
 from scipy.spatial.distance import cdist, mahalanobis
 from sklearn.covariance import OAS, LedoitWolf, empirical_covariance, shrunk_covariance
 from sklearn.decomposition import PCA
+from sklearn.metrics import roc_auc_score
 
 from skanomaly._random import seeded
-from skanomaly.networks import density
+from skanomaly.networks import density, unlabelled
 from skanomaly.networks.density import (
     Moments,
     PositionGaussians,
@@ -355,3 +356,49 @@ def test_fine_maps():
     assert fine([(3, 1, 1)], (1, 1)) == [0]
     assert smallest(shapes) == (7, 7)
     assert smallest([(3, 4, 4), (3, 2, 6)]) == (2, 6)
+
+
+def patients(n, rng, *, per_patient=3, d=40, shift=0.0):
+    """Vectors of n patients with `per_patient` images each, which are alike."""
+    x = np.repeat(rng.normal(shift, size=(n, d)), per_patient, axis=0)
+    return torch.from_numpy((x + rng.normal(size=x.shape) * 0.1).astype(np.float32))
+
+
+def test_excess_is_twice_the_auroc_beyond_chance_and_its_standard_error(monkeypatch):
+    rng = np.random.default_rng(0)
+    normal, other = patients(60, rng, per_patient=1, d=5), patients(30, rng, per_patient=1, d=5, shift=0.7)
+    monkeypatch.setattr(unlabelled, "_clusters", lambda rows: np.arange(len(rows)))
+    area = 0
+    for k in range(5):
+        held_out = np.arange(60) % 5 == k
+        train = normal[~held_out].double().numpy()
+        mean, deviation = train.mean(0), train.std(0)
+        inverse = np.linalg.inv(OAS(assume_centered=True).fit((train - mean) / deviation).covariance_)
+        z = (np.concatenate([normal[held_out], other]) - mean) / deviation
+        area += roc_auc_score(np.repeat([0, 1], [12, 30]), ((z @ inverse) * z).sum(1)) / 5
+    expected = 2 * (area - np.sqrt(91 / (12 * 60 * 30))) - 1
+    assert expected > 0.2
+    assert_allclose(unlabelled.excess(normal, other, "oas"), expected, rtol=1e-6)
+
+
+def test_excess_of_new_patients_is_zero(monkeypatch):
+    """Images of one patient are more alike than those of two, which makes no patient anomalous."""
+    rng = np.random.default_rng(0)
+    normal, new = patients(100, rng), patients(60, rng, per_patient=1)
+    assert unlabelled.excess(normal, new, "oas") == 0
+    assert unlabelled.excess(normal, new + 1, "oas") > 0.4
+    monkeypatch.setattr(unlabelled, "_clusters", lambda rows: np.arange(len(rows)))
+    assert unlabelled.excess(normal, new, "oas") > 0.4
+
+
+@pytest.mark.parametrize("n_others", [0, 1, 9])
+def test_excess_of_few_or_equal_vectors_is_zero(n_others):
+    few, equal = torch.randn(14, 3), torch.cat([torch.ones(20, 3), torch.randn(n_others, 3)])
+    assert unlabelled.excess(few, few + 9, "oas") == unlabelled.excess(equal, equal, "oas") == 0
+
+
+def test_excess_compares_no_more_vectors_than_it_can_cluster(monkeypatch):
+    monkeypatch.setattr(unlabelled, "MOST", 50)
+    rows = torch.randn(500, 3)
+    chosen = rows[np.linspace(0, 499, 50).round().astype(int)]
+    assert 0 < unlabelled.excess(rows, rows + 2, "oas") == unlabelled.excess(chosen, chosen + 2, "oas")

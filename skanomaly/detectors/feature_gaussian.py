@@ -1,5 +1,6 @@
 """FeatureGaussian: distance of an image's features from those of normal images."""
 
+from functools import partial
 from numbers import Integral, Real
 
 import numpy as np
@@ -20,6 +21,7 @@ from ..networks.density import (
     smallest,
     total,
 )
+from ..networks.unlabelled import excess
 
 #: Principal components at each position of the map.
 N_COMPONENTS = 64
@@ -45,9 +47,10 @@ class FeatureGaussian(FeatureDetector):
     neighbors : int, default=None
         Number of nearest training images. None scores by the Gaussian; a number by the mean distance to so
         many of them, of features whitened by half.
-    unlabelled_weight : float, default=0.25
+    unlabelled_weight : float or "auto", default="auto"
         Weight of the distance from unlabelled images, which is subtracted from the score if there are any.
-        More gains more where many of them are anomalous, and loses more where few are.
+        "auto" estimates it, from 0 to 1: 0 if the unlabelled images look as normal as normal images that the
+        Gaussian has not seen.
     blur : float, default=0.03
         Deviation of the Gaussian filter of maps, as a share of each side.
     {parameters}
@@ -56,6 +59,8 @@ class FeatureGaussian(FeatureDetector):
     ----------
     n_unlabelled_ : int
         Number of unlabelled training images.
+    unlabelled_weight_ : float
+        Weight that was estimated or given; 0 with fewer than two unlabelled images.
     {attributes}
 
     See Also
@@ -73,6 +78,10 @@ class FeatureGaussian(FeatureDetector):
     :Departures: [1]_ fit one Gaussian for each stage to features averaged over the whole image, and add the
         distances; here there is one for all stages and 2 x 2 cells, with OAS for Ledoit-Wolf shrinkage.
         Unlabelled images are ours
+
+    The estimate of `unlabelled_weight` is how far the AUROC that tells unlabelled images from normal ones of
+    other folds exceeds that of chance, by more than its standard error, doubled. Images that are alike are in
+    one fold, as those of one patient should be.
 
     With fewer images than features, training images are near to their own mean by construction. They are
     recognised, since they alone lie in the span of the training images, and judged by the others; so that the
@@ -98,6 +107,7 @@ class FeatureGaussian(FeatureDetector):
     _parameter_constraints = {
         "shrinkage": [StrOptions({"oas", "ledoit_wolf"}), Interval(Real, LEAST_SHRINKAGE, 1, closed="both")],
         "neighbors": [Interval(Integral, 1, None, closed="left"), None],
+        "unlabelled_weight": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
         "blur": [Interval(Real, 0, 1, closed="both")],
     }
 
@@ -110,7 +120,7 @@ class FeatureGaussian(FeatureDetector):
         grid="auto",
         shrinkage="oas",
         neighbors=None,
-        unlabelled_weight=0.25,
+        unlabelled_weight="auto",
         blur=0.03,
         keep_sums=False,
         device="auto",
@@ -164,11 +174,10 @@ class FeatureGaussian(FeatureDetector):
         height, width = self._cells()
         n_features = sum(shape[0] for shape in shapes) * height * width
         density, of_map = nn.Module(), [shapes[k] for k in self._fine()]
-        kinds = {"remembers": self.neighbors is not None, "keeps": self.keep_sums}
-        density.image = ShrunkGaussian(n_features, self.n_images_, **kinds)
+        new = partial(ShrunkGaussian, n_features, remembers=self.neighbors is not None)
+        density.image = new(self.n_images_, keeps=self.keep_sums)
         # The Gaussian of one image would be a point.
-        tells = self.n_unlabelled_ > 1
-        density.unlabelled = ShrunkGaussian(n_features, self.n_unlabelled_) if tells else None
+        density.unlabelled = new(self.n_unlabelled_) if self.n_unlabelled_ > 1 else None
         n_channels = sum(shape[0] for shape in of_map)
         size = smallest(of_map)
         density.places = PositionGaussians(n_channels, N_COMPONENTS, size, keeps=self.keep_sums)
@@ -179,12 +188,20 @@ class FeatureGaussian(FeatureDetector):
         return vectors, joined([maps[k] for k in self._fine()], network.backbone.pooled)
 
     def _measure(self, network, images):
-        judged = super()._measure(network, self._normals(images))
-        if network.density.unlabelled is not None:
+        density, self.unlabelled_weight_ = network.density, 0.0
+        normals = self._normals(images)
+        described = self._replay(network, normals)
+        self._learn_density(network, described)
+        if density.unlabelled is not None:
             unlabelled = images.subset(np.flatnonzero(images.y == 0))
             rows = collect(lambda x: self._features(network, x)[0], network, unlabelled, self.device_)
-            network.density.unlabelled.fit_rows(torch.from_numpy(rows).to(self.device_), self.shrinkage)
-        return judged
+            rows = torch.from_numpy(rows).to(self.device_)
+            density.unlabelled.fit_rows(rows, self.shrinkage)
+            self.unlabelled_weight_ = self.unlabelled_weight
+            if self.unlabelled_weight == "auto":
+                of_normals = torch.cat([vectors[:n] for n, (vectors, _) in described])
+                self.unlabelled_weight_ = excess(of_normals, rows, self.shrinkage)
+        return described.map(lambda *batch: self._judge_own(network, *batch)[:2])
 
     def _learn_density(self, network, described, parts=()):
         image, rows, moments = network.density.image, [], None
@@ -206,14 +223,20 @@ class FeatureGaussian(FeatureDetector):
             image.fit_moments(moments, self.shrinkage)
 
     def _judge_features(self, network, vectors, maps):
-        image, unlabelled = network.density.image, network.density.unlabelled
-        if self.neighbors is None:
-            score = image(vectors)
-        else:
-            score = image.nearest(vectors, self.neighbors)
+        unlabelled = network.density.unlabelled
+        score = self._distance(network.density.image, vectors)
         maps = enlarged(network.density.places(maps), self.image_shape_[1:], self.blur)
         components = {"distance": score}
         if unlabelled is not None:
-            components["unlabelled"] = unlabelled(vectors)
-            score = score - self.unlabelled_weight * components["unlabelled"]
+            components["unlabelled"] = self._distance(unlabelled, vectors)
+            score = score - self.unlabelled_weight_ * components["unlabelled"]
         return Judgement(score, maps, components)
+
+    def _distance(self, gaussian, vectors):
+        return gaussian(vectors) if self.neighbors is None else gaussian.nearest(vectors, self.neighbors)
+
+    def _check_own_attributes(self, attributes):
+        super()._check_own_attributes(attributes)
+        weight = attributes.get("unlabelled_weight_")
+        if not isinstance(weight, Real) or not 0 <= weight < np.inf:
+            raise ValueError(f"unlabelled_weight_ cannot be {weight!r}")

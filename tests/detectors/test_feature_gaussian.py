@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -162,23 +164,40 @@ def test_tells_foreign_patches():
     check_tells(FeatureGaussian(input_size=96, random_state=0), at_least=0.85, gain=0.1, map_ratio=1.25)
 
 
-def test_a_quarter_of_the_distance_from_unlabelled_images_is_subtracted():
+@pytest.mark.parametrize("neighbors", [None, 2])
+def test_distance_from_unlabelled_images_is_subtracted(neighbors):
     unlabelled = make_images((12, 32, 32), seed=2)
     both, y = np.concatenate([X, unlabelled]), np.repeat([1, 0], [30, 12])
-    fitted = FeatureGaussian(backbone="filters").fit(both, y)
-    assert (fitted.n_images_, fitted.n_unlabelled_) == (30, 12)
-    normal, of_unlabelled = (
-        -FeatureGaussian(backbone="filters").fit(images).score_samples(NEW) for images in (X, unlabelled)
-    )
+    new = partial(FeatureGaussian, backbone="filters", neighbors=neighbors)
+    fitted = new(unlabelled_weight=0.25).fit(both, y)
+    assert (fitted.n_images_, fitted.n_unlabelled_, fitted.unlabelled_weight_) == (30, 12, 0.25)
+    normal, of_unlabelled = (-new().fit(images).score_samples(NEW) for images in (X, unlabelled))
     components = fitted.score_components(NEW)
-    assert_allclose(components["distance"], normal, rtol=1e-6)
+    assert_allclose(components["distance"], normal, rtol=1e-5)
     assert_allclose(components["unlabelled"], of_unlabelled, rtol=1e-5)
     assert_allclose(-fitted.score_samples(NEW), normal - 0.25 * of_unlabelled, rtol=1e-4)
-    alone = FeatureGaussian(backbone="filters", unlabelled_weight=0).fit(both, y)
+    alone = new(unlabelled_weight=0).fit(both, y)
     assert_array_equal(-alone.score_samples(NEW), alone.score_components(NEW)["distance"])
-    # Thresholds and maps are those of the normal images.
+    # Maps are those of the normal images.
+    assert_array_equal(fitted.anomaly_map(NEW), new().fit(X).anomaly_map(NEW))
+
+
+def test_thresholds_are_those_of_the_normal_images():
+    both, y = np.concatenate([X, make_images((12, 32, 32), seed=2)]), np.repeat([1, 0], [30, 12])
+    fitted = FeatureGaussian(backbone="filters", unlabelled_weight=0.25).fit(both, y)
     assert np.mean(fitted.predict(X) == -1) == 0.1
-    assert_array_equal(fitted.anomaly_map(NEW), FeatureGaussian(backbone="filters").fit(X).anomaly_map(NEW))
+
+
+def test_weight_is_zero_for_unlabelled_images_that_look_normal():
+    train, val = (load_chest_xray(subset=subset) for subset in ("train", "val"))
+    normal, ill = (val.images[val.target == label][:70] for label in (1, -1))
+    weights = []
+    for n_ill in (0, 35, 70):
+        unlabelled = np.concatenate([normal[n_ill:], ill[:n_ill]])
+        X, y = np.concatenate([train.images, unlabelled]), np.repeat([1, 0], [len(train.images), 70])
+        fitted = FeatureGaussian(backbone="filters").fit(X, y)
+        weights.append(fitted.unlabelled_weight_)
+    assert weights[0] == 0 < weights[1] - 0.1 < weights[2] - 0.2
 
 
 @pytest.mark.learning
