@@ -231,7 +231,7 @@ def _activations(network, x, inner):
     names = [name for name, output in found.items() if output.ndim == 4]
     if not names:
         raise ValueError(
-            f"layers must be given for backbone={type(inner).__name__}, which has no encoder with maps; name "
-            "modules of its network_"
+            f"backbone={type(inner).__name__} trains no encoder with maps; give a detector that does, as "
+            "AutoEncoder, or name modules of its network_ in layers"
         )
     return names

@@ -5,12 +5,15 @@ training images. These add up: the sums of several detectors are those of all th
 """
 
 from collections.abc import Sequence
+from itertools import combinations
 from typing import TypeVar
 
+import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from .base import PROCESS_PARAMETERS, FeatureDetector, check_sums, merged
+from .networks.density import KeptMoments
 
 __all__ = ["merge"]
 
@@ -65,8 +68,9 @@ def merge(detectors: Sequence[Detector], *, force: bool = False) -> Detector:
         If the detectors are not of one class, or their class keeps no sums.
     ValueError
         If a detector keeps no sums or was fitted to fewer than 50 images; if parameters, the image shape, the
-        range of intensities, the backbone or features drawn at random differ; or if parameters were changed
-        after `fit`, so that they no longer describe the network.
+        range of intensities, the backbone or features drawn at random differ; if two detectors have the same
+        sums, those of the same images; or if parameters were changed after `fit`, so that they no longer
+        describe the network.
     NotFittedError
         If a detector is not fitted.
 
@@ -94,7 +98,18 @@ def merge(detectors: Sequence[Detector], *, force: bool = False) -> Detector:
     for k, detector in enumerate(detectors):
         _check(f"detectors[{k}]", detector, force)
         _compare(f"detectors[{k}]", detector, detectors[0])
+    for (k, one), (j, other) in combinations(enumerate(detectors), 2):
+        if all(map(torch.equal, _sums(one), _sums(other))):
+            raise ValueError(
+                f"detectors must be of different images, got the same sums in detectors[{k}] and "
+                f"detectors[{j}]; list each site once"
+            )
     return merged(detectors)
+
+
+def _sums(detector):
+    """Sums of the features that a detector keeps, on the CPU."""
+    return [module.sums.cpu() for module in detector.network_.modules() if isinstance(module, KeptMoments)]
 
 
 def _check(name, detector, force):

@@ -450,7 +450,7 @@ class TestDetectors:
     @pytest.mark.parametrize(
         ("inner", "message"),
         [
-            (tiny(DETECTORS["DenoisingAutoEncoder"]), "layers must be given for backbone=DenoisingAutoEnc"),
+            (tiny(DETECTORS["DenoisingAutoEncoder"]), "backbone=DenoisingAutoEncoder trains no encoder"),
             (tiny(FeatureGaussian), "backbone=FeatureGaussian cannot make maps .*forward"),
             (tiny(ScoreEnsemble), "backbone=ScoreEnsemble cannot make maps .*forward"),
         ],
@@ -532,6 +532,13 @@ class TestFiles:
         detector = tiny(FeatureGaussian, layers=(0, 2)).fit(make_images()).set_params(**change)
         with pytest.raises(ValueError, match="no longer describe its network .*changed after fit"):
             persistence.save(detector, tmp_path / "detector.skanomaly")
+
+    @pytest.mark.parametrize("change", [{"grid": 3}, {"neighbors": 2}])
+    def test_changed_parameters_cannot_score(self, change):
+        detector = tiny(FeatureGaussian).fit(make_images()).set_params(**change)
+        for verb in (detector.score_samples, detector.calibrate):
+            with pytest.raises(ValueError, match="no longer describe its network .*changed after fit"):
+                verb(make_images(seed=1))
 
     @pytest.mark.parametrize(
         ("name", "value", "message"),

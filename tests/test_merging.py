@@ -252,6 +252,15 @@ def test_labels_that_may_be_anomalous():
     assert padim.n_images_ == 64
 
 
+@pytest.mark.parametrize("detector", DETECTORS, ids=IDS)
+def test_no_images_count_twice(detector):
+    a, b = fitted(detector, X, X[:55])
+    with pytest.raises(
+        ValueError, match=r"same sums in detectors\[0\] and detectors\[2\]; list each site once"
+    ):
+        merge([a, b, clone(detector).fit(X)])
+
+
 def test_parameters_that_were_changed_after_fit():
     for detector, change in (DETECTORS[0], {"grid": 2}), (DETECTORS[2], {"n_components": 3}):
         (part,) = fitted(detector, X)
@@ -347,7 +356,7 @@ RANDOM = {"reduction": "random", "n_components": 5}
             r"detectors\[1\] .* backbone_ .*; give all of them the same frozen network",
         ),
         (
-            lambda: [part(PaDiM, random_state=seed, **RANDOM) for seed in (0, 1)],
+            lambda: [part(PaDiM, random_state=seed, images=X[seed:], **RANDOM) for seed in (0, 1)],
             ValueError,
             r"detectors\[1\] drew other features at random than detectors\[0\]; .* same random_state",
         ),

@@ -106,7 +106,13 @@ class ImageEstimator(BaseEstimator):
         return self._format.open(X, self)
 
     def _run(self, function, images):
-        return _inference.run(function, self.network_, images, self.device_)
+        try:
+            yield from _inference.run(function, self.network_, images, self.device_)
+        except (AttributeError, RuntimeError, TypeError):
+            from ._state import state_of  # here, since that module imports this one
+
+            state_of(self)  # says so if parameters were changed after fit
+            raise
 
     def _place(self, network):
         # In the memory format channels_last, convolutions are faster on CPUs and on GPUs.
