@@ -23,7 +23,7 @@ from skorch.callbacks import Callback
 from . import persistence
 from ._discovery import all_detectors
 from ._images import fingerprint
-from ._report import common_folder, name_of, write_report
+from ._report import common_folder, name_of, thumbnails, write_report
 from ._version import __version__
 from .base import conformal_p
 from .io import read_folder, write_maps, write_masks
@@ -144,6 +144,7 @@ def fit(
     drop_empty: option(bool, "Leave out images of one single value.") = False,
     groups: option(str | None, "Regular expression that finds the patient in a path.") = None,
     pattern: option(str | None, "Glob pattern of the files in a folder. Default: all.") = None,
+    keep_thumbnails: option(bool, "Keep small pictures of the images, to show them in reports.") = False,
     seed: option(int, "Seed of everything random.") = 0,
 ):
     """Learn what is normal from a folder of images, and write a detector."""
@@ -186,6 +187,8 @@ def fit(
             "versions": {"python": platform.python_version(), "skanomaly": __version__}
             | {name: version(name) for name in ("numpy", "torch", "scikit-learn")},
         }
+        if keep_thumbnails:
+            model.thumbnails_ = thumbnails(train)
         persistence.save(model, output)
         if resumable:
             shutil.rmtree(folder, ignore_errors=True)
@@ -219,6 +222,8 @@ def predict(
                 write_maps(output / "maps", maps, files, limits=model.map_range_, overlay=True)
             card = [("detector", repr(model)), *model.card_.items()]
             options = {"threshold": model.pixel_offset_, "limits": model.map_range_, "card": card}
+            options["known"] = getattr(model, "thumbnails_", ())
+            options["reconstruct"] = getattr(model, "reconstruct", None)
             labels = [LABELS[int(ill)] for ill in anomalous]
             write_report(output / "report.html", files, scores, p, labels, maps=maps, **options)
             del maps  # Windows cannot remove a file that is mapped
@@ -293,6 +298,7 @@ def info(detector: Annotated[Path, typer.Argument(help="File of a detector.")]):
             table.add_row(name, str(getattr(model, name, "absent")))
         for name, value in getattr(model, "card_", {}).items():
             table.add_row(name.replace("_", " "), str(value))
+        table.add_row("thumbnails", str(len(getattr(model, "thumbnails_", ()))))
         table.add_row("detector", repr(model))
         screen.print(table)
 

@@ -8,20 +8,38 @@ from pathlib import Path
 import jinja2
 import numpy as np
 from PIL import Image
+from sklearn.neighbors import NearestNeighbors
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
+from .features import ImageFeatures
 from .io import overlaid
 from .segmentation import regions
 
-__all__ = ["write_report"]
+__all__ = ["thumbnails", "write_report"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 N_REGIONS = 5  # that are described, the largest first
 TINY = np.finfo(float).tiny
 SIDE = 192  # pixels of a picture's longer side
+SMALL = 96  # pixels of a thumbnail's longer side
+N_ALIKE = 3  # thumbnails of training images beside an image
 
 
 def write_report(
-    path, files, scores, p_values, labels, *, maps=None, threshold=np.inf, limits=(0, 1), card=(), n_shown=200
+    path,
+    files,
+    scores,
+    p_values,
+    labels,
+    *,
+    maps=None,
+    threshold=np.inf,
+    limits=(0, 1),
+    reconstruct=None,
+    known=(),
+    card=(),
+    n_shown=200,
 ):
     """Write a self-contained HTML page with the most suspicious images first.
 
@@ -41,6 +59,10 @@ def write_report(
         Threshold of maps, above which pixels are outlined.
     limits : (low, high), default=(0, 1)
         Values of maps that have no and full colour.
+    reconstruct : callable (ImageFiles) -> array, default=None
+        Function that reconstructs images; None for a method that does not.
+    known : sequence of str
+        Result of `thumbnails` for the training images. Those that are most like an image are shown beside it.
     card : sequence of (name, value)
         Facts about the detector, shown below the images.
     n_shown : int, default=200
@@ -48,6 +70,9 @@ def write_report(
     """
     above = common_folder(files.paths)
     order = np.lexsort((-np.asarray(scores), p_values))[:n_shown]
+    shown = files.take(order)
+    alike = most_alike(known, thumbnails(shown)) if len(known) > 1 else [()] * len(order)
+    reconstructed = [None] * len(order) if reconstruct is None else reconstruct(shown)
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
     page = environment.get_template("report.html").stream(
         title=f"Anomalies in {above}",
@@ -61,9 +86,12 @@ def write_report(
                 "score": float(scores[k]),
                 "p": float(p_values[k]),
                 "label": labels[k],
-                **_pictures(files.original(k), None if maps is None else maps[k], threshold, limits),
+                "alike": [known[of] for of in alike[j]],
+                **_pictures(
+                    files.original(k), None if maps is None else maps[k], threshold, limits, reconstructed[j]
+                ),
             }
-            for k in order
+            for j, k in enumerate(order)
         ),
         card=[(name, str(value)) for name, value in card],
     )
@@ -83,17 +111,48 @@ def name_of(files, k, above):
     return name if files.paths.count(path) == 1 else f"{name}, {files.frames[k]}"
 
 
-def _pictures(image, values, threshold, limits):
+def thumbnails(files):
+    """Small pictures of images: a list of texts, each a PNG in base64."""
+    return [encoded(picture(files.original(k)), SMALL) for k in range(len(files))]
+
+
+def most_alike(known, new):
+    """Numbers (len(new), N_ALIKE) of the thumbnails `known` that are most like each one of `new`.
+
+    They are compared by derivative energies, whatever the detector is: its features would have to be kept,
+    too, and not every detector has some.
+    """
+    features = make_pipeline(ImageFeatures(backbone="filters"), StandardScaler())
+    rows = features.fit_transform(_pixels(known))
+    nearest = NearestNeighbors(n_neighbors=min(N_ALIKE, len(known))).fit(rows)
+    return nearest.kneighbors(features.transform(_pixels(new)), return_distance=False)
+
+
+def _pixels(texts):
+    """Images (n, SMALL, SMALL) of thumbnails."""
+    images = (Image.open(BytesIO(base64.b64decode(text))) for text in texts)
+    return np.stack([np.asarray(image.convert("L").resize((SMALL, SMALL))) for image in images])
+
+
+def picture(image):
+    """Picture (h, w, 3) of an image."""
+    return overlaid(image, np.zeros(image.shape[:2]))
+
+
+def _pictures(image, values, threshold, limits, reconstruction):
     """Pictures and regions of an image."""
     size = image.shape[:2]
-    pictures, found, n_more = {"image": np.zeros(size)}, [], 0
+    shares, found, n_more = {"image": np.zeros(size)}, [], 0
     if values is not None:
         values, (low, high) = np.asarray(values, dtype=float), limits
         inside = values > threshold
-        pictures["map"] = enlarged(((values - low) / max(high - low, TINY)).clip(0, 1), size)
-        pictures["outline"] = outline(enlarged(inside, size) > 0.5)
+        shares["map"] = enlarged(((values - low) / max(high - low, TINY)).clip(0, 1), size)
+        shares["outline"] = outline(enlarged(inside, size) > 0.5)
         found, n_more = _regions(values, inside)
-    made = [{"name": name, "data": encoded(overlaid(image, share))} for name, share in pictures.items()]
+    made = {name: overlaid(image, share) for name, share in shares.items()}
+    if reconstruction is not None:
+        made["reconstruction"] = picture(reconstruction)
+    made = [{"name": name, "data": encoded(of, SIDE)} for name, of in made.items()]
     return {"pictures": made, "regions": found, "n_more": n_more}
 
 
@@ -127,9 +186,9 @@ def outline(mask):
     return (mask & ~around).astype(float)
 
 
-def encoded(picture):
-    """PNG of a picture (h, w, 3), no larger than SIDE, as text."""
+def encoded(picture, side):
+    """PNG of a picture (h, w, 3), of at most `side` pixels each way, as text."""
     image, file = Image.fromarray(picture), BytesIO()
-    image.thumbnail((SIDE, SIDE))
+    image.thumbnail((side, side))
     image.save(file, "png", optimize=True)
     return base64.b64encode(file.getvalue()).decode()

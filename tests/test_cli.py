@@ -101,6 +101,34 @@ def test_what_fit_noted_is_used_and_shown(folders, tmp_path):
         assert words in said
 
 
+def test_thumbnails_are_kept_only_if_asked_for(folders, tmp_path):
+    normal, more, new = folders
+    file, out = tmp_path / "det.skanomaly", tmp_path / "out"
+    fit = (
+        "fit",
+        normal,
+        "-o",
+        file,
+        "--calibrate",
+        more,
+        "--detector",
+        "AutoEncoder",
+        *TINY,
+        "--set=max_epochs=1",
+    )
+    run(*fit)
+    assert not hasattr(persistence.load(file), "thumbnails_")
+    run("predict", file, new, "-o", out)
+    page = (out / "report.html").read_text()
+    assert page.count("<figcaption>reconstruction") == 12
+    assert "Normal images most like it" not in page
+    run(*fit, "--keep-thumbnails")
+    assert len(persistence.load(file).thumbnails_) == 40
+    assert "thumbnails" in run("info", file)[0]
+    run("predict", file, new, "-o", out)
+    assert (out / "report.html").read_text().count("Normal images most like it") == 12
+
+
 def test_a_patient_is_on_one_side(tmp_path):
     folder = write(tmp_path / "normal", make_images((40, 16, 16)), "p{}.png")
     for path in sorted(folder.iterdir()):

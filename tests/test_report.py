@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skanomaly._report import outline, write_report
+from skanomaly._report import most_alike, outline, thumbnails, write_report
 from skanomaly.io import read_folder
 from skanomaly.testing import make_images
 
@@ -92,6 +92,51 @@ def test_regions(files, tmp_path):
     assert "and 2 smaller" in page_of(files, tmp_path / "report.html", maps=many, threshold=0.5)
     assert ">none</td>" in page_of(files, tmp_path / "report.html", maps=np.zeros((4, 20, 20)), threshold=1)
     assert "<figcaption>map" not in page_of(files, tmp_path / "report.html")
+
+
+def images_in(html):
+    return [
+        np.asarray(Image.open(BytesIO(base64.b64decode(data)))) for data in re.findall(r'base64,(.*?)"', html)
+    ]
+
+
+def test_a_reconstruction_is_beside_its_image(files, tmp_path):
+    asked = []
+
+    def inverted(some):
+        asked.append([path.name for path in some.paths])
+        return 255 - some[:]
+
+    page = page_of(files, tmp_path / "report.html", reconstruct=inverted, n_shown=2)
+    assert asked == [[files.paths[k].name for k in (1, 2)]], "none but those on the page, in its order"
+    assert page.count("<figcaption>reconstruction") == 2
+    for image, reconstruction in np.array(images_in(page)).reshape(2, 2, 40, 30, 3):
+        assert np.ptp(image) > 100
+        np.testing.assert_array_equal(reconstruction, 255 - image)
+
+
+def test_normal_images_most_like_it(files, tmp_path):
+    """Training images are those of the page and others: the most alike of each is itself."""
+    known = thumbnails(files)
+    assert [len(row) for row in most_alike(known, known)] == [3] * 4
+    np.testing.assert_array_equal(most_alike(known, known)[:, 0], range(4))
+    page = page_of(files, tmp_path / "report.html", known=known)
+    alike = re.findall(r'class="alike">(.*?)</div>', page, re.DOTALL)
+    assert len(alike) == 4
+    for row, k in zip(alike, (1, 2, 3, 0)):
+        found = images_in(row)
+        assert len(found) == 3
+        np.testing.assert_array_equal(found[0][..., 0], files.original(k))
+    assert 'class="alike"' not in page_of(files, tmp_path / "report.html")
+    assert most_alike(known[:2], known).shape == (4, 2)
+    assert 'class="alike"' not in page_of(files, tmp_path / "report.html", known=known[:1])
+
+
+def test_thumbnails_are_small(tmp_path):
+    image = make_images((1, 300, 200))[0]
+    Image.fromarray(image).save(tmp_path / "large.png")
+    (found,) = images_in(f'base64,{thumbnails(read_folder(tmp_path))[0]}"')
+    assert found.shape == (96, 64, 3)
 
 
 def test_an_outline_is_the_rim():

@@ -11,7 +11,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from skanomaly._report import write_report
+from skanomaly._report import thumbnails, write_report
 from skanomaly.io import read_folder
 from skanomaly.testing import make_images
 
@@ -30,6 +30,7 @@ def address(tmp_path_factory):
     maps = np.zeros((4, 64, 64))
     maps[:, 10:30, 20:40] = 2
     values = {"maps": maps, "threshold": 1, "limits": (0, 2), "card": [("detector", "FeatureGaussian()")]}
+    values |= {"known": thumbnails(files), "reconstruct": lambda some: 255 - some[:]}
     path = folder / "report.html"
     write_report(path, files, SCORES[order], P[order], [LABELS[k] for k in order], **values)
     return path.as_uri()
@@ -101,7 +102,7 @@ def test_it_is_readable(open_page, width, scheme):
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     browser.execute_script("for (const image of document.images) image.loading = 'eager'")
     there = "return [...document.images].filter(image => image.complete && image.naturalWidth > 0).length"
-    WebDriverWait(browser, 10).until(lambda _: browser.execute_script(there) == 3 * 4)
+    WebDriverWait(browser, 10).until(lambda _: browser.execute_script(there) == (3 + 1 + 3) * 4)
     ink, page = (
         browser.execute_script(f"return getComputedStyle(document.body).{name}")
         for name in ("color", "backgroundColor")
