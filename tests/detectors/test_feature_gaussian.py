@@ -188,27 +188,21 @@ def test_thresholds_are_those_of_the_normal_images():
     assert np.mean(fitted.predict(X) == -1) == 0.1
 
 
-def test_weight_is_zero_for_unlabelled_images_that_look_normal():
-    train, val = (load_chest_xray(subset=subset) for subset in ("train", "val"))
-    normal, ill = (val.images[val.target == label][:70] for label in (1, -1))
-    weights = []
-    for n_ill in (0, 35, 70):
-        unlabelled = np.concatenate([normal[n_ill:], ill[:n_ill]])
-        X, y = np.concatenate([train.images, unlabelled]), np.repeat([1, 0], [len(train.images), 70])
-        fitted = FeatureGaussian(backbone="filters").fit(X, y)
-        weights.append(fitted.unlabelled_weight_)
-    assert weights[0] == 0 < weights[1] - 0.1 < weights[2] - 0.2
-
-
 @pytest.mark.learning
 def test_unlabelled_images_bring_what_is_like_them_to_light():
-    """Half of the unlabelled are ill: the others that are ill are told apart better than without them."""
+    """Half of them ill: other ill images are told apart better. None ill: they change nothing."""
     train, val, test = (load_chest_xray(subset=subset) for subset in ("train", "val", "test"))
-    ill, normal = (np.flatnonzero(val.target == label)[:60] for label in (-1, 1))
-    X = np.concatenate([train.images, val.images[ill], val.images[normal]])
-    fitted = FeatureGaussian(backbone="filters").fit(X, np.repeat([1, 0], [len(train.images), len(X) - 433]))
-    alone = fitted.score_components(test.images)["distance"]
-    assert auroc(test.target, -fitted.score_samples(test.images)) > auroc(test.target, alone) + 0.015
+    ill, normal = (val.images[val.target == label][:70] for label in (-1, 1))
+
+    def fitted(unlabelled):
+        y = np.repeat([1, 0], [len(train.images), len(unlabelled)])
+        return FeatureGaussian(backbone="filters").fit(np.concatenate([train.images, unlabelled]), y)
+
+    assert fitted(normal).unlabelled_weight_ == 0
+    half = fitted(np.concatenate([ill[:35], normal[:35]]))
+    assert half.unlabelled_weight_ > 0.1
+    alone = half.score_components(test.images)["distance"]
+    assert auroc(test.target, -half.score_samples(test.images)) > auroc(test.target, alone) + 0.01
 
 
 @pytest.mark.parametrize(
