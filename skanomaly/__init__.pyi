@@ -47,6 +47,7 @@ from .detectors.patchcore import PatchCore as PatchCore
 from .detectors.squid import SQUID as SQUID
 from .detectors.ssl_anovae import SSLAnoVAE as SSLAnoVAE
 from .detectors.vae import VAE as VAE
+from .detectors.vqvae import VQVAE as VQVAE
 from .ensemble import ScoreEnsemble as ScoreEnsemble
 from .merging import merge as merge
 from .patches import PatchDetector as PatchDetector

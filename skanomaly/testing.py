@@ -56,6 +56,7 @@ def tiny(detector_class, **parameters):
         "hidden_size": 16,  # below 16, the last bit of a score depends on the order of rows
         "latent_size": 2,
         "n_slots": 8,
+        "n_codes": 8,
         "input_size": 16,
         "bank_size": 40,
         "batch_size": 8,
