@@ -43,6 +43,7 @@ from .detectors.feature_gaussian import FeatureGaussian as FeatureGaussian
 from .detectors.ganomaly import GANomaly as GANomaly
 from .detectors.memae import MemAE as MemAE
 from .detectors.padim import PaDiM as PaDiM
+from .detectors.panda import PANDA as PANDA
 from .detectors.patchcore import PatchCore as PatchCore
 from .detectors.squid import SQUID as SQUID
 from .detectors.ssl_anovae import SSLAnoVAE as SSLAnoVAE

@@ -45,6 +45,14 @@ class HoldsBackbone:
         given = self.layers, self.input_size, image_shape, image_range
         return _backbone.build(self.backbone, inner, self.backbone_, *given)
 
+    def _check_own_attributes(self, attributes):
+        n_images, shapes = attributes["n_images_"], attributes["feature_shapes_"]
+        if type(n_images) is not int or n_images < 2:
+            raise ValueError(f"n_images_ cannot be {n_images!r}")
+        n_maps = len(attributes["backbone_"]["layers"]) or len(shapes)
+        if n_maps != len(shapes) or any(len(shape) != 3 or min(shape) < 1 for shape in shapes):
+            raise ValueError(f"feature_shapes_ cannot be {shapes!r}")
+
 
 class FeatureDetector(HoldsBackbone, BaseDetector):
     """Base of detectors that describe images by the feature maps of a frozen backbone.
@@ -108,14 +116,6 @@ class FeatureDetector(HoldsBackbone, BaseDetector):
         described = self._replay(network, images)
         self._learn_density(network, described)
         return described.map(lambda *batch: self._judge_own(network, *batch)[:2])
-
-    def _check_own_attributes(self, attributes):
-        n_images, shapes = attributes["n_images_"], attributes["feature_shapes_"]
-        if type(n_images) is not int or n_images < 2:
-            raise ValueError(f"n_images_ cannot be {n_images!r}")
-        n_maps = len(attributes["backbone_"]["layers"]) or len(shapes)
-        if n_maps != len(shapes) or any(len(shape) != 3 or min(shape) < 1 for shape in shapes):
-            raise ValueError(f"feature_shapes_ cannot be {shapes!r}")
 
     @available_if(_keeps_sums)
     @checked_fit(prefer_skip_nested_validation=False)
