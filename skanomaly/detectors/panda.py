@@ -181,7 +181,7 @@ class PANDA(HoldsBackbone, TrainedDetector):
         here there is EfficientNet-Lite0, and four cells. Weights of its batch normalisation are part of its
         convolutions. The paper's importance of weights comes from ImageNet; here it is the mean squared
         derivative of the features of training images. Early stopping is a fixed number of steps, as in the
-        paper; its stopping by image, which keeps networks of many epochs, is left out
+        paper, but fewer; its stopping by image, for which networks of many epochs are kept, is left out
 
     The features of all training images are remembered, in 4 bytes a number. The threshold of `fit` comes from
     the training images, each of which is its own nearest: of new normal images `predict` flags far more than

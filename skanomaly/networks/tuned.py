@@ -61,6 +61,8 @@ class TunedModule(ModuleBackbone):
                     f"tuned must name modules of the backbone, got {name!r}; there are {sorted(known)[1:]}"
                 )
             known[name].requires_grad_(True)
+        if not any(weight.requires_grad for weight in network.parameters()):
+            raise ValueError(f"tuned must name modules with weights, got {names!r}")
         self.network = network
 
 
@@ -99,16 +101,18 @@ class Alone(nn.Module):
 
 def _stages(tuned, layers):
     """Numbers of the stages that can be trained."""
-    last = max(layers)
+    first, last = min(layers), max(layers)
+    if not first:
+        raise ValueError(
+            f"layers must begin with stage 1 or later, since stage 0 stays as it is, got {layers}"
+        )
     if tuned is None:
-        return range(max(1, min(*layers, last - 1)), last + 1)
+        return range(max(1, min(first, last - 1)), last + 1)
     if not (
-        len(tuned)
-        and all(isinstance(k, Integral) and 1 <= k <= last for k in tuned)
-        and min(tuned) <= min(layers)
+        len(tuned) and all(isinstance(k, Integral) and 1 <= k <= last for k in tuned) and min(tuned) <= first
     ):
         raise ValueError(
             f"tuned must be numbers from 1 to {last}, the last of layers, and one of them not above "
-            f"{min(layers)}, the first of layers; got {tuned!r}"
+            f"{first}, the first of layers; got {tuned!r}"
         )
     return sorted(tuned)
