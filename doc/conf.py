@@ -11,6 +11,7 @@ import skanomaly
 from skanomaly import (
     base,
     datasets,
+    density,
     encoders,
     ensemble,
     features,
@@ -123,6 +124,7 @@ ROOMS = {
     "Volumes": volumes,
     "Features": features,
     "Encoders": encoders,
+    "Density": density,
     "Files": io,
     "Preprocessing": preprocessing,
     "Saving": persistence,

@@ -1,5 +1,6 @@
 from . import base as base
 from . import datasets as datasets
+from . import density as density
 from . import encoders as encoders
 from . import ensemble as ensemble
 from . import features as features

@@ -24,6 +24,7 @@ from test_floors import FLOORS
 import skanomaly
 from skanomaly import (
     datasets,
+    density,
     ensemble,
     features,
     io,
@@ -70,6 +71,7 @@ IGNORED |= {"PR08", "PR09", "PR07", "PR06", "RT02"}
 MODULES_WITH_PAGES = [
     skanomaly,
     datasets,
+    density,
     ensemble,
     features,
     io,

@@ -18,6 +18,7 @@ FLOORS = [
         "_rows",
         "_version",
         "datasets",
+        "density",
         "io",
         "labels",
         "retina.comparison",
