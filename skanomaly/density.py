@@ -216,6 +216,7 @@ class RobustKernelDensity(RowDetector):
 
     def _learn(self, rows, eps):
         squares = cdist(rows, rows, "sqeuclidean")
+        check_learned(bandwidth_=squares.max())
         self.rows_ = rows
         self.bandwidth_ = nearest(squares) if self.bandwidth == "auto" else float(self.bandwidth)
         # Without the kernel's norm, which in many dimensions leaves float64. Weights do not depend on it.
@@ -258,7 +259,7 @@ def nearest(squares):
     apart = np.where(squares > 0, squares, np.inf).min(1)
     if np.isinf(apart).any():
         raise ValueError('all rows are equal, and bandwidth="auto" is a distance between rows; give a number')
-    return float(np.sqrt(np.median(apart)))
+    return float(np.median(np.sqrt(apart)))
 
 
 def distances_to_mean(kernels, weights):
@@ -409,8 +410,8 @@ class PrincipalComponentClassifier(RowDetector):
     major : float, default=0.5
         Share of the total variance that the major components have, in [0, 1]. 0 uses none of them.
     minor : float, default=0.2
-        Variance below which components are minor, 0 or more. Variances are those of standardised features:
-        their mean is 1. 0 uses none of them.
+        Variance, as a share of the mean variance of the components, below which components are minor, 0 or
+        more. 0 uses none of them.
     trim : float, default=0.005
         Share of the training rows, those farthest out, that is left out before the components are learned, in
         [0, 0.5]. Rows are not left out if no more than the number of features would remain.
@@ -450,9 +451,11 @@ class PrincipalComponentClassifier(RowDetector):
     flag `contamination` if they are independent. They are not quite, which ``offset_`` sets right: it is
     about -1.
 
-    What has no variance in training has no component, so that a deviation there is not seen. With fewer rows
-    than features this is most of the space; fewer features, such as ``ImageFeatures(grid=1)``, help. PCA
-    before it leaves no minor components.
+    Features are standardised, so that the mean variance of the components is 1, and `minor` is the limit of
+    the paper. With fewer rows than features there are fewer components, and their mean variance is higher.
+    What has no variance in training has no component: a deviation there is not seen. Thresholds are set by
+    rows from which the components were learned, which are nearer than new ones: with few more rows than
+    features, or fewer, most new rows are flagged. Then set the threshold on rows that were not used in `fit`.
 
     References
     ----------
@@ -501,7 +504,8 @@ class PrincipalComponentClassifier(RowDetector):
         # Rounding: a share of 1 would not be reached.
         shares = np.cumsum(self.variances_) / self.variances_.sum() + eps
         self.n_major_ = int(np.searchsorted(shares, self.major)) + 1 if self.major else 0
-        self.n_minor_ = int((self.variances_[self.n_major_ :] < self.minor).sum())
+        least = self.minor * self.variances_.mean()
+        self.n_minor_ = int((self.variances_[self.n_major_ :] < least).sum())
         if not self.n_major_ + self.n_minor_:
             raise ValueError(
                 f"no component is left: major={self.major}, and no variance is below minor={self.minor}"
@@ -516,8 +520,9 @@ class PrincipalComponentClassifier(RowDetector):
         self.mean_ = rows.mean(0)
         centred = rows - self.mean_
         deviations = np.sqrt(np.square(centred).sum(0) / (len(rows) - 1))
-        # Of a constant feature, rounding of its mean would be blown up to variance 1.
-        constant = deviations <= eps * np.abs(rows).max(0)
+        check_learned(scale_=deviations)
+        # The mean of a constant feature is rounded, and the difference would be blown up to variance 1.
+        constant = deviations <= 10 * eps * np.abs(rows).max(0)
         if constant.all():
             raise ValueError("all rows are equal: they have no components")
         self.scale_ = np.where(constant, 1.0, deviations)

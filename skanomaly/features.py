@@ -53,6 +53,9 @@ class ImageFeatures(HoldsBackbone, TransformerMixin, ImageEstimator):
         * Local outlier factor: ``make_pipeline(ImageFeatures(), LocalOutlierFactor(novelty=True))``
         * Kernel density: ``make_pipeline(ImageFeatures(), StandardScaler(), PCA(16), KernelDensity())``
         * Gaussian mixture: ``make_pipeline(ImageFeatures(), PCA(16), GaussianMixture(2))``
+        * Robust kernel density: ``make_pipeline(ImageFeatures(), StandardScaler(), RobustKernelDensity())``
+        * Cluster-based local outlier factor: ``make_pipeline(ImageFeatures(), StandardScaler(), CBLOF())``
+        * Principal component classifier: ``make_pipeline(ImageFeatures(), PrincipalComponentClassifier())``
 
     A feature has the name ``layer_channel_row_column``, for example "stage3_79_0_1"; all numbers count from
     0. A layer is called "stage0" to "stage6" for "imagenet" and "scale0" to "scale2" for "filters". A layer

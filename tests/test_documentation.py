@@ -219,9 +219,10 @@ def test_the_expression_of_a_variant_makes_it(name, variant, code):
 
 @pytest.mark.parametrize("code", [code for _, code in METHODS_PAGE["variants"](ImageFeatures)])
 def test_the_expression_of_a_classical_method_makes_it(code):
-    """Each is a Pipeline of scikit-learn with a score."""
+    """Each is a Pipeline with a score."""
     known = {"ImageFeatures": partial(ImageFeatures, backbone="filters", input_size=16)}
     known |= dict(all_estimators()) | {"make_pipeline": make_pipeline}
+    known |= {name: getattr(density, name) for name in density.__all__}
     made, X = eval(code, known), testing.make_images((40, 16, 16))
     assert isinstance(made[0], ImageFeatures)
     assert np.isfinite(made.fit(X).score_samples(X)).all()
@@ -241,7 +242,7 @@ def test_the_page_of_methods_is_grouped_by_family():
     _, *sections = re.split(r"^([\w-]+)\n-+\n", page, flags=re.MULTILINE)
     *sections, pipelines, classical = sections
     assert pipelines == "Pipelines"
-    assert classical.count("``make_pipeline(ImageFeatures()") == 6
+    assert classical.count("``make_pipeline(ImageFeatures()") == 9
     assert sorted(sections[::2]) == sorted({family.capitalize() for family in families.values()})
     for title, section in zip(sections[::2], sections[1::2]):
         found = re.findall(r"\* - :class:`~skanomaly\.(\w+)`", section)
