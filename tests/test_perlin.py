@@ -1,0 +1,198 @@
+"""Perlin noise, and the textures that are blended in where it is strong."""
+
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose
+from torch.testing import assert_close
+
+from skanomaly.synthesis import SYNTHESES, perlin
+from skanomaly.transforms.perlin import CHANGES, changed_textures, perlin_noise, pixel_places
+
+shapes = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 40), st.integers(1, 40))
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def noise_by_hand(turns, cells, height, width):
+    """Perlin noise pixel by pixel."""
+    noise = np.empty((height, width))
+    for i, j in np.ndindex(height, width):
+        at = i * cells[0] / height, j * cells[1] / width
+        row, column = map(int, at)
+        f, g = at[0] - row, at[1] - column
+        fade = [6 * t**5 - 15 * t**4 + 10 * t**3 for t in (f, g)]
+        corners = np.empty((2, 2))
+        for a, b in np.ndindex(2, 2):
+            angle = 2 * math.pi * turns[row + a, column + b]
+            corners[a, b] = math.cos(angle) * (f - a) + math.sin(angle) * (g - b)
+        left, right = corners[0] + fade[0] * (corners[1] - corners[0])
+        noise[i, j] = math.sqrt(2) * (left + fade[1] * (right - left))
+    return noise
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 4), st.integers(1, 4), st.integers(0, 9))
+def test_noise_by_hand(height, width, down, right, seed):
+    turns = torch.rand(3, 5, 5, generator=generator(seed)).double()
+    cells = torch.tensor([[1, 1], [down, right], [right, down]])
+    noise = perlin_noise(turns, cells, pixel_places((height, width), dtype=torch.float64))
+    expected = [noise_by_hand(t.numpy(), c.tolist(), height, width) for t, c in zip(turns, cells)]
+    assert_allclose(noise, expected, atol=1e-12)
+
+
+def test_noise_turns_with_the_image():
+    turns, cells = torch.rand(1, 5, 5, generator=generator()), torch.tensor([[4, 4]])
+    upright, quarter = (
+        perlin_noise(turns, cells, pixel_places((32, 32), torch.tensor([angle])))
+        for angle in (0.0, math.pi / 2)
+    )
+    assert_close(quarter[0], upright[0].rot90(-1), atol=1e-5, rtol=0)
+
+
+@given(shapes, st.sampled_from(["sources", "noise"]), st.integers(0, 2**31))
+def test_masks_are_what_changed(shape, texture, seed):
+    images = torch.rand(shape, generator=generator(seed))
+    sources = torch.rand(2, *shape[1:], generator=generator(seed + 1))
+    made, masks, labels = perlin(images, sources, generator(seed), texture=texture)
+    assert made.shape == images.shape
+    assert (made.dtype, masks.dtype, labels.dtype) == (torch.float32, torch.bool, torch.float32)
+    assert masks.shape == labels.shape == (shape[0], 1, *shape[2:])
+    assert torch.equal(labels, masks.float()), "the label is the mask"
+    outside = ~masks.expand_as(images)
+    assert torch.equal(made[outside], images[outside]), "untouched elsewhere"
+    assert 0 <= made.min() <= made.max() <= 1
+    again = perlin(images, sources, generator(seed), texture=texture)
+    assert all(torch.equal(a, b) for a, b in zip((made, masks, labels), again))
+
+
+def test_share_of_the_image():
+    """With a share of 0 there is nothing but texture in a mask, with 1 nothing but the image."""
+    images, sources = torch.rand(2, 40, 3, 32, 32)
+    plain = {"n_changes": 0}
+    texture, masks, _ = perlin(images, sources, generator(), beta=(0, 0), **plain)
+    assert torch.equal(texture, torch.where(masks, sources, images))
+    made, _, _ = perlin(images, sources, generator(), beta=(1, 1), **plain)
+    assert_close(made, images)
+    made, masks, _ = perlin(images, sources, generator(), beta=(0.2, 0.4), **plain)
+    inside = masks.any((1, 2, 3))
+    shares = [
+        ((made - s) / (x - s))[m].mean()
+        for made, x, s, m in zip(made, images, sources, masks.expand_as(images))
+    ]
+    assert inside.float().mean() > 0.8
+    shares = torch.stack(shares)[inside]
+    assert 0.19 < shares.min() < 0.25 < 0.35 < shares.max() < 0.41
+
+
+def test_each_image_has_a_mask_of_its_own():
+    images = torch.rand(60, 1, 64, 64)
+    _, masks, _ = perlin(images, images, generator())
+    assert len({mask.numpy().tobytes() for mask in masks}) > 50
+    assert 0.02 < masks.float().mean() < 0.15
+
+
+def test_cells_are_powers_of_two_and_not_too_small(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "skanomaly.transforms.perlin.perlin_noise",
+        lambda turns, cells, places: seen.append(cells) or torch.zeros(len(cells), 256, 64),
+    )
+    perlin(torch.rand(300, 1, 256, 64), torch.rand(1, 1, 256, 64), generator())
+    assert [sorted(set(axis.tolist())) for axis in seen[0].T] == [[1, 2, 4, 8, 16, 32], [1, 2, 4, 8]]
+    perlin(torch.rand(300, 1, 256, 64), torch.rand(1, 1, 256, 64), generator(), n_scales=2)
+    assert seen[1].unique().tolist() == [1, 2]
+
+
+def test_threshold_and_turns():
+    images = torch.zeros(50, 1, 32, 32)
+    shares = [perlin(images, images, generator(), threshold=t)[1].float().mean() for t in (0.2, 0.5, 0.8)]
+    assert shares[0] > shares[1] > shares[2]
+    upright = perlin(images, images, generator(), degrees=0.0)[1]
+    assert not torch.equal(upright, perlin(images, images, generator())[1])
+    # What the turn brings in from outside of the cells has no noise, even where the threshold is below 0.
+    everywhere = [perlin(images, images, generator(), threshold=-2.0, degrees=d)[1] for d in (0.0, 90.0)]
+    assert everywhere[0].all()
+    assert not everywhere[1].all((1, 2, 3)).any()
+
+
+def test_sources_are_taken_in_turn():
+    images, sources = (
+        torch.zeros(6, 1, 16, 16),
+        torch.tensor([0.25, 0.75])[:, None, None, None].expand(2, 1, 16, 16),
+    )
+    made, masks, _ = perlin(images, sources, generator(), beta=(0, 0), n_changes=0, threshold=0.0)
+    assert_close(made, torch.where(masks, sources.repeat(3, 1, 1, 1), images))
+    assert masks.any((1, 2, 3)).all()
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_change_changes_textures(name, monkeypatch):
+    monkeypatch.setattr("skanomaly.transforms.perlin.CHANGES", (name,))
+    x = torch.rand(8, 2, 12, 10)
+    y = changed_textures(x, generator(), 1)
+    assert y.shape == x.shape
+    assert 0 <= y.min() <= y.max() <= 1
+    assert not torch.equal(y[:1], x[:1]) or not torch.equal(y[1:], x[1:])
+    if name in ("flip", "displace"):
+        assert_close(y.flatten(2).sort().values, x.flatten(2).sort().values, msg="the same pixels elsewhere")
+    assert torch.equal(changed_textures(x, generator(), 0), x)
+
+
+def test_as_many_changes_as_asked_for(monkeypatch):
+    """Each change adds its own number, so that the sum tells which of them took place."""
+    monkeypatch.setattr(
+        "skanomaly.transforms.perlin._changed",
+        lambda name, x, *rest: x + 2.0 ** (CHANGES.index(name) - 10),
+    )
+    y = changed_textures(torch.zeros(200, 1, 2, 2), generator(), 3)[:, 0, 0, 0]
+    made = {f"{int(value * 2**10):b}".count("1") for value in y}
+    assert made == {3}
+    assert len(y.unique()) > 40
+
+
+def test_noise_textures_need_no_sources():
+    images = torch.rand(20, 3, 32, 32)
+    made, masks, _ = perlin(images, None, generator(), texture="noise", beta=(0, 0), threshold=0.0)
+    values = [made[i].movedim(0, 2)[masks[i, 0]] for i in range(20)]
+    levels = torch.stack([v.mean(0) for v in values])
+    assert levels.std(0).min() > 0.1, "levels of their own"
+    assert min(v.std() for v in values) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beta": (0.5, 0.2)}, "beta must hold shares, low before high"),
+        ({"n_scales": 0}, "n_scales must be at least 1, got 0"),
+        ({"texture": "photographs"}, "texture must be 'sources' or 'noise', got 'photographs'"),
+        ({"n_changes": 10}, "n_changes must lie between 0 and 9, got 10"),
+    ],
+)
+def test_bad_parameters(options, message):
+    with pytest.raises(ValueError, match=message):
+        perlin(torch.rand(2, 1, 8, 8), torch.rand(2, 1, 8, 8), **options)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 8, 9), (2, 3, 8, 8), (0, 1, 8, 8)])
+def test_bad_sources(shape):
+    for synthesis in SYNTHESES.values():
+        with pytest.raises(ValueError, match="sources must"):
+            synthesis(torch.rand(2, 1, 8, 8), torch.rand(shape))
+
+
+def test_the_default_generator_is_torchs():
+    images = torch.rand(4, 1, 16, 16)
+    for synthesis in SYNTHESES.values():
+        found = []
+        for source in (None, generator(3)):
+            with torch.random.fork_rng():
+                torch.manual_seed(3)
+                found.append(partial(synthesis, images, images.roll(1, 0))(source))
+        assert all(torch.equal(a, b) for a, b in zip(*found))
