@@ -39,6 +39,7 @@ from .detectors.context_vae import ContextVAE as ContextVAE
 from .detectors.ddad import DDAD as DDAD
 from .detectors.deep_svdd import DeepSVDD as DeepSVDD
 from .detectors.denoising_autoencoder import DenoisingAutoEncoder as DenoisingAutoEncoder
+from .detectors.draem import DRAEM as DRAEM
 from .detectors.fanogan import FAnoGAN as FAnoGAN
 from .detectors.feature_gaussian import FeatureGaussian as FeatureGaussian
 from .detectors.ganomaly import GANomaly as GANomaly
