@@ -15,6 +15,7 @@ FAMILIES = {
     "self-supervised": "A task that needs no labels teaches features: to recognise two views of one image.",
     "one-class": "A network learns to give all normal images nearly the same code.",
     "ensemble": "Several networks are trained. Where they disagree, an image is anomalous.",
+    "distillation": "Students learn to give the features of a frozen network, for normal images only.",
     "composite": "A detector that holds others and judges by them.",
 }
 

@@ -44,6 +44,7 @@ from .detectors.fanogan import FAnoGAN as FAnoGAN
 from .detectors.feature_gaussian import FeatureGaussian as FeatureGaussian
 from .detectors.ganomaly import GANomaly as GANomaly
 from .detectors.igd import IGD as IGD
+from .detectors.knowledge_distillation import KnowledgeDistillation as KnowledgeDistillation
 from .detectors.memae import MemAE as MemAE
 from .detectors.padim import PaDiM as PaDiM
 from .detectors.panda import PANDA as PANDA

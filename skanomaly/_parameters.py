@@ -213,7 +213,8 @@ def fill_docstring(doc, names, *, judges, trained, steps, layers):
     ----------
     doc : str or None
     names : sequence of str
-        Parameters of the class. ``{parameters}`` becomes the entries of those that `doc` does not describe.
+        Parameters of the class. ``{backbone}`` and ``{parameters}`` become the entries of those that `doc`
+        does not describe.
     judges : bool
         Whether the class has `DETECTOR_ATTRIBUTES`.
     trained : bool
@@ -227,8 +228,11 @@ def fill_docstring(doc, names, *, judges, trained, steps, layers):
         return None
     # cleandoc strips the indentation, which Python 3.13 has done already and older ones have not.
     doc = inspect.cleandoc(doc).replace("{size}", inspect.cleandoc(SIZE_PARAMETERS))
-    doc = doc.replace("{backbone}", _entries(BACKBONE_PARAMETERS, lambda name: name in names))
     described = re.findall(r"^(\w+) : ", doc.partition("\nAttributes\n")[0], flags=re.MULTILINE)
+    doc = doc.replace(
+        "{backbone}", _entries(BACKBONE_PARAMETERS, lambda name: name in names and name not in described)
+    )
+    described += re.findall(r"^(\w+) : ", doc.partition("\nAttributes\n")[0], flags=re.MULTILINE)
     parameters = _entries(PARAMETERS, lambda name: name in names and name not in described)
     groups = (judges, DETECTOR_ATTRIBUTES), (trained, TRAINED_ATTRIBUTES), (layers, BACKBONE_ATTRIBUTES)
     absent = set().union(*(group for has, group in groups if not has))

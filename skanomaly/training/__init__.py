@@ -2,6 +2,13 @@
 
 from ._adversarial import Adversarial, discriminator_loss, generator_loss
 from ._byol import SelfSupervised, byol_loss, follow, running_statistics_kept, view_pair
+from ._distillation import (
+    DescribedImages,
+    Distillation,
+    direction_error,
+    distillation_error,
+    magnitude_error,
+)
 from ._memory import MemoryTraining
 from ._progress import CallbackSupport
 from ._reconstruction import Reconstruction
@@ -12,6 +19,8 @@ from ._wasserstein import Wasserstein
 __all__ = [
     "Adversarial",
     "CallbackSupport",
+    "DescribedImages",
+    "Distillation",
     "MemoryTraining",
     "Reconstruction",
     "SelfSupervised",
@@ -19,9 +28,12 @@ __all__ = [
     "Variational",
     "Wasserstein",
     "byol_loss",
+    "direction_error",
     "discriminator_loss",
+    "distillation_error",
     "follow",
     "generator_loss",
+    "magnitude_error",
     "negative_elbo",
     "running_statistics_kept",
     "view_pair",
