@@ -99,7 +99,7 @@ class IGDNetwork(nn.Module):
     def describe(self, z):
         """Set the centre and the spread by codes (n, latent_size) of normal images."""
         centre = z.double().mean(0)
-        pushed = torch.where(centre < 0, -LEAST_CENTRE, LEAST_CENTRE)
+        pushed = torch.full_like(centre, LEAST_CENTRE).copysign(centre)
         centre = torch.where(centre.abs() < LEAST_CENTRE, pushed, centre)
         self.centre.copy_(centre)
         self.spread.copy_((z - centre).square().sum(1).mean().clamp(min=1))
