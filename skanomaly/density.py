@@ -224,7 +224,8 @@ class RobustKernelDensity(RowDetector):
         weights = np.full(len(rows), 1 / len(rows))
         weights, self.n_iter_ = self._reweigh(kernels, weights, lambda r: 1 / r)
         if self.loss != "absolute":
-            a, b, c = np.percentile(distances_to_mean(kernels, weights), LOSS_QUANTILES)
+            # A little more, or rounding decides which of rows that are equally far out lie beyond c.
+            a, b, c = np.percentile(distances_to_mean(kernels, weights), LOSS_QUANTILES) * (1 + 1e-7)
             if self.loss == "huber":
                 b = c = math.inf
             weights, self.n_iter_ = self._reweigh(kernels, weights, lambda r: hampel(r, a, b, c))
@@ -235,7 +236,7 @@ class RobustKernelDensity(RowDetector):
         for n_iter in range(1, self.max_iter + 1):
             before = weights
             weights = weigh(distances_to_mean(kernels, before))
-            # Of rows that are all equally far out, rounding can put all beyond c.
+            # Of rows that are equal but for rounding, all can lie beyond c.
             weights = weights / weights.sum() if weights.any() else before
             if np.abs(weights - before).sum() <= self.tol:
                 return weights, n_iter

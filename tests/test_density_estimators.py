@@ -192,6 +192,22 @@ def test_weights_sum_to_one(X, loss, tol):
     assert np.isfinite(fitted.score_samples(X)).all()
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("bandwidth", [0.01, 0.5, 50.0, 1e4])
+def test_rows_equally_far_out_have_equal_weights(loss, bandwidth):
+    """Corners of a simplex; with a small bandwidth, any rows are."""
+    for n in (5, 10, 12):
+        fitted = RobustKernelDensity(bandwidth=bandwidth, loss=loss).fit(np.eye(n))
+        assert_allclose(fitted.weights_, 1 / n)
+
+
+@pytest.mark.parametrize("n", [15, 21, 28])
+def test_rows_that_are_equal_but_for_rounding_keep_their_weights(n):
+    """With so large a bandwidth all kernels are one, and distances are rounding."""
+    fitted = RobustKernelDensity(bandwidth=1e7, tol=0.0).fit(np.eye(n))
+    assert_allclose(fitted.weights_.sum(), 1)
+
+
 def test_weights_of_rows_far_out():
     X = rows()
     weights = {loss: RobustKernelDensity(loss=loss).fit(X).weights_ for loss in LOSSES}
