@@ -20,6 +20,8 @@ RECONSTRUCTION_LEVELS, SEGMENTATION_LEVELS = 4, 5
 MILESTONES, DECAY = (0.8, 0.9), 0.2
 #: Exponent of the focal loss.
 GAMMA = 2.0
+#: Least share of a batch in the running statistics of batch normalisation, torch's default.
+MOMENTUM = 0.1
 
 
 def _widths(width, n_levels):
@@ -197,9 +199,22 @@ class Joint(Training):
         return reconstruction + self.ssim_weight * terms["ssim_loss"] + terms["focal_loss"]
 
     def step(self, network, x):
+        # Running statistics start at the first batches', not at 0 and 1: after few steps units would be dead.
+        self.weigh_batches(network, max(MOMENTUM, 1 / max(1, self.n_steps)))
         terms = self.terms(network, x)
         self.record(**terms)
         self.move("optimizer", train_loss=self.total(terms))
+
+    @staticmethod
+    def weigh_batches(network, momentum):
+        """Set the share of the next batch in all running statistics."""
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = momentum
+
+    def on_train_end(self, net, **options):
+        super().on_train_end(net, **options)
+        self.weigh_batches(self.module_, MOMENTUM)
 
     def validate(self, network, x):
         # The same anomalies in each epoch, so that early stopping compares networks and not draws.
