@@ -36,6 +36,7 @@ from .detectors.autoencoder import AutoEncoder as AutoEncoder
 from .detectors.constrained_ae import ConstrainedAE as ConstrainedAE
 from .detectors.context_ae import ContextAE as ContextAE
 from .detectors.context_vae import ContextVAE as ContextVAE
+from .detectors.cutpaste import CutPaste as CutPaste
 from .detectors.ddad import DDAD as DDAD
 from .detectors.deep_svdd import DeepSVDD as DeepSVDD
 from .detectors.denoising_autoencoder import DenoisingAutoEncoder as DenoisingAutoEncoder

@@ -13,7 +13,6 @@ from numpy.testing import assert_allclose
 from scipy import ndimage
 from skorch.callbacks import EarlyStopping
 from steps import assert_descends, run_step
-from torch import nn
 
 from skanomaly import DRAEM
 from skanomaly._losses import squared_error, ssim_error
