@@ -5,9 +5,13 @@ from ._byol import SelfSupervised, byol_loss, follow, running_statistics_kept, v
 from ._distillation import (
     DescribedImages,
     Distillation,
+    Students,
+    TeacherTraining,
+    compactness_loss,
     direction_error,
     distillation_error,
     magnitude_error,
+    triplet_loss,
 )
 from ._memory import MemoryTraining
 from ._progress import CallbackSupport
@@ -24,10 +28,13 @@ __all__ = [
     "MemoryTraining",
     "Reconstruction",
     "SelfSupervised",
+    "Students",
+    "TeacherTraining",
     "Training",
     "Variational",
     "Wasserstein",
     "byol_loss",
+    "compactness_loss",
     "direction_error",
     "discriminator_loss",
     "distillation_error",
@@ -36,5 +43,6 @@ __all__ = [
     "magnitude_error",
     "negative_elbo",
     "running_statistics_kept",
+    "triplet_loss",
     "view_pair",
 ]
