@@ -1,13 +1,27 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from torch.testing import assert_close
 
 from skanomaly._random import seeded
-from skanomaly.synthesis import interpolate_foreign_patches
+from skanomaly.synthesis import SYNTHESES, fpi, interpolate_foreign_patches, mixture, pii, synthesize
 from skanomaly.testing import make_images
+from skanomaly.transforms import defects
 from skanomaly.transforms.defects import foreign_patches
+from skanomaly.transforms.poisson import blend
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def random_images(*shape, seed=0):
+    return torch.rand(shape, generator=generator(seed))
 
 
 def test_boxes_by_hand():
@@ -113,3 +127,276 @@ def test_of_arrays(dtype, shape):
 def test_bad_input(X, options, message):
     with pytest.raises(ValueError, match=message):
         interpolate_foreign_patches(X, **options)
+
+
+# What all syntheses have in common.
+
+every_synthesis = pytest.mark.parametrize("synthesis", SYNTHESES.values(), ids=SYNTHESES)
+
+
+@every_synthesis
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_synthesis_keeps_its_promises(synthesis, channels):
+    x, sources = random_images(20, channels, 32, 24), random_images(7, channels, 32, 24, seed=1)
+    given_x, given_sources, state = x.clone(), sources.clone(), torch.get_rng_state()
+    made, masks, labels = synthesis(x, sources, generator())
+    assert torch.equal(torch.get_rng_state(), state), "all draws come from the generator"
+    assert torch.equal(x, given_x)
+    assert torch.equal(sources, given_sources)
+    assert (made.shape, made.dtype) == (x.shape, x.dtype)
+    assert (masks.shape, masks.dtype) == ((20, 1, 32, 24), torch.bool)
+    assert (labels.shape, labels.dtype) == ((20, 1, 32, 24), torch.float32)
+    assert torch.equal(masks, labels > 0)
+    assert labels.max() <= 1
+    assert 0 <= made.min()
+    assert made.max() <= 1
+    assert not ((made - x).abs().amax(1, keepdim=True) > 0.02)[~masks].any(), "labelled where it changed"
+    changed = (made != x).any(1, keepdim=True) & masks
+    assert changed.any((1, 2, 3)).float().mean() > 0.7
+    assert changed[masks].float().mean() > 0.9, "changed where it is labelled"
+    assert len({tuple(mask.flatten().tolist()) for mask in masks}) > 14, "each image its own"
+    for again, part in zip(synthesis(x, sources, generator()), (made, masks, labels)):
+        assert torch.equal(again, part), "the same seed makes the same images"
+    assert not torch.equal(synthesis(x, sources, generator(1))[0], made)
+    with seeded(0):
+        assert torch.equal(synthesis(x, sources)[0], made), "without a generator torch's own draws"
+    first = x[:5], sources[:5]
+    assert torch.equal(
+        synthesis(*first, generator())[0], synthesis(x[:5], torch.cat([first[1], x]), generator())[0]
+    ), "the i-th source is for the i-th image"
+
+
+@every_synthesis
+@given(
+    st.integers(1, 3), st.integers(1, 4), st.integers(1, 20), st.integers(1, 20), st.sampled_from([1.0, 0.0])
+)
+def test_every_synthesis_takes_any_size(synthesis, n, channels, height, width, contrast):
+    x = random_images(n, channels, height, width) * contrast
+    made, masks, labels = synthesis(x, 1 - x, generator())
+    assert made.shape == x.shape
+    assert masks.shape == labels.shape == (n, 1, height, width)
+    assert torch.isfinite(made).all()
+    assert torch.isfinite(labels).all()
+
+
+@every_synthesis
+def test_sources_that_do_not_fit(synthesis):
+    x = random_images(2, 1, 8, 8)
+    with pytest.raises(
+        ValueError, match=r"sources must have the shape of images, \(1, 8, 8\), got \(1, 8, 9"
+    ):
+        synthesis(x, random_images(2, 1, 8, 9), generator())
+    with pytest.raises(ValueError, match="sources must hold an image at least"):
+        synthesis(x, x[:0], generator())
+
+
+# Each synthesis by itself.
+
+
+def test_fpi_by_hand():
+    x, s = random_images(50, 2, 40, 60), random_images(50, 2, 40, 60, seed=1)
+    s[:, :, :, :30] = x[:, :, :, :30] + 5e-4
+    made, masks, labels = fpi(x, s, generator())
+    assert not masks[..., :30].any(), "both images agree"
+    assert_close(made, (1 - labels) * x + labels * s, atol=6e-4, rtol=0)
+    for i in range(50):
+        if (values := labels[i][masks[i]]).numel():
+            assert len(values.unique()) == 1
+            largest = [(a[i] - x[i]).abs()[masks[i].expand_as(x[i])].max() for a in (made, s)]
+            assert_close(largest[0], values[0] * largest[1])
+    values = labels[masks].unique()
+    assert 0.05 <= values.min() < 0.2 < 0.8 < values.max() <= 0.95
+    everything = random_images(50, 1, 40, 40)
+    _, boxes, _ = fpi(everything, 1 - everything, generator(), tolerance=0)
+    boxes = boxes[:, 0]
+    inner = ~(boxes[:, 0].any(1) | boxes[:, -1].any(1) | boxes[:, :, 0].any(1) | boxes[:, :, -1].any(1))
+    assert inner.sum() > 20
+    assert torch.equal(boxes.any(2).sum(1)[inner], boxes.any(1).sum(1)[inner]), "square unless at the border"
+    assert not torch.equal(*(fpi(x, s, generator(), square=square)[1] for square in (True, False)))
+    one = fpi(x, s, generator(), alpha=(1, 1), tolerance=0, half_width=(1, 1), margin=0.49)[0]
+    assert_close(one, s, msg="alpha 1 over the whole image is the source")
+
+
+def test_pii_by_hand():
+    x, s = random_images(30, 2, 24, 30), random_images(30, 2, 24, 30, seed=1)
+    made, masks, labels = pii(x, s, generator())
+    _, boxes, alphas = fpi(x, s, generator(), tolerance=-1)
+    boxes[:, :, [0, -1]] = False
+    boxes[..., [0, -1]] = False
+    rows, columns, alpha = boxes.any((1, 3)), boxes.any((1, 2)), alphas.amax((1, 2, 3), keepdim=True)
+    expected = blend(x, s, rows, columns, own=1 - alpha, foreign=alpha)
+    low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
+    clipped = torch.minimum(torch.maximum(expected, low), high)
+    assert not torch.equal(clipped, expected), "there is something to clip"
+    assert_close(made, clipped)
+    changed = ((made - x).abs() > 1e-3).any(1, keepdim=True)
+    assert torch.equal(masks, changed)
+    assert_close(labels, alpha * changed)
+    assert (masks & boxes).sum() == masks.sum() > 0.8 * boxes.sum()
+    shifted = pii(x, x + 0.1, generator(), alpha=(1, 1))
+    assert_close(shifted[0], x, msg="a shifted source leaves no trace")
+    assert not shifted[1].any()
+
+
+@pytest.mark.parametrize("kind", defects.KINDS)
+def test_one_blob_of_each_kind(kind):
+    x, s = random_images(40, 2, 24, 20), random_images(40, 2, 24, 20, seed=1)
+    made, masks, labels = mixture(x, s, generator(), kinds=[kind], n_blobs=(1, 1))
+    # The same draws in the same order: numbers of blobs, kinds, blobs, and what happens in them.
+    g = generator()
+    torch.randint(1, 2, (40,), generator=g)
+    torch.randint(1, (40,), generator=g)
+    blobs = defects._blobs(40, (24, 20), g, size=(0.12, 0.55), like=x)
+    content = defects.KINDS[kind](x, s, g).clamp(0, 1)
+    assert_close(made, (1 - blobs) * x + blobs * content)
+    changed = ((made - x).abs() > 0.01).any(1, keepdim=True)
+    assert_close(labels, blobs * changed)
+    assert torch.equal(masks, changed)
+    assert masks.any((1, 2, 3)).float().mean() > 0.9
+
+
+def contents(kind, n=200, seed=0):
+    x = 0.3 + 0.4 * random_images(n, 1, 24, 24)
+    s = random_images(n, 1, 24, 24, seed=1)
+    return x, s, defects.KINDS[kind](x, s, generator(seed))
+
+
+def test_what_each_kind_does():
+    x, s, made = contents("brightness")
+    shift = (made - x)[:, 0, 0, 0]
+    assert_close(made, x + shift[:, None, None, None])
+    assert -0.4 <= shift.min() < -0.35
+    assert 0.35 < shift.max() <= 0.4
+    x, s, made = contents("noise")
+    deviation = (made - x).flatten(1).std(1)
+    assert 0.02 < deviation.min() < 0.06 < 0.17 < deviation.max() < 0.22
+    assert (made - x).flatten(1).mean(1).abs().max() < 0.05
+    x, s, made = contents("blur")
+    assert (made.flatten(1).std(1) < 0.8 * x.flatten(1).std(1)).all()
+    assert_close(made.mean((1, 2, 3)), x.mean((1, 2, 3)), atol=0.02, rtol=0)
+    x, s, made = contents("sharpen")
+    ratio = made.flatten(1).std(1) / x.flatten(1).std(1)
+    assert 1.5 < ratio.min() < 2.2 < 3.5 < ratio.max() < 5
+    x, s, made = contents("detail")
+    assert torch.corrcoef(torch.stack([made[0].flatten(), s[0].flatten()]))[0, 1] > 0.9, "fine structure"
+    slopes = ((made * s).mean((1, 2, 3)) - made.mean((1, 2, 3)) * s.mean((1, 2, 3))) / s.flatten(1).var(1)
+    assert 0.2 < slopes.min() < 0.5 < 1.3 < slopes.max() < 1.6, "gains"
+    assert 0.1 < (made - x).mean((1, 2, 3)).abs().max() < 0.2, "shifts"
+    x, s, made = contents("foreign")
+    still = torch.stack(
+        [(((made - x) * (s - x)).sum() / (s - x).square().sum()) for made, s, x in zip(made, s, x)]
+    )
+    explained = (made - x - still[:, None, None, None] * (s - x)).abs().amax((1, 2, 3)) < 1e-5
+    assert 0.3 < explained.float().mean() < 0.55, "four of ten are not displaced"
+    assert 0.3 <= still[explained].min() < 0.4 < 0.9 < still[explained].max() <= 1
+
+
+def test_blobs():
+    with seeded(0):
+        like = torch.zeros(1)
+        blobs = defects._blobs(400, (40, 64), None, size=(0.2, 0.4), like=like)
+    assert blobs.min() == 0
+    assert blobs.max() == 1
+    assert ((blobs > 0) & (blobs < 1)).any((1, 2, 3)).all(), "soft edges"
+    inner = ~(blobs[:, 0, [0, -1]].any((1, 2)) | blobs[:, 0][:, :, [0, -1]].any((1, 2)))
+    area = (blobs[inner] > 0).float().mean((1, 2, 3))
+    assert 0.015 < area.min() < 0.05 < 0.12 < area.max() <= 0.17, "an ellipse of pi / 4 * .2^2, a box of .4^2"
+    centre = (blobs[:, 0].sum(2) * (torch.arange(40) + 0.5)).sum(1) / blobs[:, 0].sum((1, 2))
+    assert centre.min() < 5
+    assert centre.max() > 35
+
+
+def test_labels_of_the_mixture():
+    x = random_images(60, 1, 32, 32) * 0.5
+    x[:, :, :, 16:] = 0.25
+    made, masks, labels = mixture(x, x, generator(), kinds=["blur"])
+    assert masks[..., :14].any((1, 2, 3)).float().mean() > 0.5
+    assert not masks[..., 30:].any(), "a blurred constant has no label"
+    assert_close(masks, ((made - x).abs() > 0.01).any(1, keepdim=True))
+    numbers = [
+        int((mixture(x, 1 - x, generator(), kinds=["foreign"], n_blobs=(n, n))[1]).sum()) for n in (1, 2, 3)
+    ]
+    assert numbers[0] < numbers[1] < numbers[2]
+
+
+def test_rolled_and_blurred_images():
+    x, shares = (
+        random_images(4, 2, 12, 20).double(),
+        torch.tensor([[0.25, 0], [0, -0.1], [0.5, 0.5], [-0.25, 1]]),
+    )
+    rolled = defects._rolled(x, shares)
+    for image, before, (down, across) in zip(rolled, x, shares):
+        assert_close(image, before.roll((round(12 * float(down)), round(20 * float(across))), (1, 2)))
+    sigmas = torch.tensor([0.5, 1, 2, 4]).double()[:, None, None, None]
+    blurred = defects._blurred(x, sigmas)
+    rows, columns = torch.arange(12), torch.arange(20)
+    for i, (y, c, h, w) in enumerate([(0, 0, 0, 0), (1, 1, 5, 7), (2, 0, 11, 19), (3, 1, 3, 0)]):
+        weight = torch.exp(-((rows[:, None] - h) ** 2 + (columns - w) ** 2) / (2 * sigmas[i] ** 2))[0]
+        assert_close(blurred[y, c, h, w], (weight * x[y, c]).sum() / weight.sum())
+
+
+@pytest.mark.parametrize(
+    ("synthesis", "options", "message"),
+    [
+        (mixture, {"kinds": ["smell"]}, r"kinds must be some of .*, got \['smell'\]"),
+        (mixture, {"kinds": []}, r"kinds must be some of .*, got \[\]"),
+        (mixture, {"n_blobs": (3, 1)}, "n_blobs must be whole numbers from 1, low before high"),
+        (fpi, {"half_width": (0.3, 0.2)}, "half_width must hold shares"),
+        (pii, {"margin": -1}, "margin must be at least 0"),
+    ],
+)
+def test_bad_options(synthesis, options, message):
+    with pytest.raises(ValueError, match=message):
+        synthesis(random_images(2, 1, 8, 8), random_images(2, 1, 8, 8), generator(), **options)
+
+
+# Arrays.
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32", "float64"])
+@pytest.mark.parametrize("shape", [(8, 16, 20), (8, 16, 20, 3)])
+def test_synthesis_of_arrays(dtype, shape):
+    X = make_images(shape, dtype)
+    made, again, other = (synthesize(X, pii, random_state=seed) for seed in (3, 3, 4))
+    assert (made.images.dtype, made.images.shape) == (X.dtype, shape)
+    assert (made.masks.dtype, made.masks.shape) == (bool, (8, 16, 20))
+    assert (made.labels.dtype, made.labels.shape) == (np.float32, (8, 16, 20))
+    assert np.array_equal(made.images, again.images)
+    assert not np.array_equal(made.images, other.images)
+    differs = (made.images != X).reshape(8, 16, 20, -1).any(-1)
+    assert differs.any()
+    assert not (made.masks & ~differs).mean() > 0.01
+    assert X.min() <= made.images.min()
+    assert made.images.max() <= X.max()
+    if len(shape) == 4:
+        first = synthesize(X.transpose(0, 3, 1, 2), pii, channel_axis=1, random_state=3)
+        assert np.array_equal(first.images.transpose(0, 2, 3, 1), made.images)
+
+
+def test_a_share_of_the_arrays_and_sources():
+    X = np.zeros((1000, 12, 12), "uint8")
+    made = synthesize(X, sources=np.full((3, 12, 12), 255, "uint8"), probability=0.3, random_state=0)
+    changed = (made.images != X).any((1, 2))
+    assert 250 < changed.sum() < 350
+    assert np.array_equal(changed, made.masks.any((1, 2)))
+    assert np.array_equal(changed, made.labels.any((1, 2)))
+    inside = made.masks
+    assert_allclose(made.images[inside], 255 * made.labels[inside], atol=0.5 + 1e-3)
+    ramp = np.arange(50, dtype="uint8")[:, None, None] * np.ones((1, 12, 12), "uint8")
+    made = synthesize(ramp, partial(fpi, alpha=(1, 1)), random_state=0)
+    assert (made.images != ramp).any((1, 2)).all(), "no image is its own source"
+
+
+@pytest.mark.parametrize(
+    ("X", "options", "message"),
+    [
+        (np.zeros((1, 8, 8)), {}, "1 sample"),
+        (np.zeros((4, 8)), {}, r"X must be \(n, H, W\), .*, got an array of shape \(4, 8\)"),
+        (np.zeros((4, 8, 8)), {"probability": -0.1}, "probability must lie between 0 and 1, got -0.1"),
+        (np.zeros((4, 8, 8)), {"sources": np.zeros((4, 8, 9))}, "sources must have the shape of images"),
+        (np.zeros((4, 8, 8)), {"intensity_range": (1, 0)}, "intensity_range must be"),
+    ],
+)
+def test_bad_arrays(X, options, message):
+    with pytest.raises(ValueError, match=message):
+        synthesize(X, **options)

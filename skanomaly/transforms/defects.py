@@ -1,18 +1,22 @@
 """Anomalies made from normal images.
 
-A defect is a function that takes a batch of images (n, c, h, w) and returns changed images, masks (n, h, w)
-of the anomalies and factors (n,), their strengths. All random numbers come from torch's CPU generator,
-so that a seed leads to the same defects on every device.
+A synthesis is a function (images, sources, generator) -> (images, masks, labels): of images (n, c, h, w) in
+[0, 1] and sources of what is foreign to them, it makes changed images, bool masks (n, 1, h, w) of what was
+changed, and labels (n, 1, h, w), from 0 to 1, how strongly. All random numbers come from one generator of the
+CPU, so that a seed leads to the same anomalies on every device.
 """
+
+import math
 
 import numpy as np
 import torch
 from sklearn.utils import Bunch, check_array
 
-from .._format import Layout
+from .._format import Layout, find_intensity_range
 from .._random import draw_seed, seeded
+from .poisson import blend
 
-__all__ = ["interpolate_foreign_patches"]
+__all__ = ["fpi", "interpolate_foreign_patches", "mixture", "pii", "synthesize"]
 
 
 def interpolate_foreign_patches(
@@ -56,12 +60,7 @@ def interpolate_foreign_patches(
     >>> made.images.shape, made.masks.shape
     ((8, 64, 64), (8, 64, 64))
     """
-    X = check_array(X, allow_nd=True, ensure_min_samples=2, dtype="numeric")
-    if X.ndim not in (3, 4):
-        raise ValueError(
-            f"X must be (n, H, W), (n, H, W, C) or (n, C, H, W), got an array of shape {X.shape}"
-        )
-    layout = Layout.of(X.shape, channel_axis)
+    X, layout = _image_array(X, channel_axis, 2)
     # float64 holds every integer of 32 bits.
     x = torch.from_numpy(np.ascontiguousarray(layout.to_network(X), dtype="float64"))
     with seeded(draw_seed(random_state)):
@@ -80,21 +79,450 @@ def foreign_patches(x, *, half_width=(0.05, 0.2), margin=0.1, probability=1.0):
     the factor is the share of the next image there. The options are those of `interpolate_foreign_patches`.
     """
     n, _, *sides = x.shape
+    if not 0 <= probability <= 1:
+        raise ValueError(f"probability must lie between 0 and 1, got {probability}")
+    rows, columns = _draw_boxes(n, sides, None, half_width=half_width, margin=margin, square=False)
+    mixed = (torch.rand(n) < probability) & (n > 1)  # a single image has no next one
+    masks = rows[:, :, None] & columns[:, None, :] & mixed[:, None, None]
+    factors = torch.rand(n)
+    shares = (masks * factors[:, None, None])[:, None].to(x)
+    return x + shares * (x.roll(-1, 0) - x), masks.to(x.device), factors
+
+
+def _draw_boxes(n, sides, generator, *, half_width, margin, square=True):
+    """Rows (n, h) and columns (n, w) of random boxes, bool tensors; each box has a pixel at least.
+
+    With `square`, half the height and half the width of a box are the same share of the image's.
+    """
     low, high = half_width if np.shape(half_width) == (2,) else (1, 0)
     if not 0 <= low <= high <= 1:
         raise ValueError(f"half_width must hold shares of a side, low before high, got {half_width!r}")
     if not 0 <= margin < 0.5:
         raise ValueError(f"margin must be at least 0 and below 0.5, got {margin}")
-    if not 0 <= probability <= 1:
-        raise ValueError(f"probability must lie between 0 and 1, got {probability}")
-    inside = []
+    inside, size = [], None
     for side in sides:
-        half = torch.round(side * (low + (high - low) * torch.rand(n))).clamp(min=1)
-        centre = torch.floor(side * (margin + (1 - 2 * margin) * torch.rand(n)))
+        if size is None or not square:
+            size = torch.rand(n, generator=generator)
+        half = torch.round(side * (low + (high - low) * size)).clamp(min=1)
+        centre = torch.floor(side * (margin + (1 - 2 * margin) * torch.rand(n, generator=generator)))
         # Half-open, from centre - half to centre + half, as in the public code.
         inside.append((torch.arange(side) + 0.5 - centre[:, None]).abs() < half[:, None])
-    mixed = (torch.rand(n) < probability) & (n > 1)  # a single image has no next one
-    masks = inside[0][:, :, None] & inside[1][:, None, :] & mixed[:, None, None]
-    factors = torch.rand(n)
-    shares = (masks * factors[:, None, None])[:, None].to(x)
-    return x + shares * (x.roll(-1, 0) - x), masks.to(x.device), factors
+    return inside
+
+
+def _uniform(n, bounds, generator, like):
+    """Random numbers (n, 1, 1, 1) between two bounds, of the dtype and device of a tensor."""
+    low, high = bounds
+    return (low + (high - low) * torch.rand(n, generator=generator)).to(like)[:, None, None, None]
+
+
+def _partners(images, sources):
+    """One source for each image: the i-th, from the first again where there are fewer sources."""
+    if sources.shape[1:] != images.shape[1:]:
+        shapes = (tuple(batch.shape[1:]) for batch in (images, sources))
+        raise ValueError("sources must have the shape of images, {}, got {}".format(*shapes))
+    if not len(sources):
+        raise ValueError("sources must hold an image at least")
+    index = torch.arange(len(images), device=sources.device) % len(sources)
+    return sources[index].to(images)
+
+
+def _differ(a, b, tolerance):
+    """Pixels (n, 1, h, w) in which images differ by more than `tolerance` in a channel."""
+    return ((a - b).abs() > tolerance).any(1, keepdim=True)
+
+
+def _labelled(images, masks, strengths):
+    """Images, masks and labels, which are `strengths` in the masks and 0 elsewhere."""
+    return images, masks, torch.where(masks, strengths.to(images), 0)
+
+
+def _box_of(rows, columns, like):
+    """Pixels (n, 1, h, w) of boxes, and their rows and columns, on the device of a tensor."""
+    rows, columns = rows.to(like.device), columns.to(like.device)
+    return rows[:, None, :, None] & columns[:, None, None, :], rows, columns
+
+
+def fpi(
+    images,
+    sources,
+    generator=None,
+    *,
+    half_width=(0.05, 0.2),
+    margin=0.1,
+    alpha=(0.05, 0.95),
+    square=True,
+    tolerance=1e-3,
+):
+    """Foreign patch interpolation (FPI): a box of each image is mixed with that of another.
+
+    The image is (1 - alpha) x + alpha s in the box, for an image x and its source s. The label is alpha in
+    the box, and 0 where x and s differ by no more than `tolerance`.
+
+    Parameters
+    ----------
+    images : tensor of shape (n, c, h, w)
+        Images in [0, 1].
+    sources : tensor of shape (m, c, h, w)
+        Images from which something foreign is taken: the i-th for the i-th image, from the first again if
+        there are fewer.
+    generator : torch.Generator, default=None
+        Generator of the CPU for all random numbers; None is torch's own.
+    half_width : tuple (low, high), default=(0.05, 0.2)
+        Range of half a side of a box, as a share of the image's side.
+    margin : float, default=0.1
+        Least distance of the box's centre from the border, as a share of the side.
+    alpha : tuple (low, high), default=(0.05, 0.95)
+        Range of the share of the source.
+    square : bool, default=True
+        Whether both sides of a box are the same share of the image's.
+    tolerance : float, default=1e-3
+        Largest difference of both images in a pixel whose label is 0.
+
+    Returns
+    -------
+    images : tensor of shape (n, c, h, w)
+        Changed images.
+    masks : bool tensor of shape (n, 1, h, w)
+        Pixels with a label above 0.
+    labels : tensor of shape (n, 1, h, w)
+        Labels in [0, 1], 0 where nothing was changed.
+
+    References
+    ----------
+    .. [1] Tan, J., Hou, B., Batten, J., Qiu, H., Kainz, B. (2022). "Detecting outliers with foreign patch
+       interpolation". Machine Learning for Biomedical Imaging. `arXiv:2011.04197
+       <https://arxiv.org/abs/2011.04197>`_
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skanomaly.synthesis import fpi
+    >>> images = torch.rand(4, 1, 32, 32)
+    >>> made, masks, labels = fpi(images, images.roll(1, 0), torch.Generator().manual_seed(0))
+    >>> made.shape, masks.shape, labels.shape
+    (torch.Size([4, 1, 32, 32]), torch.Size([4, 1, 32, 32]), torch.Size([4, 1, 32, 32]))
+    """
+    sources, (n, _, *sides) = _partners(images, sources), images.shape
+    boxes = _draw_boxes(n, sides, generator, half_width=half_width, margin=margin, square=square)
+    box, _, _ = _box_of(*boxes, images)
+    share = _uniform(n, alpha, generator, images)
+    made = torch.where(box, images + share * (sources - images), images)
+    return _labelled(made, box & _differ(images, sources, tolerance), share)
+
+
+def pii(
+    images,
+    sources,
+    generator=None,
+    *,
+    half_width=(0.05, 0.2),
+    margin=0.1,
+    alpha=(0.05, 0.95),
+    square=True,
+    tolerance=1e-3,
+):
+    """Poisson image interpolation (PII): gradients of each image are mixed with those of another in a box.
+
+    Between two neighbouring pixels the stronger of both gradients counts, after those of the image are
+    multiplied by 1 - alpha and those of the source by alpha. A Poisson equation gives the image of these
+    gradients that agrees with the old one around the box, so that no edge shows where the box ends. The
+    result is clipped to the range of the image. The label is alpha where the image changed by more than
+    `tolerance`.
+
+    Parameters
+    ----------
+    images : tensor of shape (n, c, h, w)
+        Images in [0, 1].
+    sources : tensor of shape (m, c, h, w)
+        Images from which something foreign is taken, as in `fpi`.
+    generator : torch.Generator, default=None
+        Generator of the CPU for all random numbers; None is torch's own.
+    half_width : tuple (low, high), default=(0.05, 0.2)
+        Range of half a side of a box, as a share of the image's side. The outermost pixels of an image are
+        not changed.
+    margin : float, default=0.1
+        Least distance of the box's centre from the border, as a share of the side.
+    alpha : tuple (low, high), default=(0.05, 0.95)
+        Range of alpha.
+    square : bool, default=True
+        Whether both sides of a box are the same share of the image's.
+    tolerance : float, default=1e-3
+        Largest change of a pixel whose label is 0.
+
+    Returns
+    -------
+    images, masks, labels : tensors
+        Changed images, masks and labels, as from `fpi`.
+
+    References
+    ----------
+    .. [1] Tan, J., Hou, B., Day, T., Simpson, J., Rueckert, D., Kainz, B. (2021). "Detecting outliers with
+       Poisson image interpolation". MICCAI. `arXiv:2107.02622 <https://arxiv.org/abs/2107.02622>`_
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skanomaly.synthesis import pii
+    >>> images = torch.rand(4, 1, 32, 32)
+    >>> made, masks, labels = pii(images, images.roll(1, 0), torch.Generator().manual_seed(0))
+    >>> bool((made[~masks] - images[~masks]).abs().max() <= 1e-3)
+    True
+    """
+    sources, (n, _, *sides) = _partners(images, sources), images.shape
+    boxes = _draw_boxes(n, sides, generator, half_width=half_width, margin=margin, square=square)
+    _, rows, columns = _box_of(*boxes, images)
+    share = _uniform(n, alpha, generator, images)
+    made = _within_range(blend(images, sources, rows, columns, own=1 - share, foreign=share), images)
+    return _labelled(made, _differ(made, images, tolerance), share)
+
+
+def _within_range(made, images):
+    """Images, each clipped to the range of values of the image that it was made of."""
+    return made.clamp(images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True))
+
+
+def _rolled(x, shares):
+    """Images, each rolled by its own shares (n, 2) of height and width."""
+    n, _, *sides = x.shape
+    at = []
+    for side, share in zip(sides, shares.T):
+        shift = torch.round(share * side).long()
+        at.append(((torch.arange(side) - shift[:, None]) % side).to(x.device))
+    image = torch.arange(n, device=x.device)[:, None, None]
+    # Channels last: three index tensors that broadcast take the place of the three axes.
+    return x.permute(0, 2, 3, 1)[image, at[0][:, :, None], at[1][:, None]].permute(0, 3, 1, 2)
+
+
+def _blurred(x, sigmas):
+    """Images after Gaussian filters, each of its own deviation, (n, 1, 1, 1) in pixels.
+
+    Beyond the border there is nothing: weights of the pixels inside are scaled to a sum of 1.
+    """
+    weights = []
+    for side in x.shape[2:]:
+        at = torch.arange(side, device=x.device)
+        kernel = torch.exp(-0.5 * ((at[:, None] - at) / sigmas) ** 2)
+        weights.append(kernel / kernel.sum(-1, keepdim=True))
+    return weights[0] @ x @ weights[1].mT
+
+
+def _blobs(n, sides, generator, *, size, like):
+    """Soft blobs (n, 1, h, w), one for each image: turned ellipses and boxes, from 1 inside to 0 outside."""
+    draws = torch.rand(7, n, 1, 1, generator=generator).to(like)
+    place, extent, (angle, softness, shape) = draws[:2], draws[2:4], draws[4:]
+    offsets, halves = [], []
+    for axis, side in enumerate(sides):
+        at = torch.arange(side, device=like.device) + 0.5
+        offsets.append((at[:, None] if axis == 0 else at) - side * place[axis])
+        low, high = (side * share / 2 for share in size)
+        halves.append((low + (high - low) * extent[axis]).clamp(min=1))
+    angle = math.pi * angle
+    along = (offsets[0] * angle.cos() + offsets[1] * angle.sin()) / halves[0]
+    across = (offsets[1] * angle.cos() - offsets[0] * angle.sin()) / halves[1]
+    distance = torch.where(shape < 0.5, torch.hypot(along, across), torch.maximum(along.abs(), across.abs()))
+    # 1 in the middle: the edge takes at least a tenth of the radius, and at most all of it.
+    return ((1 - distance) / (0.1 + 0.9 * softness)).clamp(0, 1)[:, None]
+
+
+def _scale(x):
+    """Factor of lengths that are given in pixels of an image with sides of 64; at least 1."""
+    return max(1.0, min(x.shape[2:]) / 64)
+
+
+def _foreign(x, sources, generator):
+    shift = 0.6 * (torch.rand(len(x), 2, generator=generator) - 0.5)
+    shift = shift * (torch.rand(len(x), 1, generator=generator) < 0.6)
+    return x + _uniform(len(x), (0.3, 1.0), generator, x) * (_rolled(sources, shift) - x)
+
+
+def _detail(x, sources, generator):
+    gain, shift = (_uniform(len(x), of, generator, x) for of in ((0.3, 1.5), (-0.15, 0.15)))
+    sigma = torch.full_like(gain, 3 * _scale(x))
+    return _blurred(x, sigma) + gain * (sources - _blurred(sources, sigma)) + shift
+
+
+def _blur(x, sources, generator):
+    return _blurred(x, _scale(x) * _uniform(len(x), (0.7, 3.0), generator, x))
+
+
+def _brightness(x, sources, generator):
+    return x + _uniform(len(x), (-0.4, 0.4), generator, x)
+
+
+def _noise(x, sources, generator):
+    deviation = _uniform(len(x), (0.03, 0.2), generator, x)
+    return x + deviation * torch.randn(x.shape, generator=generator).to(x)
+
+
+def _sharpen(x, sources, generator):
+    blurred = _blurred(x, torch.full_like(x[:, :1, :1, :1], _scale(x)))
+    return x + _uniform(len(x), (1.0, 4.0), generator, x) * (x - blurred)
+
+
+#: Defects in a blob of `mixture`, by name: functions (images, sources, generator) -> images.
+KINDS = {
+    "foreign": _foreign,
+    "detail": _detail,
+    "blur": _blur,
+    "brightness": _brightness,
+    "noise": _noise,
+    "sharpen": _sharpen,
+}
+
+
+def mixture(
+    images,
+    sources,
+    generator=None,
+    *,
+    kinds=("foreign", "detail", "blur", "brightness", "noise", "sharpen"),
+    n_blobs=(1, 3),
+    size=(0.12, 0.55),
+    tolerance=0.01,
+):
+    """Mixture of local defects: in a few soft blobs of each image, one of six things happens.
+
+    A blob is an ellipse or a box, turned and with a soft edge. In it, one of these takes the image's place:
+    "foreign", the image mixed with its source, which is displaced in six of ten cases; "detail", the source's
+    fine structure on the image's coarse one; "blur"; "brightness", another one; "noise"; "sharpen". The label
+    is the largest weight of a blob, and 0 where the image changed by no more than `tolerance`.
+
+    Parameters
+    ----------
+    images : tensor of shape (n, c, h, w)
+        Images in [0, 1].
+    sources : tensor of shape (m, c, h, w)
+        Images from which something foreign is taken, as in `fpi`.
+    generator : torch.Generator, default=None
+        Generator of the CPU for all random numbers; None is torch's own.
+    kinds : sequence of str, default=("foreign", "detail", "blur", "brightness", "noise", "sharpen")
+        Defects, one of which happens in each blob.
+    n_blobs : tuple (low, high), default=(1, 3)
+        Least and largest number of blobs in an image.
+    size : tuple (low, high), default=(0.12, 0.55)
+        Range of the height and width of a blob, as shares of the image's.
+    tolerance : float, default=0.01
+        Largest change of a pixel whose label is 0.
+
+    Returns
+    -------
+    images, masks, labels : tensors
+        Changed images, masks and labels, as from `fpi`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skanomaly.synthesis import mixture
+    >>> images = torch.rand(4, 1, 32, 32)
+    >>> made, masks, labels = mixture(images, images.roll(1, 0), torch.Generator().manual_seed(0))
+    >>> bool((masks == (labels > 0)).all())
+    True
+    """
+    if unknown := sorted(set(kinds) - set(KINDS)) or not kinds:
+        raise ValueError(f"kinds must be some of {sorted(KINDS)}, got {unknown if kinds else kinds}")
+    low, high = n_blobs
+    if not 1 <= low <= high:
+        raise ValueError(f"n_blobs must be whole numbers from 1, low before high, got {n_blobs}")
+    sources, (n, _, *sides) = _partners(images, sources), images.shape
+    numbers = torch.randint(low, high + 1, (n,), generator=generator)
+    made, strengths = images, torch.zeros_like(images[:, :1])
+    for blob in range(high):
+        kind = torch.randint(len(kinds), (n,), generator=generator)
+        blobs = _blobs(n, sides, generator, size=size, like=images)
+        blobs = blobs * (blob < numbers).to(images)[:, None, None, None]
+        content = torch.empty_like(images)
+        for k, name in enumerate(kinds):
+            chosen = torch.nonzero(kind == k)[:, 0].to(images.device)
+            content[chosen] = KINDS[name](made[chosen], sources[chosen], generator)
+        # Clipped before it is blended: what lies outside the blobs stays, whatever its range.
+        made = made + blobs * (content.clamp(0, 1) - made)
+        strengths = torch.maximum(strengths, blobs)
+    # In floating point a + 0 * (b - a) is a: pixels outside all blobs are untouched.
+    return _labelled(made, _differ(made, images, tolerance) & (strengths > 0), strengths)
+
+
+def synthesize(
+    X,
+    synthesis=fpi,
+    *,
+    sources=None,
+    probability=1.0,
+    intensity_range="auto",
+    channel_axis="auto",
+    random_state=None,
+):
+    """Images with synthetic anomalies, made from an array of normal images.
+
+    Parameters
+    ----------
+    X : array-like of shape (n, H, W), (n, H, W, C) or (n, C, H, W)
+        Normal images; at least two without `sources`.
+    synthesis : callable (images, sources, generator) -> (images, masks, labels), default=fpi
+        Function of this module, or one like it; `functools.partial` gives it options.
+    sources : array-like, default=None
+        Images from which something foreign is taken, as X; for example unlabelled ones. Each image gets one
+        at random. None takes another image of X for each.
+    probability : float, default=1.0
+        Probability that an image is changed.
+    intensity_range : "auto" or tuple (low, high), default="auto"
+        Intensities that become 0 and 1 for `synthesis`, as for a detector.
+    channel_axis : "auto", int or None, default="auto"
+        Axis of X that holds the channels, as for a detector.
+    random_state : int, RandomState or None, default=None
+        Seed. The same int makes the same images.
+
+    Returns
+    -------
+    data : sklearn.utils.Bunch
+        ``images`` have the shape and dtype of X. ``masks`` (n, H, W) bool are True where something was
+        changed. ``labels`` (n, H, W) float32 are soft labels in [0, 1].
+
+    Examples
+    --------
+    >>> from skanomaly.datasets import load_chest_xray
+    >>> from skanomaly.synthesis import pii, synthesize
+    >>> made = synthesize(load_chest_xray().images[:8], pii, random_state=0)
+    >>> made.images.shape, made.masks.shape, made.labels.shape
+    ((8, 64, 64), (8, 64, 64), (8, 64, 64))
+    """
+    X, layout = _image_array(X, channel_axis, 2 if sources is None else 1)
+    low, high = find_intensity_range(X, intensity_range, np.ones(len(X), bool))
+    if not 0 <= probability <= 1:
+        raise ValueError(f"probability must lie between 0 and 1, got {probability}")
+
+    def scaled(X, layout):
+        values = (layout.to_network(X).astype("float64") - low) / ((high - low) or 1.0)
+        return torch.from_numpy(np.ascontiguousarray(values, dtype="float32"))
+
+    x = scaled(X, layout)
+    with seeded(draw_seed(random_state)):
+        generator = torch.default_generator
+        if sources is None:
+            # By 1 to n - 1 places: any other image, never the image itself.
+            index = (torch.arange(len(x)) + torch.randint(1, len(x), (len(x),))) % len(x)
+            foreign = x[index]
+        else:
+            foreign = scaled(*_image_array(sources, channel_axis, 1))
+            foreign = foreign[torch.randint(len(foreign), (len(x),))]
+        changed = torch.rand(len(x)) < probability
+        made, masks, labels = synthesis(x, foreign, generator)
+    masks, labels = (part[:, 0] * changed[:, None, None] for part in (masks, labels))
+    images = layout.from_network(made.numpy().astype("float64") * (high - low) + low)
+    if X.dtype.kind in "iu":
+        info = np.iinfo(X.dtype)
+        images = images.round().clip(info.min, info.max)
+    images = images.astype(X.dtype)
+    # Taken from X, since scaling and back may change the last digit of a pixel.
+    touched = layout.from_network((made != x).numpy()) & changed.numpy().reshape(-1, *[1] * (X.ndim - 1))
+    return Bunch(images=np.where(touched, images, X), masks=masks.numpy(), labels=labels.numpy())
+
+
+def _image_array(X, channel_axis, n_least):
+    """Array of images, and its Layout."""
+    X = check_array(X, allow_nd=True, ensure_min_samples=n_least, dtype="numeric")
+    if X.ndim not in (3, 4):
+        raise ValueError(
+            f"X must be (n, H, W), (n, H, W, C) or (n, C, H, W), got an array of shape {X.shape}"
+        )
+    return X, Layout.of(X.shape, channel_axis)
