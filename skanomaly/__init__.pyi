@@ -52,6 +52,7 @@ from .detectors.panda import PANDA as PANDA
 from .detectors.patchcore import PatchCore as PatchCore
 from .detectors.squid import SQUID as SQUID
 from .detectors.ssl_anovae import SSLAnoVAE as SSLAnoVAE
+from .detectors.synthetic_anomalies import SyntheticAnomalies as SyntheticAnomalies
 from .detectors.uninformed_students import UninformedStudents as UninformedStudents
 from .detectors.vae import VAE as VAE
 from .detectors.vqvae import VQVAE as VQVAE

@@ -16,6 +16,7 @@ from ._distillation import (
 from ._memory import MemoryTraining
 from ._progress import CallbackSupport
 from ._reconstruction import Reconstruction
+from ._synthetic import SyntheticAnomalyTraining
 from ._training import Training
 from ._variational import Variational, negative_elbo
 from ._wasserstein import Wasserstein
@@ -30,6 +31,7 @@ __all__ = [
     "SelfSupervised",
     "Students",
     "TeacherTraining",
+    "SyntheticAnomalyTraining",
     "Training",
     "Variational",
     "Wasserstein",

@@ -79,8 +79,7 @@ def foreign_patches(x, *, half_width=(0.05, 0.2), margin=0.1, probability=1.0):
     the factor is the share of the next image there. The options are those of `interpolate_foreign_patches`.
     """
     n, _, *sides = x.shape
-    if not 0 <= probability <= 1:
-        raise ValueError(f"probability must lie between 0 and 1, got {probability}")
+    _check_probability(probability)
     rows, columns = _draw_boxes(n, sides, None, half_width=half_width, margin=margin, square=False)
     mixed = (torch.rand(n) < probability) & (n > 1)  # a single image has no next one
     masks = rows[:, :, None] & columns[:, None, :] & mixed[:, None, None]
@@ -488,8 +487,6 @@ def synthesize(
     """
     X, layout = _image_array(X, channel_axis, 2 if sources is None else 1)
     low, high = find_intensity_range(X, intensity_range, np.ones(len(X), bool))
-    if not 0 <= probability <= 1:
-        raise ValueError(f"probability must lie between 0 and 1, got {probability}")
 
     def scaled(X, layout):
         values = (layout.to_network(X).astype("float64") - low) / ((high - low) or 1.0)
@@ -505,17 +502,39 @@ def synthesize(
         else:
             foreign = scaled(*_image_array(sources, channel_axis, 1))
             foreign = foreign[torch.randint(len(foreign), (len(x),))]
-        changed = torch.rand(len(x)) < probability
-        made, masks, labels = synthesis(x, foreign, generator)
-    masks, labels = (part[:, 0] * changed[:, None, None] for part in (masks, labels))
+        made, masks, labels = apply_to_some(synthesis, x, foreign, generator, probability)
     images = layout.from_network(made.numpy().astype("float64") * (high - low) + low)
     if X.dtype.kind in "iu":
         info = np.iinfo(X.dtype)
         images = images.round().clip(info.min, info.max)
     images = images.astype(X.dtype)
     # Taken from X, since scaling and back may change the last digit of a pixel.
-    touched = layout.from_network((made != x).numpy()) & changed.numpy().reshape(-1, *[1] * (X.ndim - 1))
-    return Bunch(images=np.where(touched, images, X), masks=masks.numpy(), labels=labels.numpy())
+    touched = layout.from_network((made != x).numpy())
+    masks, labels = (part[:, 0].numpy() for part in (masks, labels))
+    return Bunch(images=np.where(touched, images, X), masks=masks, labels=labels)
+
+
+def apply_to_some(synthesis, images, sources, generator, probability):
+    """Images, masks and labels of a synthesis, each image changed with a given probability."""
+    _check_probability(probability)
+    n, _, *sides = images.shape
+    changed = (torch.rand(n, generator=generator) < probability).to(images.device)[:, None, None, None]
+    made, masks, labels = synthesis(images, sources, generator)
+    for name, part, shape in (
+        ("images", made, images.shape),
+        ("masks", masks, (n, 1, *sides)),
+        ("labels", labels, (n, 1, *sides)),
+    ):
+        if part.shape != shape:
+            raise ValueError(
+                f"synthesis must return {name} of the shape {tuple(shape)}, got {tuple(part.shape)}"
+            )
+    return torch.where(changed, made, images), masks & changed, labels * changed
+
+
+def _check_probability(probability):
+    if not 0 <= probability <= 1:
+        raise ValueError(f"probability must lie between 0 and 1, got {probability}")
 
 
 def _image_array(X, channel_axis, n_least):
