@@ -34,7 +34,7 @@ def write_report(
     labels,
     *,
     maps=None,
-    threshold=np.inf,
+    masks=None,
     limits=(0, 1),
     reconstruct=None,
     known=(),
@@ -55,8 +55,8 @@ def write_report(
         "anomalous" or "normal".
     maps : (n, H, W) array-like, default=None
         Anomaly maps; they may lie on disk. None for a method without maps.
-    threshold : float, default=inf
-        Threshold of maps, above which pixels are outlined.
+    masks : (n, H, W) bool array-like, default=None
+        Masks of the flagged pixels; needed with `maps`.
     limits : (low, high), default=(0, 1)
         Values of maps that have no and full colour.
     reconstruct : callable (ImageFiles) -> array, default=None
@@ -70,33 +70,33 @@ def write_report(
     """
     above = common_folder(files.paths)
     order = np.lexsort((-np.asarray(scores), p_values))[:n_shown]
-    shown = files.take(order)
+    shown, rows = files.take(order), [{}] * len(order)
     alike = most_alike(known, thumbnails(shown)) if len(known) > 1 else [()] * len(order)
     reconstructed = [None] * len(order) if reconstruct is None else reconstruct(shown)
+    in_files = np.argsort(order)
+    # In the order of the files: a compressed volume is read once for all of its slices.
+    for j, original in zip(in_files, files.originals(order[in_files])):
+        k = order[j]
+        rows[j] = {
+            "name": name_of(files, k, above),
+            "patient": "" if files.groups is None else files.groups[k],
+            "score": float(scores[k]),
+            "p": float(p_values[k]),
+            "label": labels[k],
+            "alike": [known[of] for of in alike[j]],
+        }
+        found = {} if maps is None else {"values": maps[k], "mask": masks[k], "limits": limits}
+        rows[j] |= _pictures(original, reconstructed[j], **found)
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
-    page = environment.get_template("report.html").stream(
+    page = environment.get_template("report.html").render(
         title=f"Anomalies in {above}",
         n=len(files),
         n_shown=len(order),
         n_anomalous=sum(label == "anomalous" for label in labels),
-        rows=(
-            {
-                "name": name_of(files, k, above),
-                "patient": "" if files.groups is None else files.groups[k],
-                "score": float(scores[k]),
-                "p": float(p_values[k]),
-                "label": labels[k],
-                "alike": [known[of] for of in alike[j]],
-                **_pictures(
-                    files.original(k), None if maps is None else maps[k], threshold, limits, reconstructed[j]
-                ),
-            }
-            for j, k in enumerate(order)
-        ),
+        rows=rows,
         card=[(name, str(value)) for name, value in card],
     )
-    # A stream: the pictures of all rows at once might not fit into memory.
-    page.dump(str(path), encoding="utf-8")
+    Path(path).write_text(printable(page), encoding="utf-8")
 
 
 def common_folder(paths):
@@ -108,12 +108,17 @@ def name_of(files, k, above):
     """Name of an image: its file below a folder, and its number if the file holds several."""
     path = files.paths[k]
     name = path.absolute().relative_to(above).as_posix()
-    return name if files.paths.count(path) == 1 else f"{name}, {files.frames[k]}"
+    return printable(name if files.paths.count(path) == 1 else f"{name}, {files.frames[k]}")
+
+
+def printable(text):
+    """Text with a question mark for each byte of a file's name that is no UTF-8."""
+    return text.encode(errors="replace").decode()
 
 
 def thumbnails(files):
     """Small pictures of images: a list of texts, each a PNG in base64."""
-    return [encoded(picture(files.original(k)), SMALL) for k in range(len(files))]
+    return [encoded(small(picture(image), SMALL)) for image in files.originals(range(len(files)))]
 
 
 def most_alike(known, new):
@@ -139,20 +144,19 @@ def picture(image):
     return overlaid(image, np.zeros(image.shape[:2]))
 
 
-def _pictures(image, values, threshold, limits, reconstruction):
-    """Pictures and regions of an image."""
-    size = image.shape[:2]
-    shares, found, n_more = {"image": np.zeros(size)}, [], 0
+def _pictures(image, reconstruction, values=None, mask=None, limits=None):
+    """Pictures and regions of an image. Outlines are drawn in the size shown, or they would fade."""
+    shown, found, n_more = small(picture(image), SIDE), [], 0
+    made, size = {"image": shown}, shown.shape[:2]
     if values is not None:
         values, (low, high) = np.asarray(values, dtype=float), limits
-        inside = values > threshold
-        shares["map"] = enlarged(((values - low) / max(high - low, TINY)).clip(0, 1), size)
-        shares["outline"] = outline(enlarged(inside, size) > 0.5)
-        found, n_more = _regions(values, inside)
-    made = {name: overlaid(image, share) for name, share in shares.items()}
+        share = enlarged(((values - low) / max(high - low, TINY)).clip(0, 1), size)
+        made["map"] = overlaid(shown, share)
+        made["outline"] = overlaid(shown, outline(enlarged(mask, size) > 0.5))
+        found, n_more = _regions(values, np.asarray(mask))
     if reconstruction is not None:
-        made["reconstruction"] = picture(reconstruction)
-    made = [{"name": name, "data": encoded(of, SIDE)} for name, of in made.items()]
+        made["reconstruction"] = small(picture(reconstruction), SIDE)
+    made = [{"name": name, "data": encoded(of)} for name, of in made.items()]
     return {"pictures": made, "regions": found, "n_more": n_more}
 
 
@@ -186,9 +190,15 @@ def outline(mask):
     return (mask & ~around).astype(float)
 
 
-def encoded(picture, side):
-    """PNG of a picture (h, w, 3), of at most `side` pixels each way, as text."""
-    image, file = Image.fromarray(picture), BytesIO()
+def small(picture, side):
+    """Picture (h, w, 3) of at most `side` pixels each way."""
+    image = Image.fromarray(picture)
     image.thumbnail((side, side))
-    image.save(file, "png", optimize=True)
+    return np.asarray(image)
+
+
+def encoded(picture):
+    """PNG of a picture (h, w, 3), as text."""
+    file = BytesIO()
+    Image.fromarray(picture).save(file, "png", optimize=True)
     return base64.b64encode(file.getvalue()).decode()

@@ -1,6 +1,7 @@
 """The command line: folders to a detector, and to tables, masks and maps; errors and interruptions."""
 
 import csv
+import sys
 
 import nibabel
 import numpy as np
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from skanomaly import _cli as cli
 from skanomaly import persistence
+from skanomaly.__main__ import main
 from skanomaly._discovery import all_detectors
 from skanomaly.io import read_folder
 from skanomaly.testing import make_images
@@ -129,6 +131,87 @@ def test_thumbnails_are_kept_only_if_asked_for(folders, tmp_path):
     assert (out / "report.html").read_text().count("Normal images most like it") == 12
 
 
+def test_masks_are_those_of_segment(folders, tmp_path, monkeypatch):
+    """A ring in the map is flagged with its hole, in masks, regions and report alike."""
+    normal, more, new = folders
+    file, out = tmp_path / "det.skanomaly", tmp_path / "out"
+    run("fit", normal, "-o", file, *FILTERS, "--calibrate", more)
+    ring = np.zeros((12, 16, 16), np.float32)
+    ring[:, 3:10, 3:10], ring[:, 5:8, 5:8] = 1e6, 0
+    judged = [(slice(0, 12), np.zeros(12), ring)]
+    monkeypatch.setattr("skanomaly.FeatureGaussian.iter_batches", lambda self, X: iter(judged))
+    run("predict", file, new, "-o", out)
+    assert {float(row["area"]) for row in rows_of(out / "regions.csv")} == {49}
+    assert (np.asarray(Image.open(out / "masks" / "image 0 ä_mask.png")) > 0).sum() == 49
+    assert "49 px at row 6" in (out / "report.html").read_text()
+
+
+def test_maps_are_not_clipped(folders, tmp_path, monkeypatch):
+    """The brightest of all maps is the upper limit, however far above the calibration it lies."""
+    normal, more, new = folders
+    file, out = tmp_path / "det.skanomaly", tmp_path / "out"
+    run("fit", normal, "-o", file, *FILTERS, "--calibrate", more)
+    maps = np.linspace(0, 1e6, 12 * 256, dtype=np.float32).reshape(12, 16, 16)
+    judged = [(slice(0, 12), np.zeros(12), maps)]
+    monkeypatch.setattr("skanomaly.FeatureGaussian.iter_batches", lambda self, X: iter(judged))
+    run("predict", file, new, "-o", out)
+    written = np.asarray(Image.open(out / "maps" / "image 11 ä_map.tif")).astype(int)
+    assert (written == 65535).sum() == 1
+
+
+def test_names_of_files_are_text(tmp_path):
+    """Neither markup of the screen, nor necessarily UTF-8."""
+    images = make_images((12, 16, 16))
+    normal = write(tmp_path / "normal", images)
+    new = write(tmp_path / "new", images[:1], "[left] {}.png")
+    (new / "[left] 0.png").rename(new / "[left] \udcff.png")
+    run("fit", normal, "-o", tmp_path / "det.skanomaly", *FILTERS)
+    said, _ = run("predict", tmp_path / "det.skanomaly", new, "-o", tmp_path / "out")
+    assert "[left] ?.png" in said
+    assert b"[left] \xff.png" in (tmp_path / "out" / "scores.csv").read_bytes()
+
+
+def test_new_files_may_be_named_otherwise(folders, tmp_path):
+    normal, _, new = folders
+    file = tmp_path / "det.skanomaly"
+    run("fit", normal, "-o", file, *FILTERS, "--pattern", "image*.png", "--groups", r"image (\d+)")
+    for path in list(new.iterdir()):
+        path.rename(new / f"P{path.name.split()[1]}.png")
+    _, error = run("predict", file, new, "-o", tmp_path / "out", status=1)
+    assert "matches nothing" in error
+    run("predict", file, new, "-o", tmp_path / "out", "--groups", r"P\d+", "--pattern", "P1*.png")
+    assert [row["patient"] for row in rows_of(tmp_path / "out" / "scores.csv")] == ["P1", "P10", "P11"]
+    run("predict", file, new, "-o", tmp_path / "out", "--groups", "")
+    assert {row["patient"] for row in rows_of(tmp_path / "out" / "scores.csv")} == {""}
+
+
+def test_broken_and_coloured_files_need_not_stop_a_fit(folders, tmp_path):
+    normal, _, _ = folders
+    (normal / "broken.png").write_bytes(b"no picture")
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(normal / "colour.png")
+    _, error = run("fit", normal, "-o", tmp_path / "det.skanomaly", *FILTERS, "--skip", "--channels", "1")
+    assert "skipped: " in error
+    assert "broken.png" in error
+
+
+def test_what_is_written_where_is_asked_before_the_work(folders, tmp_path):
+    normal, _, new = folders
+    _, error = run("fit", normal, "-o", tmp_path, *FILTERS, status=1)
+    assert "--output must be a file, got the folder" in error
+    run("fit", normal, "-o", tmp_path / "later" / "det.skanomaly", *FILTERS)
+    _, error = run("predict", tmp_path / "later" / "det.skanomaly", new, "-o", new / "results", status=1)
+    assert "--output must not lie in" in error
+    assert not (new / "results").exists()
+    _, error = run("fit", normal, "-o", tmp_path / "a", "--calibrate", normal, *FILTERS, status=1)
+    assert "--calibrate must be a folder of other images" in error
+
+
+def test_without_its_packages_the_command_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "skanomaly._cli", None)
+    with pytest.raises(SystemExit, match=r'pip install "skanomaly\[cli\]"'):
+        main()
+
+
 def test_a_patient_is_on_one_side(tmp_path):
     folder = write(tmp_path / "normal", make_images((40, 16, 16)), "p{}.png")
     for path in sorted(folder.iterdir()):
@@ -163,6 +246,10 @@ def test_a_broken_file(folders, tmp_path):
         ([*FILTERS, "--false-alarm-rate", "2"], "false_alarm_rate must lie between 0 and 1"),
         ([*FILTERS, "--calibrate", "nowhere"], "nowhere is no folder"),
         (["--window", "skin"], "window must be"),
+        (["--window", "40"], "window must be (centre, width)"),
+        (["--groups", "("], "missing ), unterminated subpattern"),
+        (["--pattern", "/nowhere/*.png"], "Non-relative patterns are unsupported"),
+        (["--channels", "2"], "channels must be 'auto', 1 or 3, got 2"),
     ],
 )
 def test_errors_are_one_line_and_write_nothing(options, words, folders, tmp_path):

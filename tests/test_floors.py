@@ -34,6 +34,7 @@ FLOORS = [
         "_discovery",
         "_holder",
         "_unwrap",
+        "__main__",
         "_cli",
         "encoders",
         "ensemble",

@@ -4,6 +4,7 @@ import pickle
 import struct
 import sys
 import threading
+import time
 import zlib
 from concurrent.futures import Future
 from pathlib import Path
@@ -23,6 +24,7 @@ from skanomaly import AutoEncoder, FeatureGaussian
 from skanomaly.datasets import load_chest_xray
 from skanomaly.features import ImageFeatures
 from skanomaly.io import ImageFiles, read_folder
+from skanomaly.io._formats import open_source
 from skanomaly.io._pictures import Picture
 
 GREY = load_chest_xray().images[:8]
@@ -141,6 +143,23 @@ def test_tiffs_keep_their_values(tmp_path, name):
     assert_array_equal(read, expected.astype(np.float32) if name == "float64" else expected)
     assert read.dtype == (np.float32 if name == "float64" else values.dtype)
     assert read.dtype.isnative
+
+
+def test_no_image_of_a_tiff_is_lost(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "kinds.tif") as file:
+        for image in GREY[0], GREY[1], GREY[0][:3, :3]:
+            file.write(image, contiguous=False)
+    tifffile.imwrite(tmp_path / "stack.tif", GREY, truncate=True)
+    for name, message in {
+        "kinds": "pages must be of one size",
+        "stack": f"{len(GREY)} images are in 1",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            ImageFiles(tmp_path / f"{name}.tif")
+    with tifffile.TiffWriter(tmp_path / "preview.tif") as file:
+        file.write(GREY[0])
+        file.write(GREY[0][::2, ::2], subfiletype=1)
+    assert_array_equal(ImageFiles(tmp_path / "preview.tif")[:], GREY[:1])
 
 
 @pytest.mark.parametrize("compression", [None, "tiff_lzw"])
@@ -285,6 +304,37 @@ def decoded(monkeypatch):
 
     monkeypatch.setattr(Picture, "values", noted)
     return names
+
+
+def test_hidden_folders_and_folders_like_files_are_not_read(folder):
+    (folder / ".cache").mkdir()
+    (folder / "0.png").rename(folder / ".cache" / "0.png")
+    (folder / "scan.nii").mkdir()
+    assert [path.name for path in read_folder(folder).paths] == [f"{i}.png" for i in range(1, 8)]
+
+
+def test_an_error_ends_what_was_begun(folder, monkeypatch):
+    """Else a process would read all files to the end before it ends."""
+    (folder / "0.png").write_bytes(b"broken")
+    opened = []
+
+    def slow(path, plane):
+        opened.append(path)
+        time.sleep(0.05)
+        return open_source(path, plane)
+
+    monkeypatch.setattr(module, "open_source", slow)
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 0)
+    with pytest.raises(ValueError, match=r"0\.png cannot be read"):
+        read_folder(folder)
+    time.sleep(0.2)
+    assert len(opened) <= 4
+
+
+@pytest.mark.parametrize("value", [64, (64,), (0, 3), "64"])
+def test_a_size_is_a_pair(folder, value):
+    with pytest.raises(ValueError, match=r"size must be \(height, width\)"):
+        ImageFiles(folder / "1.png", size=value)
 
 
 def test_images_are_decoded_once_and_ahead(folder, decoded):

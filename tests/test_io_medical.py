@@ -177,7 +177,7 @@ def test_a_rescale_of_each_frame_counts(tmp_path):
     assert_array_equal([files.affine(i)[:3, 3] for i in range(2)], [[-1, -2, 3], [-1, -2, 4]])
 
 
-def test_the_place_of_a_pixel_of_dicom():
+def test_the_place_of_a_pixel_of_dicom(tmp_path):
     """Formula C.7.6.2.1-1 of the standard, in axes that point right and to the front."""
     dataset, affine = pydicom.dcmread(MR), ImageFiles(MR).affine(0)
     along_row, along_column = np.reshape(dataset.ImageOrientationPatient, (2, 3)).astype(float)
@@ -187,6 +187,9 @@ def test_the_place_of_a_pixel_of_dicom():
     place += along_row * between_columns * column + along_column * between_rows * row
     assert_allclose((affine @ [row, column, 0, 1])[:3], place * [-1, -1, 1])
     assert ImageFiles(DICOM / "examples_rgb_color.dcm").affine(0) is None
+    del dataset.PixelSpacing
+    dataset.save_as(tmp_path / "no_spacing.dcm")
+    assert ImageFiles(tmp_path / "no_spacing.dcm").affine(0) is None
 
 
 def test_depths_differ_by_bits_but_not_in_ct(tmp_path):

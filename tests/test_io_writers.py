@@ -167,6 +167,16 @@ def test_files_that_differ_in_their_endings_have_their_own(tmp_path):
     assert_array_equal(ImageFiles(tmp_path / "a.png")[0], GREY[0])
 
 
+@pytest.mark.parametrize("names", [("a.png", "a.tif", "a_png.png"), ("a.png", "a.png")])
+def test_no_file_takes_the_place_of_another(tmp_path, names):
+    for name in names:
+        Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / name)
+    files = ImageFiles([tmp_path / name for name in names])
+    with pytest.raises(ValueError, match="files must have names of their own"):
+        write_masks(tmp_path / "out", np.zeros((len(names), 8, 8), bool), files)
+    assert not (tmp_path / "out").exists()
+
+
 def test_pages_have_numbers(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", GREY, photometric="minisblack")
     files = ImageFiles(tmp_path / "a.tif").take([3, 1])
@@ -219,6 +229,19 @@ def test_volumes_come_back_in_their_geometry(tmp_path, plane, ending):
     assert_array_equal(mask.affine, source.affine)
     assert_array_equal(ImageFiles(path, plane=plane)[3:9], masks[3:9])
     assert np.asarray(mask.dataobj).sum() == masks[3:9].sum()
+
+
+def test_masks_have_the_axes_of_their_source(tmp_path):
+    """A time axis of length 1, and one single slice, which is a volume all the same."""
+    for shape in ((20, 24, 9, 1), (20, 24, 1)):
+        volume = nibabel.Nifti1Image(np.ones(shape, np.float32), np.diag([1, 2, 3, 1]))
+        nibabel.save(volume, tmp_path / "a.nii")
+        files = ImageFiles(tmp_path / "a.nii")
+        assert set(files.groups) == {str(tmp_path / "a.nii")}
+        (path,) = write_masks(tmp_path / "out", np.ones(files.shape, bool), files)
+        mask = nibabel.load(path)
+        assert mask.shape == shape
+        assert np.asarray(mask.dataobj).all()
 
 
 def test_a_compressed_volume_is_read_once_for_its_overlays(tmp_path, monkeypatch):

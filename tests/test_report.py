@@ -38,6 +38,12 @@ def maps_of(n=4):
     return maps
 
 
+def images_in(html):
+    return [
+        np.asarray(Image.open(BytesIO(base64.b64decode(data)))) for data in re.findall(r'base64,(.*?)"', html)
+    ]
+
+
 def test_the_most_suspicious_come_first(files, tmp_path):
     page = page_of(files, tmp_path / "report.html")
     names = [unescape(name) for name in re.findall(r'<td class="file">(.*?)<br>', page)]
@@ -60,7 +66,7 @@ def test_names_are_text(files, tmp_path):
 
 
 def test_nothing_is_loaded_from_elsewhere(files, tmp_path):
-    page = page_of(files, tmp_path / "report.html", maps=maps_of(), threshold=1)
+    page = page_of(files, tmp_path / "report.html", maps=maps_of(), masks=maps_of() > 1)
     assert not re.search(r"https?:|url\(|@import|<link", page)
     sources = re.findall(r'src="(.*?)"', page)
     assert len(sources) == 3 * 4
@@ -68,7 +74,7 @@ def test_nothing_is_loaded_from_elsewhere(files, tmp_path):
 
 
 def test_pictures(files, tmp_path):
-    page = page_of(files, tmp_path / "report.html", maps=maps_of(), threshold=1, limits=(0, 3))
+    page = page_of(files, tmp_path / "report.html", maps=maps_of(), masks=maps_of() > 1, limits=(0, 3))
     image, heat, line = (
         np.asarray(Image.open(BytesIO(base64.b64decode(data)))).astype(int)
         for data in re.findall(r"base64,(.*?)\"", page)[:3]
@@ -83,21 +89,27 @@ def test_pictures(files, tmp_path):
     assert not marked[14:16, 10:12].any(), "the inside of a region stays as it is"
 
 
+@pytest.mark.parametrize("side", [64, 512, 3000])
+def test_outlines_are_seen_in_images_of_any_size(tmp_path, side):
+    Image.fromarray(make_images((1, 64, 64))[0] // 2).resize((side, side)).save(tmp_path / "one.png")
+    maps = np.zeros((1, 64, 64))
+    maps[:, 20:40, 20:40] = 1
+    values = [1.0], [0.5], ["normal"]
+    write_report(tmp_path / "r.html", read_folder(tmp_path), *values, maps=maps, masks=maps > 0)
+    *_, line = images_in((tmp_path / "r.html").read_text())
+    line = line.astype(int)
+    assert (line[..., 0] - line[..., 1]).max() > 80
+
+
 def test_regions(files, tmp_path):
-    page = page_of(files, tmp_path / "report.html", maps=maps_of(), threshold=1)
+    page = page_of(files, tmp_path / "report.html", maps=maps_of(), masks=maps_of() > 1)
     assert "20 px at row 7, column 6; 94 % of the map" in page  # 60 of 64
     assert "2 px at row 15, column 16; 6 % of the map" in page
     many = np.zeros((4, 20, 20))
     many[:, ::3, 5] = 1
-    assert "and 2 smaller" in page_of(files, tmp_path / "report.html", maps=many, threshold=0.5)
-    assert ">none</td>" in page_of(files, tmp_path / "report.html", maps=np.zeros((4, 20, 20)), threshold=1)
+    assert "and 2 smaller" in page_of(files, tmp_path / "report.html", maps=many, masks=many > 0.5)
+    assert ">none</td>" in page_of(files, tmp_path / "report.html", maps=many * 0, masks=many < 0)
     assert "<figcaption>map" not in page_of(files, tmp_path / "report.html")
-
-
-def images_in(html):
-    return [
-        np.asarray(Image.open(BytesIO(base64.b64decode(data)))) for data in re.findall(r'base64,(.*?)"', html)
-    ]
 
 
 def test_a_reconstruction_is_beside_its_image(files, tmp_path):

@@ -620,7 +620,8 @@ def rank_threshold(scores, rate, what):
             f"them; give at least {n_needed}",
             stacklevel=3,
         )
-    # weibull: the probability holds whatever the distribution.
+    # weibull: the probability is the rate, whatever the distribution, if rate * (n + 1) is a whole number.
+    # Else it lies between those of the two nearest ranks.
     return float(np.quantile(-scores, rate, method="weibull"))
 
 

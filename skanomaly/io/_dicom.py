@@ -86,7 +86,8 @@ class Dicom(Source):
         header = self.header()
         position = section(header, index, "PlanePositionSequence", "ImagePositionPatient")
         orientation = section(header, index, "PlaneOrientationSequence", "ImageOrientationPatient")
-        if not position.get("ImagePositionPatient") or not orientation.get("ImageOrientationPatient"):
+        known = position.get("ImagePositionPatient"), orientation.get("ImageOrientationPatient")
+        if not all(known) or not np.isfinite(self.spacing).all():
             return None
         along_row, along_column = np.reshape(orientation.ImageOrientationPatient, (2, 3)).astype(float)
         columns = [

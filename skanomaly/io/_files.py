@@ -3,10 +3,11 @@
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from os import PathLike
 from pathlib import Path
 from threading import RLock
@@ -176,17 +177,21 @@ class ImageFiles:
 
     def _each(self, function, files, skip):
         """Results of a function of each file, without files that are broken, if these are skipped."""
-        results = []
-        for file, future in [(file, self._submit(function, file)) for file in files]:
-            try:
-                results.append(future.result())
-            except ImportError:
-                raise
-            except Exception as error:
-                path = getattr(file, "path", file)
-                if not skip:
-                    raise broken(path, error) from error
-                self.errors_[str(path)] = f"{type(error).__name__}: {error}"
+        results, begun = [], [(file, self._submit(function, file)) for file in files]
+        try:
+            for file, future in begun:
+                try:
+                    results.append(future.result())
+                except ImportError:
+                    raise
+                except Exception as error:
+                    path = getattr(file, "path", file)
+                    if not skip:
+                        raise broken(path, error) from error
+                    self.errors_[str(path)] = f"{type(error).__name__}: {error}"
+        finally:
+            for _, future in begun:
+                future.cancel()  # else a process with an error would end after the last file
         return results
 
     def _filled(self, source, drop_empty):
@@ -357,8 +362,23 @@ class ImageFiles:
         image : (h, w) or (h, w, 3) ndarray
             Image as it was before `size`.
         """
-        source, frame = self._rows[row]
-        return next(self._decode(source, [frame]))
+        return next(self.originals([row]))
+
+    def originals(self, rows: Iterable[int]) -> Iterator[NDArray[Any]]:
+        """Yield `original` of several images. A compressed volume is read once for all that follow in it.
+
+        Parameters
+        ----------
+        rows : iterable of int
+            Numbers of the images.
+
+        Yields
+        ------
+        image : (h, w) or (h, w, 3) ndarray
+            Image as it was before `size`.
+        """
+        for source, pairs in groupby((self._rows[row] for row in rows), key=itemgetter(0)):
+            yield from self._decode(source, [frame for _, frame in pairs])
 
     def take(self, rows: Any) -> Self:
         """Some of the images, in a sequence of their own that is as lazy.
@@ -381,7 +401,7 @@ class ImageFiles:
 def read_folder(folder: PathLike | str, pattern: str | None = None, **options: Any) -> ImageFiles:
     """Images of all files in a folder and its subfolders, in natural order: 9.png before 10.png.
 
-    Hidden files and files of other formats are ignored.
+    Hidden files and folders, and files of other formats are ignored.
 
     Parameters
     ----------
@@ -407,7 +427,11 @@ def read_folder(folder: PathLike | str, pattern: str | None = None, **options: A
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is no folder")
     found = [
-        path for path in folder.glob(pattern or "**/*") if not path.name.startswith(".") and format_of(path)
+        path
+        for path in folder.glob(pattern or "**/*")
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+        and format_of(path)
     ]
     if not found:
         words = "" if pattern is None else f" that match {pattern!r}"

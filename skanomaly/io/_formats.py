@@ -3,6 +3,8 @@
 import re
 from typing import Any
 
+import numpy as np
+
 from ._dicom import Dicom
 from ._nifti import PLANES, Nifti
 from ._pictures import Numpy, Picture, Tiff
@@ -51,14 +53,14 @@ def open_source(path, plane):
 
 
 def check_options(size, channels, window, plane, on_error):
-    if size is not None and (len(size) != 2 or min(size) < 1):
+    if size is not None and (np.shape(size) != (2,) or min(size) < 1):
         raise ValueError(f"size must be (height, width) in pixels, got {size}")
     if channels not in ("auto", 1, 3):
         raise ValueError(f"channels must be 'auto', 1 or 3, got {channels!r}")
     names = [*WINDOWS, "file", "percentiles"]
     if isinstance(window, str) and window not in names:
         raise ValueError(f"window must be (centre, width) or one of {names}, got {window!r}")
-    if window is not None and not isinstance(window, str) and (len(window) != 2 or not window[1] > 0):
+    if window is not None and not isinstance(window, str) and (np.shape(window) != (2,) or not window[1] > 0):
         raise ValueError(f"window must be (centre, width) with a width above 0, got {window}")
     if plane not in PLANES:
         raise ValueError(f"plane must be one of {sorted(PLANES)}, got {plane!r}")

@@ -18,7 +18,7 @@ class Nifti(Source):
     channels, dtype = 1, np.dtype(np.float32)
 
     def __init__(self, path, plane):
-        self.axis = PLANES[plane]
+        self.axis, self.patient = PLANES[plane], str(path)
         self.is_whole = path.suffix == ".gz"
         super().__init__(path)
 
@@ -82,7 +82,8 @@ class Nifti(Source):
         )
         header = source.header.copy()
         header.set_data_dtype(dtype)
-        return type(source)(nibabel.apply_orientation(turned, back), source.affine, header)
+        data = nibabel.apply_orientation(turned, back).reshape(source.shape)
+        return type(source)(data, source.affine, header)
 
     def affine(self, index):
         columns, rows = (axis for axis in range(3) if axis != self.axis)

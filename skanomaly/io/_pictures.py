@@ -65,8 +65,19 @@ class Tiff(Source):
         import tifffile
 
         with tifffile.TiffFile(self.path) as file:
-            pages = file.series[0].pages
+            # A reduced page is a preview of another.
+            kinds = [series for series in file.series if not series.keyframe.is_reduced]
+            if len(kinds) != 1 or kinds[0] is not file.series[0]:
+                raise ValueError(
+                    f"pages must be of one size and type, got {[of.shape for of in file.series]}; save "
+                    "them in files of their own"
+                )
+            pages = kinds[0].pages
             page, self.n_images = pages[0].aspage(), len(pages)
+            if kinds[0].size != page.size * len(pages):
+                raise ValueError(
+                    f"{kinds[0].size // page.size} images are in {len(pages)} page; save a page for each"
+                )
             photometric = page.photometric.name
             self.size = page.imagelength, page.imagewidth
             colours = page.samplesperpixel - len(page.extrasamples)

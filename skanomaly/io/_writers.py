@@ -168,9 +168,19 @@ def by_file(folder, files):
     stems = {source: path.with_name(path.name.removesuffix(".gz")) for source, path in stems.items()}
     # The ending stays where it tells two files apart.
     twice = Counter(path.with_suffix("") for path in stems.values())
-    for source, path in stems.items():
-        name = path.name.replace(".", "_") if twice[path.with_suffix("")] > 1 else path.stem
-        yield source, rows[source], frames[source], folder / path.with_name(name)
+    names = {
+        source: path.with_name(path.name.replace(".", "_") if twice[path.with_suffix("")] > 1 else path.stem)
+        for source, path in stems.items()
+    }
+    first = {name: source for source, name in reversed(names.items())}
+    for source, name in names.items():
+        if first[name] is not source:
+            raise ValueError(
+                f"files must have names of their own, got {first[name].path} and {source.path}, which would "
+                f"both become {name}; write them apart"
+            )
+    for source, name in names.items():
+        yield source, rows[source], frames[source], folder / name
 
 
 def write_overlay(path, image, share):

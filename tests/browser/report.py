@@ -3,6 +3,8 @@
 Not collected with the other tests, since it needs a browser: make test-browser.
 """
 
+from io import BytesIO
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -29,7 +31,7 @@ def address(tmp_path_factory):
     order = [NAMES.index(path.name) for path in files.paths]
     maps = np.zeros((4, 64, 64))
     maps[:, 10:30, 20:40] = 2
-    values = {"maps": maps, "threshold": 1, "limits": (0, 2), "card": [("detector", "FeatureGaussian()")]}
+    values = {"maps": maps, "masks": maps > 1, "limits": (0, 2), "card": [("detector", "FeatureGaussian()")]}
     values |= {"known": thumbnails(files), "reconstruct": lambda some: 255 - some[:]}
     path = folder / "report.html"
     write_report(path, files, SCORES[order], P[order], [LABELS[k] for k in order], **values)
@@ -82,6 +84,16 @@ def test_rows_are_sorted(open_page):
         assert shown(browser) == order[::-1]
 
 
+def test_rows_are_sorted_on_a_phone(open_page):
+    """Where the heads of the table are not seen."""
+    browser = open_page(390)
+    choice = Select(browser.find_element(By.ID, "sort"))
+    choice.select_by_value("name")
+    assert shown(browser) == ["image 9.png", "image 10.png", "last.png", "other.png"]
+    choice.select_by_value("score")
+    assert shown(browser) == ["image 9.png", "other.png", "last.png", "image 10.png"]
+
+
 def test_rows_are_filtered(open_page):
     browser = open_page(1300)
     find, label = browser.find_element(By.ID, "find"), Select(browser.find_element(By.ID, "label"))
@@ -103,6 +115,10 @@ def test_it_is_readable(open_page, width, scheme):
     browser.execute_script("for (const image of document.images) image.loading = 'eager'")
     there = "return [...document.images].filter(image => image.complete && image.naturalWidth > 0).length"
     WebDriverWait(browser, 10).until(lambda _: browser.execute_script(there) == (3 + 1 + 3) * 4)
+    # A picture of the page has its pictures: more than the few tones of text and lines.
+    picture = Image.open(BytesIO(browser.get_screenshot_as_png())).convert("L")
+    assert picture.width == width
+    assert (np.bincount(np.ravel(picture), minlength=256) > 20).sum() > 100
     ink, page = (
         browser.execute_script(f"return getComputedStyle(document.body).{name}")
         for name in ("color", "backgroundColor")
