@@ -130,10 +130,11 @@ def describe(backbone, inner, layers, input_size, images, default_layers):
     if isinstance(backbone, str):
         _, _, n_layers, digest = NAMED[backbone]
         layers = default_layers[backbone] if layers is None else layers
-        if not all(isinstance(k, Integral) and 0 <= k < n_layers for k in layers) or not len(layers):
+        numbers = [k for k in layers if isinstance(k, Integral) and not isinstance(k, bool)]
+        if len(set(numbers)) != len(layers) or not numbers or min(numbers) < 0 or max(numbers) >= n_layers:
             raise ValueError(
-                f"layers must be one or more numbers from 0 to {n_layers - 1} for backbone={backbone!r}, got "
-                f"{layers!r}"
+                f"layers must be one or more different numbers from 0 to {n_layers - 1} for "
+                f"backbone={backbone!r}, got {layers!r}"
             )
         return _description(backbone, digest, map(int, layers), size)
     if inner is not None:
@@ -226,9 +227,10 @@ def _activations(network, x, inner):
         if any(part.endswith("encoder") for part in name.split("."))
         and type(module).__module__ == nn.ReLU.__module__
     ]
-    with torch.no_grad(), recorded(network.eval(), names) as found:
-        network(x)
-    names = [name for name, output in found.items() if output.ndim == 4]
+    if names:
+        with torch.no_grad(), recorded(network.eval(), names) as found:
+            network(x)
+        names = [name for name, output in found.items() if output.ndim == 4]
     if not names:
         raise ValueError(
             f"backbone={type(inner).__name__} trains no encoder with maps; give a detector that does, as "

@@ -17,8 +17,9 @@ class HoldsDetector:
         # A frozen detector does not check y.
         if y is not None:
             check_consistent_length(X, check_labels(y))
-        if isinstance(detector, FrozenEstimator) and not tells_unlabelled(detector):
-            warn_without_anomalies(y, "all rows, labelled {labels}, count as normal")
+        if isinstance(detector, FrozenEstimator):
+            done, tells = "all rows, labelled {labels}, count as normal", tells_unlabelled(detector)
+            warn_without_anomalies(y, done, tells_unlabelled=tells)
         # No case for FrozenEstimator: it is its own clone, and its fit only checks that it is fitted.
         self.detector_ = clone(detector).fit(X, y)
 

@@ -159,7 +159,7 @@ def normal_rows(y, n):
     return rows
 
 
-def warn_without_anomalies(y, consequence):
+def warn_without_anomalies(y, consequence, *, tells_unlabelled=False):
     """Warn if y may have another label for anomalous images: it has no -1, and more than the number 1.
 
     Parameters
@@ -167,11 +167,14 @@ def warn_without_anomalies(y, consequence):
     y : (n,) array-like or None
     consequence : str
         Sentence about what happened to the rows, in which ``{labels}`` stands for the labels in y.
+    tells_unlabelled : bool, default=False
+        Whether 0 has a meaning of its own beside 1, so that these two numbers are no reason to warn.
     """
     if y is None:
         return
     y = check_labels(y)
-    if _equal(y, -1).any() or y.dtype.kind != "b" and _equal(y, 1).all():
+    meant = _equal(y, 1) | (_equal(y, 0) & tells_unlabelled)
+    if _equal(y, -1).any() or y.dtype.kind != "b" and meant.all():
         return
     labels = set(y.tolist())
     if labels == {0, 1}:

@@ -92,7 +92,7 @@ def merge(detectors: Sequence[Detector], *, force: bool = False) -> Detector:
             f"detectors must be a list of fitted detectors, got one {type(detectors).__name__}; give "
             "merge([a, b]), or learn from more images by partial_fit"
         )
-    detectors = list(detectors)
+    detectors = [] if detectors is None else list(detectors)
     if not detectors:
         raise ValueError("detectors must hold at least one fitted detector, got none")
     for k, detector in enumerate(detectors):

@@ -244,6 +244,29 @@ class TestModules:
         (found,) = ModuleBackbone(nn.Identity(), None, (6, 5), (-1, 1))(x)
         assert torch.equal(found, resize(x, (6, 5)) * 2 - 1)
 
+    def test_outputs_are_those_before_an_activation_in_place(self):
+        network, x = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True)), noise(2, 1, 8, 8)
+        before, after = ModuleBackbone(network, ["0", "1"], (8, 8))(x)
+        assert torch.equal(before, network[0](x))
+        assert before.min() < 0 == after.min()
+
+    def test_grey_images_are_repeated_for_three_channels(self):
+        network, x = nn.Conv2d(3, 2, 3), noise(2, 1, 8, 8)
+        (found,) = ModuleBackbone(network, None, (8, 8))(x)
+        assert torch.equal(found, network(x.expand(2, 3, 8, 8)))
+
+    @pytest.mark.parametrize("n_further", [0, 1, 5])
+    def test_tokens_become_maps(self, n_further):
+        class Transformer(nn.Module):
+            def forward(self, x):
+                tokens = x[..., ::2, ::2].flatten(2).mT
+                return torch.cat([torch.full((len(x), n_further, x.shape[1]), 9.0), tokens], dim=1)
+
+        x = noise(2, 3, 16, 16)
+        (found,) = ModuleBackbone(Transformer(), None, (16, 16))(x)
+        assert torch.equal(found, x[..., ::2, ::2])
+        assert gaussian(Transformer()).fit(make_images()).score_samples(make_images()).shape == (12,)
+
     def test_several_outputs(self):
         class Pyramid(nn.Module):
             def forward(self, x):
@@ -253,7 +276,7 @@ class TestModules:
         assert [m.shape[-1] for m in found] == [8, 4]
 
     def test_hooks_are_gone_after_an_error(self):
-        network = nn.Sequential(nn.ReLU(), nn.Conv2d(3, 2, 1))
+        network = nn.Sequential(nn.ReLU(), nn.Conv2d(2, 2, 1))
         with pytest.raises(RuntimeError, match="channels"):
             ModuleBackbone(network, ["0"], (8, 8))(noise(1, 1, 8, 8))
         assert not network[0]._forward_hooks
@@ -265,9 +288,9 @@ class TestModules:
             (convolutions(), (1,), r"layers must name modules of the backbone, got \[1\]"),
             (nn.Flatten(), None, r"must give maps \(n, c, h, w\), got \(1, 256\)"),
             (
-                nn.Conv2d(3, 2, 1),
+                nn.Conv2d(2, 2, 1),
                 None,
-                "backbone=Conv2d cannot make maps of .* to have 3 channels, but got 1",
+                "backbone=Conv2d cannot make maps of .* to have 2 channels, but got 1",
             ),
             (nn.Conv2d(1, 2, 1).double(), None, "backbone=Conv2d cannot make maps of images of shape"),
         ],
@@ -451,7 +474,7 @@ class TestDetectors:
         ("inner", "message"),
         [
             (tiny(DETECTORS["DenoisingAutoEncoder"]), "backbone=DenoisingAutoEncoder trains no encoder"),
-            (tiny(FeatureGaussian), "backbone=FeatureGaussian cannot make maps .*forward"),
+            (tiny(FeatureGaussian), "backbone=FeatureGaussian trains no encoder"),
             (tiny(ScoreEnsemble), "backbone=ScoreEnsemble cannot make maps .*forward"),
         ],
     )
@@ -587,11 +610,13 @@ class TestFiles:
         ({"backbone": "resnet"}, "'backbone' parameter of FeatureGaussian must be a str .*Got 'resnet'"),
         ({"backbone": 3}, "'backbone' parameter of FeatureGaussian must be .*Got 3"),
         ({"backbone": None}, "'backbone' parameter of FeatureGaussian must be .*Got None"),
-        ({"layers": ()}, r"layers must be one or more numbers from 0 to 2 for backbone='filters', got \(\)"),
-        ({"layers": (7,)}, r"layers must be one or more numbers from 0 to 2 .* got \(7,\)"),
-        ({"layers": ("1",)}, r"layers must be one or more numbers from 0 to 2 .* got \('1',\)"),
-        ({"layers": (-1,)}, "layers must be one or more numbers from 0 to 2"),
-        ({"layers": (7,), "backbone": "imagenet"}, "layers must be one or more numbers from 0 to 6 for"),
+        ({"layers": ()}, r"layers must be one or more different numbers from 0 to 2 for .*, got \(\)"),
+        ({"layers": (7,)}, r"layers must be one or more different numbers from 0 to 2 .* got \(7,\)"),
+        ({"layers": ("1",)}, r"layers must be one or more different numbers from 0 to 2 .* got \('1',\)"),
+        ({"layers": (0, 0)}, "layers must be one or more different numbers from 0 to 2"),
+        ({"layers": (True,)}, "layers must be one or more different numbers from 0 to 2"),
+        ({"layers": (-1,)}, "layers must be one or more different numbers from 0 to 2"),
+        ({"layers": (7,), "backbone": "imagenet"}, "one or more different numbers from 0 to 6"),
         ({"layers": 1}, "'layers' parameter of FeatureGaussian must be .*Got 1"),
         ({"input_size": (0, 5)}, r"input_size must be a whole number or two, \(h, w\), got \(0, 5\)"),
         ({"input_size": ("a", 1)}, r"input_size must be a whole number or two, .* got \('a', 1\)"),

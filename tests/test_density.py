@@ -358,6 +358,15 @@ def test_fine_maps():
     assert smallest([(3, 4, 4), (3, 2, 6)]) == (2, 6)
 
 
+@pytest.mark.parametrize("shrinkage", ["ledoit_wolf", 0.001, "oas"])
+def test_two_vectors_are_far_from_each_other(shrinkage):
+    """And not at a negative squared distance, by rounding."""
+    rows = torch.from_numpy(features(2, 40))
+    gaussian = ShrunkGaussian(40, 2)
+    gaussian.fit_rows(rows, shrinkage)
+    assert (gaussian(rows) > 0).all()
+
+
 def patients(n, rng, *, per_patient=3, d=40, shift=0.0):
     """Vectors of n patients with `per_patient` images each, which are alike."""
     x = np.repeat(rng.normal(shift, size=(n, d)), per_patient, axis=0)

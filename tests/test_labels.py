@@ -1,5 +1,6 @@
 """The one rule for y: what every reader of labels does with missing ones, and with labels of other kinds."""
 
+import contextlib
 import warnings
 
 import numpy as np
@@ -16,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from toys import LinearAutoEncoder, NearestImages
 
-from skanomaly import DDAD, AutoEncoder, PatchDetector, metrics
+from skanomaly import DDAD, AutoEncoder, FeatureGaussian, PatchDetector, metrics
 from skanomaly.datasets import load_chest_xray
 from skanomaly.labels import LabelWarning, from_anomalies
 from skanomaly.model_selection import (
@@ -233,6 +234,20 @@ def test_the_warning_points_at_the_users_line(fit):
     assert [warning.category for warning in caught] == [LabelWarning]
     assert caught[0].filename == __file__
     assert caught[0].lineno == fit.__code__.co_firstlineno
+
+
+@pytest.mark.parametrize("y", [np.arange(12) % 4 == 0, np.array(["ill", "fine"] * 6), np.arange(12) % 3])
+def test_detectors_that_learn_from_unlabelled_images_hear_other_labels(y):
+    """0 and 1 are theirs; booleans, strings and 2 have no meaning beside these."""
+    detector = tiny(FeatureGaussian).fit(make_images())
+    for fit in tiny(FeatureGaussian).fit, tiny(FeatureGaussian, keep_sums=True).partial_fit:
+        with pytest.warns(LabelWarning, match="those labelled 0 or False count as unlabelled"):
+            with contextlib.suppress(ValueError):  # sums of unlabelled images are not kept
+                fit(make_images(), y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tiny(FeatureGaussian).fit(make_images(), np.arange(12) % 2)
+        detector.calibrate(make_images(), np.arange(12) % 2, false_alarm_rate=0.5)
 
 
 def same(detector, other, images):

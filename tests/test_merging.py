@@ -86,6 +86,17 @@ def test_chest_x_rays_of_three_sites(detector):
         check_equal(merge(order), detector(**options).fit(train), new)
 
 
+@pytest.mark.parametrize("name", ["cxr_pneumonia_64", "cxr_nih_64", "brain_mri_64", "fundus_dr_64"])
+@pytest.mark.parametrize("detector", [FeatureGaussian, PaDiM])
+def test_three_parts_of_every_set(detector, name, benchmark_data):
+    data = benchmark_data(name)
+    train, new = data["images"][data["split"] == "train"], data["images"][data["split"] == "test"][:30]
+    options = {"backbone": "filters", "input_size": 32, "intensity_range": (0, 255)}
+    parts = fitted(detector(keep_sums=True, **options), *np.array_split(train, 3))
+    for order in parts, [parts[2], parts[0], parts[1]]:
+        check_equal(merge(order, force=True), detector(**options).fit(train), new)
+
+
 @pytest.mark.parametrize("detector", DETECTORS, ids=IDS)
 def test_sums_change_no_score(detector):
     plain = clone(detector).set_params(keep_sums=False).fit(X)

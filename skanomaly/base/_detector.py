@@ -163,7 +163,7 @@ class BaseDetector(CallbackSupport, OutlierMixin, ImageEstimator):
         LabelWarning
             If y holds anything but the number 1, and no -1: labels 0 and 1, booleans or strings may mark
             anomalous images, which are learned as normal. A detector that learns something else from
-            unlabelled images than from normal ones does not warn.
+            unlabelled images than from normal ones does not warn of the numbers 0 and 1.
 
         Notes
         -----
@@ -180,14 +180,18 @@ class BaseDetector(CallbackSupport, OutlierMixin, ImageEstimator):
         self._check_process()
         vars(self).pop("calibration_scores_", None)  # of the last fit
         self._format, images = self._format_class.learn(X, y, self, self._image_range)
-        if not self._tells_unlabelled:
-            labels.warn_without_anomalies(y, "all rows, labelled {labels}, are learned as normal")
+        self._warn_of_labels(y, "all rows, labelled {labels}, are learned as normal")
         self._prepare(images)
         judged = self._learn(images)
         scores, pixels = self._sample(self._normals(images), judged, self._last_step())
         # A quantile, not the worst score: scikit-learn expects this share of training images to be flagged.
         offset = np.percentile(-scores, 100 * self.contamination)
         self._set_thresholds(offset, pixels, self.pixel_contamination)
+
+    def _warn_of_labels(self, y, consequence):
+        if self._tells_unlabelled:
+            consequence += "; those labelled 0 or False count as unlabelled"
+        labels.warn_without_anomalies(y, consequence, tells_unlabelled=self._tells_unlabelled)
 
     def _learn(self, images):
         """Make ``network_`` from the images; return what `_measure` returns."""
@@ -277,9 +281,8 @@ class BaseDetector(CallbackSupport, OutlierMixin, ImageEstimator):
         if y is None:
             return images
         images = images.subset(labels.normal_rows(y, len(images)))
-        if not self._tells_unlabelled:
-            done = "of the rows, labelled {labels}, only those with 1 were taken for normal"
-            labels.warn_without_anomalies(y, done)
+        done = "of the rows, labelled {labels}, only those with 1 were taken for normal"
+        labels.warn_without_anomalies(y, done, tells_unlabelled=self._tells_unlabelled)
         return images
 
     def drift(self, X: ArrayLike, y: ArrayLike | None = None) -> Drift:

@@ -158,8 +158,7 @@ class FeatureDetector(HoldsBackbone, BaseDetector):
         images = self._open(X)
         used, codes = labels.training_rows(y, len(images), least=1)
         self._check_sums(codes)
-        if not self._tells_unlabelled:
-            labels.warn_without_anomalies(y, "all rows, labelled {labels}, are learned as normal")
+        self._warn_of_labels(y, "all rows, labelled {labels}, are learned as normal")
         self._learn_more([self], images.subset(np.flatnonzero(used)))
         return self
 

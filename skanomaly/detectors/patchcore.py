@@ -28,7 +28,8 @@ class PatchCore(FeatureDetector):
         k-means clusters.
     bank_size : int, default=2000
         Number of features that are kept, unless `bank` is "all", which takes 4 bytes for each feature of each
-        position of each training image.
+        position of each training image. The others choose among at most 200,000 positions, drawn at random,
+        so that their memory does not grow with the number of images.
     n_neighbors : int, default=1
         Number of nearest features to which distances are averaged.
     neighborhood : int, default=None

@@ -216,7 +216,9 @@ class DerivativeFilters(nn.Module):
 class ModuleBackbone(nn.Module):
     """Outputs of named modules inside a network; without names, those of the network itself.
 
-    The network is no part of this module: its tensors are not saved.
+    The network is no part of this module: its tensors are not saved. If its first convolution takes three
+    channels, grey images are repeated. Outputs (n, L, d) of a transformer become maps (n, d, h, w) if L is a
+    square, or a square and further tokens, which are left out.
 
     Parameters
     ----------
@@ -238,14 +240,20 @@ class ModuleBackbone(nn.Module):
             )
         self.layers, self.size, self.image_range = layers, size, image_range
         self._held = [network]  # a list, since a module would become a part
+        first = next((part for part in network.modules() if isinstance(part, nn.Conv2d)), None)
+        self.n_channels = None if first is None else first.in_channels
 
     def forward(self, x):
         # eval: it is no part of this module, whose mode it does not follow.
         (low, high), network = self.image_range, self._held[0].to(x.device).eval()
+        x = resize(x, self.size) * (high - low) + low
+        if x.shape[1] == 1 and self.n_channels == 3:
+            x = x.expand(-1, 3, -1, -1)
         with recorded(network, self.layers or ()) as found:
-            output = network(resize(x, self.size) * (high - low) + low)
+            output = network(x)
         maps = [found.get(name) for name in self.layers] if self.layers else output
         maps = [maps] if isinstance(maps, torch.Tensor) else list(maps)
+        maps = [_unrolled(m) for m in maps]
         for m in maps:
             if not isinstance(m, torch.Tensor) or m.ndim != 4:
                 shape = tuple(m.shape) if isinstance(m, torch.Tensor) else type(m).__name__
@@ -257,6 +265,17 @@ class ModuleBackbone(nn.Module):
     pooled = staticmethod(ImageNetBackbone.pooled)
 
 
+def _unrolled(output):
+    """Maps (n, d, h, w) of tokens (n, L, d) of square images; any other output as it is.
+
+    Transformers put further tokens, of the class and registers, before those of places.
+    """
+    if not isinstance(output, torch.Tensor) or output.ndim != 3:
+        return output
+    side = math.isqrt(output.shape[1])
+    return output[:, output.shape[1] - side * side :].mT.unflatten(2, (side, side))
+
+
 @contextmanager
 def recorded(network, names):
     """Context in which a dict gets the outputs of the modules `names` of a network, by name."""
@@ -265,7 +284,8 @@ def recorded(network, names):
     def keep(name, module, inputs, output):
         # Another thread may run the same network at the same time.
         if threading.get_ident() == thread:
-            found[name] = output
+            # A copy, because an activation that follows may work in place.
+            found[name] = output.clone() if isinstance(output, torch.Tensor) else output
 
     # Hooks only while it runs: others may hold the network, too.
     hooks = [network.get_submodule(name).register_forward_hook(partial(keep, name)) for name in names]

@@ -263,7 +263,9 @@ class ShrunkGaussian(nn.Module):
         own = rest <= WITHIN * (along.square().sum(1) + rest)
         # Sherman-Morrison: mean and covariance without one vector, at the same shrinkage and deviations.
         others = self.n_images - 1
-        left_out = squares / (1 - (1 - self.shrinkage) * squares / others) * self.n_images / others
+        # Of two vectors with hardly any shrinkage, what is left is rounding.
+        left = (1 - (1 - self.shrinkage) * squares / others).clamp(min=ROUNDING)
+        left_out = squares / left * self.n_images / others
         return torch.where(own, left_out, squares)
 
     def nearest(self, x, k):

@@ -92,7 +92,7 @@ def test_the_map_leaves_out_coarse_layers():
         {"backbone": "imagenet", "input_size": (9, 20), "layers": [3, 1]},
         {"layers": (1,)},
         {"grid": 3},
-        {"grid": [2, 5], "layers": (0, 0)},
+        {"grid": [2, 5], "layers": (2, 0)},
         {"shrinkage": "ledoit_wolf"},
         {"shrinkage": 1e-3},
         {"shrinkage": 1.0},

@@ -252,7 +252,7 @@ def test_options_are_heard():
         ({"attribution": "lime"}, "'attribution' parameter of KnowledgeDistillation must be"),
         ({"magnitude_weight": -1}, "'magnitude_weight' parameter of KnowledgeDistillation must be"),
         ({"blur": 1.1}, "'blur' parameter of KnowledgeDistillation must be"),
-        ({"layers": (7,)}, "layers must be one or more numbers from 0 to 2"),
+        ({"layers": (7,)}, "layers must be one or more different numbers from 0 to 2"),
         ({"backbone": "vgg"}, "'backbone' parameter of KnowledgeDistillation must be"),
     ],
 )

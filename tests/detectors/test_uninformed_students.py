@@ -301,7 +301,7 @@ def test_options(parameters, tmp_path):
         ({"n_students": 1}, "'n_students' parameter of UninformedStudents must be"),
         ({"top_fraction": 0.0}, "'top_fraction' parameter of UninformedStudents must be"),
         ({"teacher_lr": 0.0}, "'teacher_lr' parameter of UninformedStudents must be"),
-        ({"layers": (7,)}, "layers must be one or more numbers from 0 to 2"),
+        ({"layers": (7,)}, "layers must be one or more different numbers from 0 to 2"),
     ],
 )
 def test_bad_parameters(parameters, message):
