@@ -17,10 +17,14 @@ import numpy as np
 
 from skanomaly import _comparison
 from skanomaly._comparison import CELLS, compare, make, mean, parse, select, table
-from skanomaly.metrics import auroc
+from skanomaly.metrics import auroc, confounds, stratified_auroc
 
 SETS = "cxr_pneumonia_128", "cxr_nih_128", "brain_mri_128", "fundus_dr_128"
+#: The set that is told apart by its sharpness.
+SHARP = "cxr_pneumonia"
 SHARES = "0 %", "10 %", "25 %", "50 %"
+#: Weights with which the AUROC within strata of sharpness is computed.
+WITHIN = "0.0", "estimated"
 WEIGHTS = 0.0, 0.25, 0.5, 0.75, 1.0
 
 
@@ -44,7 +48,10 @@ def aurocs(detector, normal, unlabelled, judged):
     components, estimate = detector.score_components(judged.images), detector.unlabelled_weight_
     weights = {"estimated": estimate} | {str(w): w for w in WEIGHTS}
     scores = {name: components["distance"] - w * components["unlabelled"] for name, w in weights.items()}
-    return {"weight": estimate} | {name: auroc(judged.target, score) for name, score in scores.items()}
+    found = {"weight": estimate} | {name: auroc(judged.target, score) for name, score in scores.items()}
+    confound = confounds(judged.images)["sharpness"]
+    within = {name: stratified_auroc(judged.target, scores[name], confound) for name in WITHIN}
+    return found | {f"within {name}": value for name, value in within.items()}
 
 
 def evaluate(detector, parts, *, share):
@@ -59,18 +66,25 @@ def evaluate(detector, parts, *, share):
 
 
 def report(cells):
-    lines = []
+    lines, within = [], []
     for data in dict.fromkeys(f"{name}, {share}" for name in SETS for share in SHARES):
         same = select(cells, data=data)
         for split in "val", "test":
             figures = [mean(same, split, name) for name in ("weight", "estimated", *map(str, WEIGHTS))]
             lines.append([*data.split(", "), split, len(same), *figures])
+        if data.startswith(SHARP) and same:
+            names = [name for w in WITHIN for name in (w, f"within {w}")]
+            within.append([*data.split(", "), len(same), *(mean(same, "test", name) for name in names)])
     columns = "data", "anomalous", "split", "draws", "weight estimated", "with it"
     columns += tuple(f"weight {w:g}" for w in WEIGHTS)
+    strata = "data", "anomalous", "draws", "alone", "alone, within", "with the estimate", "the same, within"
     return (
         "Made by `python benchmarks/studies/unlabelled.py --seeds 3`. The weight of unlabelled images that "
-        "FeatureGaussian estimates, and its AUROC with it and with others, of which 0 is that of the "
-        "normal images alone; mean of the draws (standard deviation).\n\n" + table(columns, lines)
+        "FeatureGaussian estimates, and its AUROC with it and with others, of which 0 is that of the normal "
+        "images alone; mean of the draws (standard deviation).\n\n"
+        + table(columns, lines)
+        + "\nWithin strata of sharpness, by which alone pneumonia is told; `test`:\n\n"
+        + table(strata, within)
     )
 
 
