@@ -98,7 +98,8 @@ class DeepSVDD(TrainedDetector):
     :Departures: layers and channels follow from the size of the images; the paper has two or three levels;
         the learning rate stays constant, where the public code divides it by 10 after 50 of 150 epochs; a
         coordinate of the centre that is exactly 0 is moved, too; the final radius is that of all training
-        images, not of the last batch; {pretraining_epochs steps} and {max_epochs steps} training steps
+        images, not of the last batch; {pretraining_epochs steps} and {max_epochs steps} training steps,
+        about 4,500 of each in the public code on MNIST
     :Variants:
         * soft-boundary Deep SVDD: ``DeepSVDD(objective="soft_boundary")``
         * Deep SVDD with the network for CIFAR-10: ``DeepSVDD(width=32, latent_size=128, n_levels=3)``
@@ -128,7 +129,7 @@ class DeepSVDD(TrainedDetector):
     torch.Size([32])
     """
 
-    _steps = {"pretraining_epochs": 1000, "max_epochs": 1000}
+    _steps = {"pretraining_epochs": 250, "max_epochs": 250}
 
     _parameter_constraints = {
         "objective": [StrOptions({"one_class", "soft_boundary"})],
