@@ -43,7 +43,7 @@ SETS = "cxr_pneumonia_64", "cxr_nih_64", "brain_mri_64"
 MAY_SHIP = "cxr_pneumonia", "cxr_nih", "oct_tiny", "mnist"
 #: Modules and folders whose code decides what a detector learns and how it scores.
 ROOMS = {"detectors", "networks", "training", "transforms", "synthesis", "patches", "ensemble"}
-ROOMS |= {"_backbone", "_confounds", "_losses", "_search", "_windows"}
+ROOMS |= {"density", "features", "_backbone", "_confounds", "_losses", "_search", "_windows"}
 KEY = "data", "file", "classes", "parameters", "seed"
 FALSE_ALARM_RATE = 0.05
 N_PIXEL_RESAMPLES = 50  # few, because each has about a million pixels

@@ -542,8 +542,9 @@ class PrincipalComponentClassifier(RowDetector):
         return squares[:, : self.n_major_].sum(1), squares[:, first_minor:].sum(1)
 
     def _anomaly(self, rows):
-        sums = zip(self._sums(rows), self.thresholds_, (self.n_major_, self.n_minor_))
-        return np.max([part / threshold for part, threshold, n in sums if n], axis=0)
+        return np.max(
+            [part / threshold for part, threshold in zip(self._sums(rows), self.thresholds_)], axis=0
+        )
 
     def score_components(self, X: ArrayLike) -> dict[str, NDArray[np.float64]]:
         """Both distances of each row; higher is worse.

@@ -13,10 +13,12 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 from sklearn.covariance import ledoit_wolf
+from sklearn.pipeline import make_pipeline
 from sklearn.utils import Bunch
 
 from skanomaly import FeatureGaussian, _comparison
 from skanomaly.datasets import make_digit_anatomy
+from skanomaly.features import ImageFeatures
 from skanomaly.metrics import auroc
 from skanomaly.testing import all_detectors, make_images, tiny
 
@@ -456,6 +458,36 @@ def test_the_parts_of_ssl_anovae(script, tmp_path, monkeypatch, capsys):
     assert "| phantom_oct_64 | plain | 1 | 0." in table
     assert "| phantom_oct_64 | plain one | 1 | 0." in table
     assert "| fundus_dr_64 | plain | 0 | - | - | - |" in table
+
+
+@pytest.mark.study
+def test_the_study_of_backbones(script, tmp_path, monkeypatch, capsys):
+    study = script("backbones")
+    split, labels = np.repeat(["train", "val", "test"], 20), np.arange(60) % 2 * (np.arange(60) > 19)
+    for name in ("one", "two"):
+        np.savez(tmp_path / f"{name}.npz", images=make_images((60, 16, 16)), labels=labels, split=split)
+    settings = {"coarse": {"layers": (2,)}, "fine": {"layers": (0,)}}
+    small = {"backbone": "filters", "input_size": 16}
+    monkeypatch.setattr(study, "SETTINGS", {name: small | of for name, of in settings.items()})
+    transforms = []
+    transform = ImageFeatures.transform
+    monkeypatch.setattr(ImageFeatures, "transform", lambda *a: transforms.append(a) or transform(*a))
+    heads = "--heads", *study.HEADS, "FeatureGaussian"
+    study.run("--sets", "one", "two", *heads)
+    assert len(transforms) == 2 * 2 * 3, "once for each set, setting and split"
+    folder = tmp_path / "backbones"
+    both, val, one, two, seconds = (folder / "table.md").read_text().split("| backbone |")[1:]
+    cells = [json.loads(line) for line in (folder / "cells.jsonl").read_text().splitlines()]
+    assert len(cells) == 2 * 2 * 8
+    (cell,) = (c for c in cells if c["detector"] == "CBLOF on fine" and c["data"] == "one")
+    parts = _comparison.load("one", tmp_path)
+    features = ImageFeatures(layers=(0,), **small, random_state=0)
+    alone = make_pipeline(features, study.HEADS["CBLOF"](0)).fit(parts["train"].images)
+    assert cell["auroc"] == auroc(parts["test"].target, -alone.score_samples(parts["test"].images))
+    assert cell["val_auroc"] == auroc(parts["val"].target, -alone.score_samples(parts["val"].images))
+    assert f"| {cell['auroc']:.3f} |" in one
+    study.run("--sets", "one", "two", *heads)
+    assert len((folder / "cells.jsonl").read_text().splitlines()) == len(cells), "nothing is run twice"
 
 
 @pytest.fixture
