@@ -3,7 +3,7 @@
 import math
 import warnings
 from numbers import Integral, Real
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -69,11 +69,11 @@ class RowDetector(OutlierMixin, BaseEstimator):
         LabelWarning
             If y holds anything but the number 1, and no -1.
         """
-        X = validate_data(self, X, dtype=self._dtypes, ensure_min_samples=2)
-        used, _ = training_rows(y, len(X))
+        given = validate_data(self, X, dtype=self._dtypes, ensure_min_samples=2)
+        used, _ = training_rows(y, len(given))
         warn_without_anomalies(y, "all rows, labelled {labels}, are learned as normal")
-        rows = X[used].astype(np.float64)
-        self._learn(rows, np.finfo(X.dtype).eps)
+        rows = given[used].astype(np.float64)
+        self._learn(rows, np.finfo(given.dtype).eps)
         offset = np.percentile(-self._anomaly(rows), 100 * self.contamination)
         check_learned(offset_=offset)
         self.offset_ = float(offset)
@@ -208,7 +208,7 @@ class RobustKernelDensity(RowDetector):
     weights_: NDArray[np.float64]
 
     def __init__(self, *, bandwidth="auto", loss="hampel", tol=1e-5, max_iter=100, contamination=0.1):
-        self.bandwidth: Any = bandwidth
+        self.bandwidth = bandwidth
         self.loss = loss
         self.tol = tol
         self.max_iter = max_iter
