@@ -49,11 +49,10 @@ class Encoder(nn.ModuleList):
     """Feature maps of each level, from the finest to the coarsest."""
 
     def __init__(self, image_shape, *, width):
-        self.strides = choose_strides(image_shape)
-        widths = [width * min(8, 2**level) for level in range(len(self.strides))]
+        strides = choose_strides(image_shape)
+        widths = [width * min(8, 2**level) for level in range(len(strides))]
         ins = [image_shape[0], *widths]
-        super().__init__(ResidualBlock(a, b, stride) for a, b, stride in zip(ins, widths, self.strides))
-        self.n_features = widths[-1]
+        super().__init__(ResidualBlock(a, b, stride) for a, b, stride in zip(ins, widths, strides))
 
     def forward(self, x):
         maps = []
@@ -63,32 +62,61 @@ class Encoder(nn.ModuleList):
         return maps
 
 
-class CutPasteNetwork(nn.Module):
-    """Parts `encoder`, `head` and `classifier`, and the Gaussians `density` of the encoder's features."""
+class OwnEncoder(nn.Module):
+    """A user's module, which gives a feature map (n, c, h, w) or several, as an encoder that gives a list."""
 
-    def __init__(self, image_shape, n_classes, n_images, *, width, hidden_size, n_layers):
+    def __init__(self, image_shape, make):
         super().__init__()
-        self.encoder = Encoder(image_shape, width=width)
-        sizes = [self.encoder.n_features, *[hidden_size] * n_layers, CODE_SIZE]
+        self.module = make(image_shape)
+        if not isinstance(self.module, nn.Module):
+            name = type(self.module).__name__
+            raise TypeError(f"backbone must make an nn.Module of an image shape, got {name}")
+
+    def forward(self, x):
+        maps = self.module(x)
+        maps = [maps] if isinstance(maps, torch.Tensor) else list(maps)
+        if not maps or any(m.ndim != 4 for m in maps):
+            raise ValueError(
+                f"backbone must give maps (n, c, h, w), got {[tuple(m.shape) for m in maps]}; leave out what "
+                "pools them"
+            )
+        return maps
+
+
+class CutPasteNetwork(nn.Module):
+    """Parts `encoder`, `head` and `classifier`, and the Gaussians `density` of the encoder's features.
+
+    Parameters
+    ----------
+    image_shape : tuple (C, H, W)
+    n_classes, n_images : int
+        Number of classes, and of images to which the Gaussians are fitted.
+    encoder : nn.Module
+        Module from images to a list of feature maps, of which the last is pooled to the features.
+    hidden_size, n_layers : int
+    """
+
+    def __init__(self, image_shape, n_classes, n_images, encoder, *, hidden_size, n_layers):
+        super().__init__()
+        self.encoder, self.image_size = encoder, image_shape[1:]
+        with torch.no_grad():
+            maps = encoder.eval()(torch.zeros(1, *image_shape))
+        n_features, maps = maps[-1].shape[1], self._fine(maps)
+        sizes = [n_features, *[hidden_size] * n_layers, CODE_SIZE]
         layers = []
         for a, b in zip(sizes, sizes[1:]):
             layers += [nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU()]
         self.head = nn.Sequential(*layers)
         self.classifier = nn.Linear(CODE_SIZE, n_classes)
-        with torch.no_grad():
-            maps = self._fine(self.encoder.eval()(torch.zeros(1, *image_shape)))
         self.density = nn.Module()
-        self.density.image = ShrunkGaussian(self.encoder.n_features, n_images)
+        self.density.image = ShrunkGaussian(n_features, n_images)
         n_channels, size = sum(m.shape[1] for m in maps), smallest([m.shape[1:] for m in maps])
         self.density.places = PositionGaussians(n_channels, N_COMPONENTS, size)
 
     def _fine(self, maps):
-        """Maps of the levels that are fine enough to show where something is, one at least."""
-        stride, found = 1, []
-        for of_level, steps in zip(maps, self.encoder.strides):
-            stride *= max(steps)
-            found += [of_level] if stride <= LARGEST_STRIDE else []
-        return found or maps[:1]
+        """Maps that are fine enough to show where something is, one at least."""
+        wanted = [side / LARGEST_STRIDE for side in self.image_size]
+        return [m for m in maps if m.shape[2] >= wanted[0] and m.shape[3] >= wanted[1]] or maps[:1]
 
     def logits(self, features):
         return self.classifier(self.head(features))
@@ -153,8 +181,12 @@ class CutPaste(TrainedDetector):
     patches : {"3-way", "normal", "scar", "union"}, default="3-way"
         Kinds of patches. "normal" are upright rectangles, "scar" thin ones that are turned, "union" either.
         "3-way" has both, as two classes beside that of normal images.
+    backbone : callable, default=None
+        Function from the image shape (C, H, W) to an ``nn.Module``, which gives a feature map (n, c, h, w) of
+        images in [0, 1], or several from the finest to the coarsest. It is trained on, from the weights that
+        it has. None is a small residual network without learned weights.
     width : int, default=16
-        Channels of the first level of the encoder. The next levels have 2, 4 and 8 times as many.
+        Channels of the first level of that network. The next levels have 2, 4 and 8 times as many.
     hidden_size : int, default=512
         Width of the hidden layers between features and classes.
     n_layers : int, default=1
@@ -178,7 +210,7 @@ class CutPaste(TrainedDetector):
     :Trained on: normal images, with and without patches
     :Score: squared Mahalanobis distance of the features of the image
     :Map: Mahalanobis distance of the features at each position
-    :Departures: a smaller residual network, trained from scratch, for ResNet-18; the map is that
+    :Departures: a smaller residual network for ResNet-18; the map is that
         of a Gaussian for each position, where the paper scores patches by a network of their own; training
         images are neither shifted nor changed in color; {max_epochs steps} steps
     :Variants:
@@ -205,10 +237,11 @@ class CutPaste(TrainedDetector):
     ((2,), (2, 64, 64))
     """
 
-    _steps = {"max_epochs": 1000}
+    _steps = {"max_epochs": 500}
 
     _parameter_constraints = {
         "patches": [StrOptions(set(KINDS))],
+        "backbone": [callable, None],
         "n_layers": [Interval(Integral, 1, None, closed="left")],
     }
 
@@ -216,6 +249,7 @@ class CutPaste(TrainedDetector):
         self,
         *,
         patches="3-way",
+        backbone=None,
         width=16,
         hidden_size=512,
         n_layers=1,
@@ -235,6 +269,7 @@ class CutPaste(TrainedDetector):
         random_state=None,
     ):
         self.patches = patches
+        self.backbone = backbone
         self.n_layers = n_layers
         self._assign_shared(locals())
 
@@ -247,8 +282,13 @@ class CutPaste(TrainedDetector):
             raise ValueError(f"n_images_ cannot be {n_images!r}")
 
     def _build(self, image_shape):
-        sizes = {"width": self.width, "hidden_size": self.hidden_size, "n_layers": self.n_layers}
-        return CutPasteNetwork(image_shape, 1 + len(KINDS[self.patches]), self.n_images_, **sizes)
+        if self.backbone is None:
+            encoder = Encoder(image_shape, width=self.width)
+        else:
+            encoder = OwnEncoder(image_shape, self.backbone)
+        sizes = {"hidden_size": self.hidden_size, "n_layers": self.n_layers}
+        n_classes = 1 + len(KINDS[self.patches])
+        return CutPasteNetwork(image_shape, n_classes, self.n_images_, encoder, **sizes)
 
     def _train(self, run, network, images):
         run("classification", Classification, network, images, kinds=KINDS[self.patches], optimizer=SGD)

@@ -11,22 +11,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from sklearn.covariance import LedoitWolf
+from sklearn.frozen import FrozenEstimator
 from skorch.callbacks import Callback
 from steps import assert_descends, run_step
+from torch import nn
 from torch.nn import functional as F
 
-from skanomaly import CutPaste
+from skanomaly import CutPaste, FeatureGaussian, PaDiM
 from skanomaly._random import seeded
-from skanomaly.detectors.cutpaste import KINDS, Classification, CutPasteNetwork
+from skanomaly.detectors.cutpaste import KINDS, Classification, CutPasteNetwork, Encoder
+from skanomaly.persistence import load, save
 from skanomaly.synthesis import cutpaste
 from skanomaly.testing import make_images, tiny
-
-SIZES = {"width": 2, "hidden_size": 8, "n_layers": 1}
 
 
 def network(n_classes=3, shape=(1, 16, 16)):
     with seeded(0):
-        return CutPasteNetwork(shape, n_classes, 10, **SIZES)
+        encoder = Encoder(shape, width=2)
+        return CutPasteNetwork(shape, n_classes, 10, encoder, hidden_size=8, n_layers=1)
+
+
+def known_weights(image_shape):
+    """A network whose weights were learned elsewhere."""
+    with seeded(7):
+        return nn.Sequential(nn.Conv2d(image_shape[0], 5, 3, 2, 1), nn.BatchNorm2d(5), nn.ReLU())
 
 
 @pytest.mark.parametrize("patches", sorted(KINDS))
@@ -62,7 +70,7 @@ def test_network_takes_images_of_any_size(shape, seed):
     net, x = network(shape=shape).eval(), torch.rand(3, *shape, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         features, maps = net(x)
-        assert features.shape == (3, net.encoder.n_features)
+        assert features.shape == (3, net.density.image.mean.numel())
         assert maps.shape[2:] == net.density.places.size
         for own, whole in zip(net(x[:1]), (features, maps)):
             assert_allclose(own, whole[:1], rtol=1e-3, atol=1e-4, err_msg="each image by itself")
@@ -162,6 +170,48 @@ def test_the_gaussian_is_of_the_images_that_were_trained_on():
     detector = tiny(CutPaste, validation_fraction=0.25).fit(make_images((20, 16, 16)))
     assert detector.n_images_ == detector.network_.density.image.n_images == 15
     assert "valid_loss" in detector.history_["classification"][0]
+
+
+def test_a_backbone_is_trained_on(tmp_path):
+    X = make_images()
+    options = {"backbone": known_weights, "random_state": 3}
+    same, trained = (tiny(CutPaste, lr=lr, **options).fit(X) for lr in (1e-12, 0.01))
+    known = known_weights((1, 16, 16))[0].weight
+    assert torch.equal(same.network_.encoder.module[0].weight, known)
+    moved = trained.network_.encoder.module[0].weight
+    assert not torch.equal(moved, known)
+    assert_allclose(moved.detach(), known.detach(), atol=0.2, err_msg="from where it was")
+    assert trained.network_.density.image.mean.shape == (5,)
+    assert trained.anomaly_map(X).shape == X.shape
+    save(trained, tmp_path / "detector.skanomaly", leave_out=["backbone"])
+    loaded = load(tmp_path / "detector.skanomaly", backbone=known_weights)
+    assert np.array_equal(loaded.score_samples(X), trained.score_samples(X))
+
+
+def test_its_features_serve_other_detectors():
+    """A fitted one is a backbone of FeatureGaussian and PaDiM."""
+    X = make_images((30, 16, 16))
+    fitted = FrozenEstimator(tiny(CutPaste).fit(X))
+    for other in (FeatureGaussian, PaDiM):
+        detector = other(backbone=fitted).fit(X)
+        assert len(set(detector.score_samples(X))) == 30
+        assert detector.backbone_["name"] == "CutPaste"
+
+
+@pytest.mark.parametrize(
+    ("backbone", "error", "message"),
+    [
+        (lambda shape: "resnet", TypeError, "backbone must make an nn.Module of an image shape, got str"),
+        (
+            lambda shape: nn.Flatten(),
+            ValueError,
+            r"backbone must give maps \(n, c, h, w\), got \[\(1, 256\)\]",
+        ),
+    ],
+)
+def test_bad_backbones(backbone, error, message):
+    with pytest.raises(error, match=message):
+        tiny(CutPaste, backbone=backbone).fit(make_images())
 
 
 @pytest.mark.parametrize("parameters", [{"patches": "scar"}, {"n_layers": 3}, {"hidden_size": 8}], ids=str)
