@@ -1,5 +1,6 @@
 """UninformedStudents: students learn a teacher's descriptors of normal patches, and disagree on others."""
 
+from functools import partial
 from numbers import Integral, Real
 
 import numpy as np
@@ -17,6 +18,8 @@ from ..training import Students, TeacherTraining
 N_PATCHES = 64
 #: Least deviation of a descriptor's dimension, as a share of the largest one.
 LEAST_DEVIATION = 1e-3
+#: Most pixels of images that are described at a time; all images of a batch might fill the memory.
+N_PIXELS = 2**18
 #: Weight decay of all networks, as in the paper.
 DECAY = 1e-5
 
@@ -36,6 +39,14 @@ def error_and_variance(predictions, targets):
     mean = predictions.mean(0)
     # Not the mean of squares less the square of the mean, whose difference is lost to rounding.
     return (mean - targets).square().sum(1), (predictions - mean).square().sum(2).mean(0)
+
+
+def in_parts(function, x):
+    """Result of a function of images (n, c, h, w), for as many of them at a time as have `N_PIXELS`."""
+    n = max(1, N_PIXELS // x[0, 0].numel())
+    # A power of two, as the size of a batch is: results in float32 depend on how many images there are.
+    parts = [function(part) for part in x.split(2 ** (n.bit_length() - 1))]
+    return tuple(map(torch.cat, zip(*parts)))
 
 
 class ScaleNetwork(nn.Module):
@@ -64,9 +75,12 @@ class ScaleNetwork(nn.Module):
 
     def regress(self, x):
         """Error and variance at each pixel, (n, 2, h, w)."""
-        predictions = torch.stack([student.at_each_pixel(x) for student in self.students])
-        targets = self.targets(self.teacher.at_each_pixel(x))
-        return torch.stack(error_and_variance(predictions, targets), dim=1)
+
+        def regress(x):
+            predictions = torch.stack([student.at_each_pixel(x) for student in self.students])
+            return error_and_variance(predictions, self.targets(self.teacher.at_each_pixel(x)))
+
+        return torch.stack(in_parts(regress, x), dim=1)
 
     def forward(self, x):
         """Error and variance at each pixel in deviations from the mean of normal images, (n, 2, h, w)."""
@@ -92,6 +106,7 @@ def moments(function, network, images, device):
         values = function(x).double()
         return values.mean((2, 3)), values.square().mean((2, 3))
 
+    sums = partial(in_parts, sums)
     mean, square = (part.mean(0) for part in _inference.collect(sums, network, images, device))
     return mean, np.sqrt(np.maximum(square - mean**2, 0))
 
@@ -128,7 +143,7 @@ class UninformedStudents(HoldsBackbone, TrainedDetector):
         features of the patch, lambda_k in the paper. With 0 the backbone is not used, nor needed.
     metric_weight : float, default=0.0
         Weight of the triplet loss, which needs no backbone, lambda_m in the paper.
-    compactness_weight : float, default=0.01
+    compactness_weight : float, default=1.0
         Weight of the squared correlations between dimensions of descriptors, lambda_c in the paper.
     {backbone}
     input_size : int or tuple (h, w), default=32
@@ -168,7 +183,7 @@ class UninformedStudents(HoldsBackbone, TrainedDetector):
         contrast and brightness; what is distilled is EfficientNet-Lite0 (a ResNet-18 in the paper), its
         features standardised in each batch; networks are 8 times as narrow, and learn for fewer steps;
         students learn every fourth (p = 33) or eighth (p = 65) patch of a window at a random place, which is
-        the paper's loss on average; `compactness_weight` is 1 in the paper; the paper has no score of images
+        the paper's loss on average; the paper has no score of images
     :Variants:
         * Uninformed students, p = 17: ``UninformedStudents(patch_sizes=(17,))``
         * Uninformed students, p = 33: ``UninformedStudents(patch_sizes=(33,))``
@@ -218,7 +233,7 @@ class UninformedStudents(HoldsBackbone, TrainedDetector):
         n_features=32,
         distillation_weight=1.0,
         metric_weight=0.0,
-        compactness_weight=0.01,
+        compactness_weight=1.0,
         backbone="imagenet",
         layers=None,
         input_size=32,

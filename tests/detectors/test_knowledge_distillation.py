@@ -101,7 +101,7 @@ def test_smooth_gradients_are_those_of_one_image_whatever_the_others():
     found = smooth_gradient_map(lambda x: x.square().sum((1, 2, 3)) / 2, x)
     alone = smooth_gradient_map(lambda x: x.square().sum((1, 2, 3)) / 2, x[2:])
     assert_allclose(found[2:], alone, rtol=1e-5)
-    assert not torch.equal(found, x.mean(1))
+    assert (found - x.mean(1)).abs().mean() > 1e-3, "there is noise"
     assert_allclose(found, x.mean(1), atol=0.2)
 
 
