@@ -1,21 +1,46 @@
 """Anomalies made from normal images, with their masks."""
 
 from .transforms.cutpaste import cutpaste
-from .transforms.defects import fpi, interpolate_foreign_patches, mixture, pii, synthesize
+from .transforms.defects import (
+    anat_paste,
+    dark_cavities,
+    foreground,
+    fpi,
+    interpolate_foreign_patches,
+    mixture,
+    nsa,
+    pii,
+    shifted_pieces,
+    synthesize,
+)
 from .transforms.perlin import perlin
 
 __all__ = [
     "SYNTHESES",
+    "anat_paste",
     "cutpaste",
+    "dark_cavities",
+    "foreground",
     "fpi",
     "interpolate_foreign_patches",
     "mixture",
+    "nsa",
     "perlin",
     "pii",
+    "shifted_pieces",
     "synthesize",
 ]
 
 #: Syntheses by name: functions (images, sources, generator) -> (images, masks, labels).
 #:
 #: :meta hide-value:
-SYNTHESES = {"cutpaste": cutpaste, "fpi": fpi, "mixture": mixture, "perlin": perlin, "pii": pii}
+SYNTHESES = {
+    "anat_paste": anat_paste,
+    "cutpaste": cutpaste,
+    "fpi": fpi,
+    "mixture": mixture,
+    "nsa": nsa,
+    "perlin": perlin,
+    "pii": pii,
+    "shifted_pieces": shifted_pieces,
+}

@@ -6,10 +6,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
+from scipy.ndimage import map_coordinates, median_filter
 from torch.testing import assert_close
 
 from skanomaly._random import seeded
-from skanomaly.synthesis import SYNTHESES, fpi, interpolate_foreign_patches, mixture, pii, synthesize
+from skanomaly.synthesis import (
+    SYNTHESES,
+    anat_paste,
+    dark_cavities,
+    foreground,
+    fpi,
+    interpolate_foreign_patches,
+    mixture,
+    nsa,
+    pii,
+    shifted_pieces,
+    synthesize,
+)
 from skanomaly.testing import make_images
 from skanomaly.transforms import defects
 from skanomaly.transforms.defects import foreign_patches
@@ -335,12 +348,209 @@ def test_rolled_and_blurred_images():
         assert_close(blurred[y, c, h, w], (weight * x[y, c]).sum() / weight.sum())
 
 
+def pasted_by_hand(x, s, **options):
+    """One piece of NSA, replayed from its draws: box, resampled source, and the image by blending."""
+    n, sides, g = len(x), x.shape[2:], generator()
+    uniform = torch.rand(2, 2, n, generator=g)
+    halves = (0.05 - 0.03 * torch.log(uniform[0] * uniform[1])).clamp(0.03, 0.4).T * torch.tensor(sides)
+    factor = (1 + 0.5 * torch.randn(n, generator=g)).clamp(0.7, 1.3)
+    draws = torch.rand(2, n, 2, generator=g)
+    source = halves + draws[0] * (torch.tensor(sides) - 2 * halves)
+    target = draws[1] * torch.tensor(sides)
+    made, box = x.clone().double(), torch.zeros(n, 1, *sides, dtype=torch.bool)
+    for i in range(n):
+        axes = [
+            (torch.arange(side) + 0.5 - target[i, k].floor()).abs() < (halves[i, k] * factor[i]).clamp(min=1)
+            for k, side in enumerate(sides)
+        ]
+        piece = s[i].clone().double()
+        # scipy's coordinates are those of pixel centres: p - 1/2.
+        at = [
+            (torch.arange(side) + 0.5 - target[i, k]) / factor[i] + source[i, k] - 0.5
+            for k, side in enumerate(sides)
+        ]
+        grid = np.meshgrid(*[a.numpy() for a in at], indexing="ij")
+        for channel in range(len(piece)):
+            values = map_coordinates(s[i, channel].double().numpy(), grid, order=1, mode="nearest")
+            piece[channel] = torch.from_numpy(values)
+        whole = [axis[None] for axis in axes]
+        one = blend(x[i : i + 1].double(), piece[None], *whole, own=options["own"], foreign=1.0)
+        made[i] = one[0].clamp(float(x[i].min()), float(x[i].max()))
+        box[i, 0] = axes[0][:, None] & axes[1]
+    return made.float(), box
+
+
+@pytest.mark.parametrize(("clone", "own"), [("mixed", 1.0), ("normal", 0.0)])
+def test_a_piece_of_nsa_by_hand(clone, own):
+    x, s = random_images(12, 2, 32, 40), random_images(12, 2, 32, 40, seed=1)
+    expected, box = pasted_by_hand(x, s, own=own)
+    made, masks, labels = nsa(x, s, generator(), n_patches=1, clone=clone)
+    assert_close(made, expected, atol=1e-4, rtol=0)
+    assert not (masks & ~box).any()
+    change = 255 * (made - x).abs()
+    changed = box & (change > 1).any(1, keepdim=True)
+    # Images of 32 pixels: the median is over a disk of radius 1, and nothing is cleaned.
+    change = torch.where(changed, change.mean(1, keepdim=True), 0)
+    disk = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]])[None, None]
+    change = torch.from_numpy(median_filter(change.numpy(), footprint=disk, mode="nearest"))
+    assert_close(labels, changed / (1 + torch.exp(-0.5 * (change - 4))))
+    intensity = nsa(x, s, generator(), n_patches=1, clone=clone, label="intensity")[2]
+    assert_close(intensity, box * change / 255)
+    binary = nsa(x, s, generator(), n_patches=1, clone=clone, label="binary")[2]
+    assert_close(binary, changed.float())
+
+
+def test_the_middle_of_logistic_labels():
+    x = torch.zeros(1, 1, 40, 40)
+    made = x.clone()
+    made[..., 10:30, 10:30] = 4 / 255
+    inside = made > 0
+    options = {"mode": "logistic", "k": 0.5, "x0": 4.0, "tolerance": 1.0}
+    labels = defects.nsa_labels(x, made, inside, radii=(2, 5), **options)
+    assert labels[0, 0, 20, 20] == pytest.approx(0.5)
+    assert not labels[~inside].any()
+    assert labels[0, 0, 10, 10] == 0, "three quarters of the square around a corner did not change"
+    assert labels[0, 0, 10, 20] > 0
+
+
+def test_sizes_and_numbers_of_nsa():
+    x = torch.zeros(600, 1, 64, 64)
+    x[..., ::2, ::2] = 1.0
+    options = {"label": "binary", "tolerance": 0.0, "resize": (1, 1), "bounds": (0.06, 0.1), "n_patches": 1}
+    halves = defects._draw_halves(5000, generator(), lower=0.05, scale=0.03, bounds=(0.0, 1.0))
+    assert_allclose(halves.mean(), 0.05 + 2 * 0.03, rtol=0.02)
+    assert_allclose(halves.std(), 0.03 * 2**0.5, rtol=0.05)
+    assert halves.min() > 0.05
+    _, masks, _ = nsa(x, 1 - x, generator(), **options)
+    inner = masks[:, 0, 8:-8, 8:-8]
+    whole = torch.equal(masks.any(3).sum(2).clamp(max=14), masks.any(3).sum(2))
+    assert whole, "no piece is larger than its bound"
+    assert inner.any((1, 2)).float().mean() > 0.7
+    areas = [nsa(x, 1 - x, generator(), **options | {"n_patches": k})[1].float().mean() for k in (1, 2, 3)]
+    assert 1.35 < areas[1] / areas[0] < 1.6, "half of the images have a second piece"
+    assert 1.8 < areas[2] / areas[0] < 2.1, "and half a third one"
+
+
+def test_pieces_of_objects():
+    """Pieces lie on objects mostly, in source and image; only pixels of both are pasted."""
+    x, s = torch.zeros(60, 1, 40, 40), torch.zeros(60, 1, 40, 40)
+    x[..., 10:35, 5:30] = 0.5 + 0.4 * random_images(60, 1, 25, 25)
+    s[..., 5:30, 10:35] = 0.5 + 0.4 * random_images(60, 1, 25, 25, seed=1)
+    options = {"objects": foreground, "label": "binary", "n_patches": 1}
+    made, masks, _ = nsa(x, s, generator(), **options)
+    assert masks.any((1, 2, 3)).float().mean() > 0.9
+    assert not masks[~foreground(x)].any()
+    assert ((made - x).abs() > 1e-5)[~foreground(x)].float().mean() < 0.02
+    everywhere = nsa(x, s, generator(), label="binary", n_patches=1)[1]
+    assert everywhere[~foreground(x)].any()
+    for bad in (x * 0, s), (x, s * 0):
+        made, masks, labels = nsa(*bad, generator(), **options)
+        assert torch.equal(made, bad[0]), "without an object there is no piece"
+        assert not masks.any()
+    # A thin object: no place has 70 % of a piece on it, but 5 % is found.
+    thin = torch.zeros(60, 1, 40, 40)
+    thin[..., 20:22, :] = 0.5 + 0.4 * random_images(60, 1, 2, 40)
+    fixed = options | {"bounds": (0.2, 0.2), "resize": (1, 1)}
+    assert not nsa(thin, thin, generator(), **fixed)[1].any()
+    assert nsa(thin, thin.flip(3), generator(), least_object=0.05, **fixed)[1].any()
+
+
+def test_resampled_images():
+    """Against scipy, whose coordinates are those of pixel centres."""
+    x = random_images(3, 2, 12, 20).double()
+    shift, factor = (
+        torch.tensor([[2.0, -3.0], [0.3, 0.6], [0, 0]]),
+        torch.tensor([[1.0, 1], [0.7, 1.3], [2, 1]]),
+    )
+    found = defects._resampled(x, shift, factor)
+    for i in range(3):
+        at = [
+            ((np.arange(side) + 0.5) / float(factor[i, k]) - float(shift[i, k])) - 0.5
+            for k, side in enumerate((12, 20))
+        ]
+        expected = map_coordinates(x[i, 1].numpy(), np.meshgrid(*at, indexing="ij"), order=1, mode="nearest")
+        assert_allclose(found[i, 1], expected, atol=1e-5)
+
+
+def test_median_filter():
+    x = random_images(2, 3, 14, 17).numpy()
+    for radius in (0, 1, 3, 5):
+        at = np.arange(-radius, radius + 1)
+        disk = (at[:, None] ** 2 + at**2 <= radius**2)[None, None]
+        expected = median_filter(x, footprint=disk, mode="nearest")
+        assert_allclose(defects.median_filtered(torch.from_numpy(x), radius), expected)
+
+
+def test_cavities():
+    """Pixels that see something bright in all four directions."""
+    x = random_images(20, 2, 9, 11)
+    for image, found in zip(x, dark_cavities(x)):
+        bright = (image.mean(0) >= image.mean()).numpy()
+        for i in range(9):
+            for j in range(11):
+                sides = bright[:i, j], bright[i + 1 :, j], bright[i, :j], bright[i, j + 1 :]
+                assert found[0, i, j] == (not bright[i, j] and all(side.any() for side in sides))
+
+
+def left_half(images):
+    mask = torch.zeros_like(images[:, :1], dtype=torch.bool)
+    mask[..., : images.shape[3] // 2] = True
+    return mask
+
+
+def test_anat_paste():
+    x = random_images(300, 2, 30, 40)
+    made, masks, labels = anat_paste(x, x, generator(), mask=left_half)
+    assert not masks[..., 20:].any()
+    assert torch.equal(made[..., 20:], x[..., 20:])
+    assert labels.unique().tolist() == [0, 1]
+    whole = masks[
+        (~masks[:, 0, [0, -1]].any((1, 2))) & ~masks[:, 0, :, 0].any(1) & ~masks[:, 0, :, 19].any(1)
+    ]
+    area = whole.any(3).sum((1, 2)) * whole.any(2).sum((1, 2)) / 1200
+    assert 0.015 < area.min() < 0.04
+    assert area.max() < 0.17
+    ratio = whole.any(3).sum((1, 2)) / whole.any(2).sum((1, 2))
+    assert 0.15 < ratio.min() < 0.5 < 2 < ratio.max() < 5, "ragged where nothing changed"
+    middle = torch.where(masks[:, 0], torch.arange(40), 0).sum((1, 2)) / masks.sum((1, 2, 3))
+    assert middle.min() < 5, "pixels of the organ are alike"
+    # Without jitter what is pasted is found in the image itself.
+    plain, masks, _ = anat_paste(x, x, generator(), mask=left_half, jitter=0.0)
+    for image, before, mask in list(zip(plain, x, masks))[:20]:
+        assert np.isin(image[:, mask[0]].numpy(), before.numpy()).all()
+    assert not torch.equal(plain, made)
+    untouched = anat_paste(x, x, generator(), mask=lambda images: left_half(images) & False)
+    assert torch.equal(untouched[0], x)
+    assert not untouched[1].any()
+
+
+def test_shifted_pieces():
+    """The sources' pixels of other places, moved by the same amount in each piece."""
+    x, s = torch.full((200, 1, 24, 24), 0.5), 0.4 + 0.2 * random_images(200, 1, 24, 24)
+    made, masks, labels = shifted_pieces(x, s, generator(), alpha=(1, 1), half_width=(0.5, 0.5), margin=0.49)
+    g = generator()
+    shares, shift = torch.rand(200, 2, generator=g), 0.6 * torch.rand(200, generator=g) - 0.3
+    for i in range(200):
+        down, across = (round(24 * float(share)) for share in shares[i])
+        expected = (s[i].roll((down, across), (1, 2)) + shift[i]).clamp(0, 1)
+        assert_close(made[i][masks[i]], expected[masks[i]])
+    assert masks.float().mean() > 0.8
+    g = generator()
+    _, boxes, _ = shifted_pieces(x, s + 0.4, g)
+    sides = boxes.any(3).sum((1, 2)), boxes.any(2).sum((1, 2))
+    assert not torch.equal(*sides), "boxes are not square"
+    assert torch.equal(shifted_pieces(x, s, generator(), shift=0.0, alpha=(0, 0))[0], x)
+
+
 @pytest.mark.parametrize(
     ("synthesis", "options", "message"),
     [
         (mixture, {"kinds": ["smell"]}, r"kinds must be some of .*, got \['smell'\]"),
         (mixture, {"kinds": []}, r"kinds must be some of .*, got \[\]"),
         (mixture, {"n_blobs": (3, 1)}, "n_blobs must be whole numbers from 1, low before high"),
+        (nsa, {"n_patches": 0}, "n_patches must be at least 1, got 0"),
+        (nsa, {"clone": "none"}, r"clone must be one of \['mixed', 'normal'\], got 'none'"),
+        (nsa, {"label": "soft"}, "label must be one of .*, got 'soft'"),
         (fpi, {"half_width": (0.3, 0.2)}, "half_width must hold shares"),
         (pii, {"margin": -1}, "margin must be at least 0"),
     ],

@@ -40,11 +40,12 @@ class SyntheticAnomalies(TrainedDetector):
 
     Parameters
     ----------
-    synthesis : {"fpi", "pii", "mixture"} or callable, default="mixture"
-        Function of `skanomaly.synthesis` that makes the anomalies. A callable takes images (n, c, h, w) in
-        [0, 1], sources of what is foreign to them (n, c, h, w) and a torch generator, and returns changed
-        images, bool masks and labels from 0 to 1, both (n, 1, h, w); `functools.partial` sets options of the
-        functions there.
+    synthesis : str or callable, default="mixture"
+        Function of `skanomaly.synthesis` that makes the anomalies, by its name there: "fpi", "pii", "nsa",
+        "anat_paste", "shifted_pieces" or "mixture" (the keys of ``SYNTHESES``). A callable takes images
+        (n, c, h, w) in [0, 1], sources of what is foreign to them (n, c, h, w) and a torch generator, and
+        returns changed images, bool masks and labels from 0 to 1, both (n, 1, h, w); `functools.partial` sets
+        options of the functions there.
     network : {"wide_residual", "unet", "efficientnet"} or callable, default="unet"
         Network that finds the anomalies. "wide_residual" is the network of FPI and PII, without skips between
         encoder and decoder; "unet" has skips; "efficientnet" is a decoder on features of EfficientNet-Lite0,
@@ -81,16 +82,19 @@ class SyntheticAnomalies(TrainedDetector):
         foreign
     :Score: mean over pixels of the probability of something foreign; or of its top quartile, or its maximum
     :Map: probability of something foreign in each pixel
-    :Departures: images are scaled by the range of X instead of each to mean 0 and variance 1; the networks
-        are narrower than the public ones; NSA and CutPaste end-to-end have a ResNet-18 as encoder there;
-        {max_epochs steps} training steps
+    :Departures: images are scaled by the range of X instead of each to mean 0 and variance 1; networks are
+        narrower than the public ones, and a frozen EfficientNet-Lite0 with a decoder takes the place of a
+        ResNet-18 in NSA; NSA blends by a Poisson equation of its own instead of OpenCV's; AnatPaste finds
+        pixels, as the others do; {max_epochs steps} training steps
     :Variants:
         * FPI: ``SyntheticAnomalies(synthesis="fpi", network="wide_residual")``
         * PII: ``SyntheticAnomalies(synthesis="pii", network="wide_residual")``
+        * NSA: ``SyntheticAnomalies(synthesis="nsa", network="efficientnet")``
+        * AnatPaste: ``SyntheticAnomalies(synthesis="anat_paste", network="efficientnet")``
 
     Rows with y = 0 are never trained on as normal images. If there are any, each training image gets one of
-    them as its source of what is foreign, which papers mark with a star: FPI*, PII*. Without them, the source
-    is another image of the same batch.
+    them as its source of what is foreign. The comparison in [4]_ marks this with a star: FPI*, PII*, NSA*.
+    Without them, the source is another image of the same batch.
 
     ``valid_loss`` is the loss of images held out, with the same synthetic anomalies in each epoch.
 
@@ -103,6 +107,12 @@ class SyntheticAnomalies(TrainedDetector):
        <https://arxiv.org/abs/2011.04197>`_
     .. [2] Tan, J., Hou, B., Day, T., Simpson, J., Rueckert, D., Kainz, B. (2021). "Detecting outliers with
        Poisson image interpolation". MICCAI. `arXiv:2107.02622 <https://arxiv.org/abs/2107.02622>`_
+    .. [3] Schlueter, H. M., Tan, J., Hou, B., Kainz, B. (2022). "Natural synthetic anomalies for
+       self-supervised anomaly detection and localization". ECCV. `arXiv:2109.15222
+       <https://arxiv.org/abs/2109.15222>`_
+    .. [4] Cai, Y., Chen, H., Yang, X., Zhou, Y., Cheng, K.-T. (2023). "Dual-distribution discrepancy with
+       self-supervised refinement for anomaly detection in medical images". Medical Image Analysis.
+       `arXiv:2210.04227 <https://arxiv.org/abs/2210.04227>`_
 
     Examples
     --------

@@ -11,12 +11,24 @@ import math
 import numpy as np
 import torch
 from sklearn.utils import Bunch, check_array
+from torch.nn import functional as F
 
 from .._format import Layout, find_intensity_range
 from .._random import draw_seed, seeded
 from .poisson import blend
 
-__all__ = ["fpi", "interpolate_foreign_patches", "mixture", "pii", "synthesize"]
+__all__ = [
+    "anat_paste",
+    "dark_cavities",
+    "foreground",
+    "fpi",
+    "interpolate_foreign_patches",
+    "mixture",
+    "nsa",
+    "pii",
+    "shifted_pieces",
+    "synthesize",
+]
 
 
 def interpolate_foreign_patches(
@@ -439,6 +451,415 @@ def mixture(
         strengths = torch.maximum(strengths, blobs)
     # In floating point a + 0 * (b - a) is a: pixels outside all blobs are untouched.
     return _labelled(made, _differ(made, images, tolerance) & (strengths > 0), strengths)
+
+
+def _resampled(x, shift, factor, mode="bilinear"):
+    """Images, magnified by `factor` (n, 2) after a shift (n, 2), so that pixel p shows what was at a place.
+
+    That place is p / factor - shift, in pixels from the upper left corner; beyond the border the last pixels
+    are repeated.
+    """
+    places = []
+    for axis, side in enumerate(x.shape[2:]):
+        at = (torch.arange(side, device=x.device) + 0.5) / factor[:, axis, None].to(x)
+        places.append(2 * (at - shift[:, axis, None].to(x)) / side - 1)
+    down, across = places[0][:, :, None], places[1][:, None, :]
+    grid = torch.stack(torch.broadcast_tensors(across, down), -1)
+    return F.grid_sample(x, grid, mode=mode, padding_mode="border", align_corners=False)
+
+
+def _boxes_around(centres, halves, sides):
+    """Rows (n, h) and columns (n, w) within half a side of each centre, half-open."""
+    return [
+        (torch.arange(side) + 0.5 - torch.floor(centres[:, axis, None])).abs() < halves[:, axis, None]
+        for axis, side in enumerate(sides)
+    ]
+
+
+def median_filtered(x, radius):
+    """Images after a median filter over a disk of a radius in pixels; edges are repeated."""
+    if radius < 1:
+        return x
+    at = torch.arange(-radius, radius + 1)
+    disk = (at[:, None] ** 2 + at**2 <= radius**2).flatten()
+    size, (n, c, h, w) = 2 * radius + 1, x.shape
+    padded = F.pad(x, (radius,) * 4, mode="replicate")
+    windows = F.unfold(padded.reshape(n * c, 1, *padded.shape[2:]), size)[:, disk.to(x.device)]
+    return windows.median(1).values.reshape(n, c, h, w)
+
+
+def nsa_labels(images, made, inside, *, mode, k, x0, tolerance, radii):
+    """Labels (n, 1, h, w) of NSA, of images before and after, and of the pixels inside patches.
+
+    The change of a pixel is the mean over the channels, in grey levels of 255. Labels are 0 unless a channel
+    changed by more than `tolerance` levels in most pixels of a square around, of `radii[0]` pixels to each
+    side. Changes are filtered by a median over a disk of `radii[1]` pixels.
+    """
+    change, side = 255 * (made - images).abs(), 2 * radii[0] + 1
+    changed = (inside & (change > tolerance).any(1, keepdim=True)).to(images)
+    cleaned = inside & (F.avg_pool2d(changed, side, 1, radii[0]) > 0.5)
+    if mode == "binary":
+        return cleaned.to(images)
+    change = median_filtered(torch.where(cleaned, change.mean(1, keepdim=True), 0), radii[1])
+    if mode == "intensity":
+        return torch.where(inside, (change / 255).clamp(max=1), 0)
+    return torch.where(cleaned, torch.sigmoid(k * (change - x0)), 0)
+
+
+def nsa(
+    images,
+    sources,
+    generator=None,
+    *,
+    n_patches=3,
+    lower=0.05,
+    scale=0.03,
+    bounds=(0.03, 0.4),
+    resize=(0.7, 1.3),
+    objects=None,
+    least_object=0.7,
+    clone="mixed",
+    label="logistic",
+    k=0.5,
+    x0=4.0,
+    tolerance=1.0,
+):
+    """Natural synthetic anomalies (NSA): resized pieces of another image, cloned seamlessly at random places.
+
+    A piece has a random size, comes from a random place of the source, is resized and blended into the image
+    at another place by a Poisson equation. After the first one, each further piece has a probability of 1/2.
+    The defaults are those for chest X-rays.
+
+    Parameters
+    ----------
+    images : tensor of shape (n, c, h, w)
+        Images in [0, 1].
+    sources : tensor of shape (m, c, h, w)
+        Images from which something foreign is taken, as in `fpi`.
+    generator : torch.Generator, default=None
+        Generator of the CPU for all random numbers; None is torch's own.
+    n_patches : int, default=3
+        Largest number of pieces in an image.
+    lower, scale : float, default=0.05 and 0.03
+        Half a side of a piece is `lower` plus a number from the Gamma distribution of shape 2 and this scale,
+        as a share of the image's side.
+    bounds : tuple (low, high), default=(0.03, 0.4)
+        Bounds of these shares.
+    resize : tuple (low, high), default=(0.7, 1.3)
+        Bounds of the factor by which a piece is resized, a normal number of mean 1 and deviation 0.5.
+    objects : callable (images) -> bool tensor of shape (n, 1, h, w), default=None
+        Function that finds what is no background. With it, only pixels of objects in the source take the
+        place of objects in the image. None takes all pixels. `foreground` is such a function.
+    least_object : float, default=0.7
+        Least share of a piece that lies on an object, in the source and in the image. A piece for which no
+        such place is found in 20 tries is left out.
+    clone : {"mixed", "normal"}, default="mixed"
+        Gradients of a piece: the stronger of both images', or those of the source.
+    label : {"logistic", "intensity", "binary"}, default="logistic"
+        Label of a pixel, given its change in grey levels of 255: 1 / (1 + exp(-k (change - x0))), the change
+        as a share of 255, or 1.
+    k, x0 : float, default=0.5 and 4.0
+        Steepness and middle of the logistic label.
+    tolerance : float, default=1.0
+        Largest change, in grey levels, of a pixel that counts as unchanged.
+
+    Returns
+    -------
+    images, masks, labels : tensors
+        Changed images, masks and labels, as from `fpi`.
+
+    References
+    ----------
+    .. [1] Schlueter, H. M., Tan, J., Hou, B., Kainz, B. (2022). "Natural synthetic anomalies for
+       self-supervised anomaly detection and localization". ECCV. `arXiv:2109.15222
+       <https://arxiv.org/abs/2109.15222>`_
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skanomaly.synthesis import nsa
+    >>> images = torch.rand(4, 1, 32, 32)
+    >>> made, masks, labels = nsa(images, images.roll(1, 0), torch.Generator().manual_seed(0))
+    >>> bool((labels[~masks] == 0).all())
+    True
+    """
+    if n_patches < 1:
+        raise ValueError(f"n_patches must be at least 1, got {n_patches}")
+    for name, value, known in (("clone", clone, CLONES), ("label", label, LABELS)):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {sorted(known)}, got {value!r}")
+    sources, (n, _, *sides) = _partners(images, sources), images.shape
+    whole = [torch.ones_like(batch[:, :1], dtype=torch.bool) for batch in (images, sources)]
+    on_image, on_source = whole if objects is None else (objects(batch) for batch in (images, sources))
+    own, made, touched = float(clone == "mixed"), images, torch.zeros_like(whole[0])
+    for patch in range(n_patches):
+        wanted = torch.ones(n, dtype=torch.bool) if patch == 0 else torch.rand(n, generator=generator) < 0.5
+        halves = _draw_halves(n, generator, lower=lower, scale=scale, bounds=bounds)
+        factor = (1 + 0.5 * torch.randn(n, 1, generator=generator)).clamp(*resize).expand(n, 2)
+        box, piece, inside = _place(
+            halves, factor, sides, on_source, on_image, sources, generator, wanted, least_object, objects
+        )
+        made = blend(made, piece, *box, own=own, foreign=1.0, inside=inside)
+        made = _within_range(made, images)
+        touched |= inside
+    # 2 and 5 pixels in the public code, for images of 256 x 256.
+    radii = [round(radius * min(sides) / 256) for radius in (2, 5)]
+    labels = nsa_labels(images, made, touched, mode=label, k=k, x0=x0, tolerance=tolerance, radii=radii)
+    return _labelled(made, labels > 0, labels)
+
+
+def _draw_halves(n, generator, *, lower, scale, bounds):
+    """Half the height and half the width (n, 2) of pieces of NSA, as shares of the sides."""
+    uniform = torch.rand(2, 2, n, generator=generator).clamp(min=1e-12)
+    # The sum of two exponential numbers has the Gamma distribution of shape 2.
+    return (lower - scale * uniform.log().sum(0)).clamp(*bounds).T
+
+
+#: Values of `clone` and `label` of `nsa`.
+CLONES, LABELS = {"mixed", "normal"}, {"logistic", "intensity", "binary"}
+#: Number of places that are tried for a piece of `nsa`, if objects must be met.
+N_TRIES = 20
+
+
+def _place(halves, factor, sides, on_source, on_image, sources, generator, wanted, least, objects):
+    """Boxes of pieces, the resized sources that lie in them, and which pixels of them are pasted."""
+    n, extent = len(halves), torch.tensor(sides)
+    found = ~wanted
+    source_at, target_at = torch.zeros(n, 2), torch.zeros(n, 2)
+    for _ in range(1 if objects is None else N_TRIES):
+        draws = torch.rand(2, n, 2, generator=generator)
+        # A piece lies in the source, and the middle of what it becomes lies anywhere in the image.
+        half = halves * extent
+        tried_source = half + draws[0] * (extent - 2 * half).clamp(min=0)
+        tried_target = draws[1] * extent
+        source_at = torch.where(found[:, None], source_at, tried_source)
+        target_at = torch.where(found[:, None], target_at, tried_target)
+        if objects is None:
+            break
+        rows, columns, inside = _pasted(target_at, source_at, half, factor, sides, on_source, on_image)
+        source_box, _, _ = _box_of(*_boxes_around(source_at, half.clamp(min=0.5), sides), on_source)
+        shares = [
+            (pixels & box).sum((1, 2, 3)) / box.sum((1, 2, 3)).clamp(min=1)
+            for pixels, box in ((on_source, source_box), (inside, _box_of(rows, columns, inside)[0]))
+        ]
+        found |= (torch.minimum(*shares) >= least).cpu()
+        if found.all():
+            break
+    else:
+        wanted = wanted & found
+    half = halves * extent
+    rows, columns, inside = _pasted(target_at, source_at, half, factor, sides, on_source, on_image)
+    wanted = wanted.to(rows.device)[:, None]
+    shift = target_at / factor - source_at
+    piece = _resampled(sources, shift, factor)
+    return (rows & wanted, columns & wanted), piece, inside & wanted[:, :, None, None]
+
+
+def _pasted(target_at, source_at, half, factor, sides, on_source, on_image):
+    """Rows and columns of pieces in the image, and their pixels (n, 1, h, w) of objects in both images."""
+    boxes = _boxes_around(target_at, (half * factor).clamp(min=1), sides)
+    box, rows, columns = _box_of(*boxes, on_image)
+    shift = target_at / factor - source_at
+    moved = _resampled(on_source.float(), shift, factor, mode="nearest") > 0.5
+    return rows, columns, box & moved & on_image
+
+
+def foreground(images, *, background=0.0, threshold=20 / 255):
+    """Pixels (n, 1, h, w) whose mean over the channels is further than `threshold` from `background`.
+
+    Parameters
+    ----------
+    images : tensor of shape (n, c, h, w)
+        Images in [0, 1].
+    background : float, default=0.0
+        Intensity of the background.
+    threshold : float, default=20 / 255
+        Largest difference of a background pixel.
+
+    Returns
+    -------
+    foreground : bool tensor of shape (n, 1, h, w)
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skanomaly.synthesis import foreground
+    >>> foreground(torch.tensor([[[[0.0, 0.05, 0.5]]]])).tolist()
+    [[[[False, False, True]]]]
+    """
+    return (images.mean(1, keepdim=True) - background).abs() > threshold
+
+
+def dark_cavities(images):
+    """Dark pixels (n, 1, h, w) with bright ones in all four directions, as lungs in a chest X-ray.
+
+    A pixel is dark if it is below the mean of its image.
+
+    Parameters
+    ----------
+    images : tensor of shape (n, c, h, w)
+        Images in [0, 1].
+
+    Returns
+    -------
+    cavities : bool tensor of shape (n, 1, h, w)
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skanomaly.synthesis import dark_cavities
+    >>> image = torch.ones(1, 1, 5, 5)
+    >>> image[..., 2, 2] = image[..., 0, :] = 0.0
+    >>> dark_cavities(image)[0, 0].nonzero().tolist()
+    [[2, 2]]
+    """
+    grey = images.mean(1, keepdim=True)
+    bright = grey >= grey.mean((2, 3), keepdim=True)
+    seen = bright.int()
+    around = [
+        part
+        for axis in (2, 3)
+        for part in (seen.cummax(axis).values, seen.flip(axis).cummax(axis).values.flip(axis))
+    ]
+    return ~bright & torch.stack(around).all(0)
+
+
+def anat_paste(
+    images,
+    sources,
+    generator=None,
+    *,
+    mask=dark_cavities,
+    area=(0.02, 0.15),
+    aspect=(0.3, 3.3),
+    jitter=0.1,
+    tolerance=1e-3,
+):
+    """AnatPaste: a piece of the same image, pasted elsewhere within an organ.
+
+    A box of the image, of random area and aspect and slightly changed in brightness and contrast, is pasted
+    around a random pixel of the organ. Only pixels of the organ are changed; an image without any stays as it
+    is. The label is 1.
+
+    Parameters
+    ----------
+    images : tensor of shape (n, c, h, w)
+        Images in [0, 1].
+    sources : tensor of shape (m, c, h, w)
+        Not used but for its shape: pieces come from the image itself.
+    generator : torch.Generator, default=None
+        Generator of the CPU for all random numbers; None is torch's own.
+    mask : callable (images) -> bool tensor of shape (n, 1, h, w), default=dark_cavities
+        Function that finds the organ.
+    area : tuple (low, high), default=(0.02, 0.15)
+        Range of the area of a piece, as a share of the image's.
+    aspect : tuple (low, high), default=(0.3, 3.3)
+        Range of the ratio of its height and width, uniform in its logarithm.
+    jitter : float, default=0.1
+        Largest change of brightness and of contrast.
+    tolerance : float, default=1e-3
+        Largest change of a pixel whose label is 0.
+
+    Returns
+    -------
+    images, masks, labels : tensors
+        Changed images, masks and labels, as from `fpi`.
+
+    References
+    ----------
+    .. [1] Sato, J., Suzuki, Y., Wataya, T., et al. (2023). "Anatomy-aware self-supervised learning for
+       anomaly detection in chest radiographs". iScience. `arXiv:2205.04282
+       <https://arxiv.org/abs/2205.04282>`_
+
+    Examples
+    --------
+    >>> import torch
+    >>> from functools import partial
+    >>> from skanomaly.synthesis import anat_paste, foreground
+    >>> images = torch.rand(4, 1, 32, 32)
+    >>> images[..., :16] = 0.0
+    >>> made, masks, _ = anat_paste(images, images, torch.Generator().manual_seed(0), mask=foreground)
+    >>> bool(masks[..., :16].any())
+    False
+    """
+    _partners(images, sources)
+    n, _, *sides = images.shape
+    extent = torch.tensor(sides)
+    organ = mask(images)
+    share, log_aspect = torch.rand(2, n, generator=generator)
+    low, high = math.log(aspect[0]), math.log(aspect[1])
+    ratio = torch.exp((low + (high - low) * log_aspect) / 2)
+    side = (area[0] + (area[1] - area[0]) * share).sqrt()
+    halves = torch.stack([side * ratio, side / ratio], 1).clamp(max=1) * extent / 2
+    # The largest of random numbers at the organ's pixels lies at each of them with the same probability.
+    draws = torch.rand(n, math.prod(sides), generator=generator)
+    chosen = (draws * organ.flatten(1).cpu()).argmax(1)
+    target = torch.stack([chosen // sides[1], chosen % sides[1]], 1)
+    start = halves + torch.rand(n, 2, generator=generator) * (extent - 2 * halves).clamp(min=0)
+    piece = _rolled(images, (target - start.floor()) / extent)
+    contrast, shift = (_uniform(n, (-jitter, jitter), generator, images) for _ in range(2))
+    mean = piece.mean((1, 2, 3), keepdim=True)
+    piece = (piece + contrast * (piece - mean) + shift).clamp(0, 1)
+    box, _, _ = _box_of(*_boxes_around(target.float(), halves.clamp(min=0.5), sides), images)
+    made = torch.where(box & organ, piece, images)
+    return _labelled(made, _differ(made, images, tolerance), torch.ones_like(images[:, :1]))
+
+
+def shifted_pieces(
+    images,
+    sources,
+    generator=None,
+    *,
+    half_width=(0.05, 0.2),
+    margin=0.1,
+    alpha=(0.05, 0.95),
+    shift=0.3,
+    tolerance=1e-3,
+):
+    """Pieces of other images from elsewhere, brighter or darker than there.
+
+    In a box, the image is mixed with its source, which is displaced by a random way, any up to the whole
+    image, and shifted in intensity. The label is the share of the source. Anatomy at the same place and of
+    the same brightness, as in `fpi`, may be hard to tell from the image's own.
+
+    Parameters
+    ----------
+    images : tensor of shape (n, c, h, w)
+        Images in [0, 1].
+    sources : tensor of shape (m, c, h, w)
+        Images from which something foreign is taken, as in `fpi`.
+    generator : torch.Generator, default=None
+        Generator of the CPU for all random numbers; None is torch's own.
+    half_width : tuple (low, high), default=(0.05, 0.2)
+        Range of half the height and half the width of a box, as shares of the image's.
+    margin : float, default=0.1
+        Least distance of the box's centre from the border, as a share of the side.
+    alpha : tuple (low, high), default=(0.05, 0.95)
+        Range of the share of the source.
+    shift : float, default=0.3
+        Largest shift of the source's intensities, up or down.
+    tolerance : float, default=1e-3
+        Largest difference, in a pixel whose label is 0, between the image and what is mixed in.
+
+    Returns
+    -------
+    images, masks, labels : tensors
+        Changed images, masks and labels, as from `fpi`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skanomaly.synthesis import shifted_pieces
+    >>> images = torch.rand(4, 1, 32, 32)
+    >>> made, masks, labels = shifted_pieces(images, images.roll(1, 0), torch.Generator().manual_seed(0))
+    >>> float(labels.max()) <= 0.95
+    True
+    """
+    sources, n = _partners(images, sources), len(images)
+    moved = _rolled(sources, torch.rand(n, 2, generator=generator))
+    moved = (moved + _uniform(n, (-shift, shift), generator, images)).clamp(0, 1)
+    options = {"half_width": half_width, "margin": margin, "alpha": alpha, "tolerance": tolerance}
+    return fpi(images, moved, generator, square=False, **options)
 
 
 def synthesize(
