@@ -41,8 +41,8 @@ class SyntheticAnomalies(TrainedDetector):
     Parameters
     ----------
     synthesis : str or callable, default="mixture"
-        Function of `skanomaly.synthesis` that makes the anomalies, by its name there: "fpi", "pii", "nsa",
-        "anat_paste", "shifted_pieces" or "mixture" (the keys of ``SYNTHESES``). A callable takes images
+        Function of `skanomaly.synthesis` that makes the anomalies, by its name there: "anat_paste",
+        "cutpaste", "fpi", "mixture", "nsa", "perlin", "pii" or "shifted_pieces". A callable takes images
         (n, c, h, w) in [0, 1], sources of what is foreign to them (n, c, h, w) and a torch generator, and
         returns changed images, bool masks and labels from 0 to 1, both (n, 1, h, w); `functools.partial` sets
         options of the functions there.
@@ -84,17 +84,18 @@ class SyntheticAnomalies(TrainedDetector):
     :Map: probability of something foreign in each pixel
     :Departures: images are scaled by the range of X instead of each to mean 0 and variance 1; networks are
         narrower than the public ones, and a frozen EfficientNet-Lite0 with a decoder takes the place of a
-        ResNet-18 in NSA; NSA blends by a Poisson equation of its own instead of OpenCV's; AnatPaste finds
-        pixels, as the others do; {max_epochs steps} training steps
+        ResNet-18 in NSA and CutPaste; NSA blends by a Poisson equation of its own instead of OpenCV's;
+        AnatPaste finds pixels, as the others do; {max_epochs steps} training steps
     :Variants:
         * FPI: ``SyntheticAnomalies(synthesis="fpi", network="wide_residual")``
         * PII: ``SyntheticAnomalies(synthesis="pii", network="wide_residual")``
+        * CutPaste end-to-end: ``SyntheticAnomalies(synthesis="cutpaste", network="efficientnet")``
         * NSA: ``SyntheticAnomalies(synthesis="nsa", network="efficientnet")``
         * AnatPaste: ``SyntheticAnomalies(synthesis="anat_paste", network="efficientnet")``
 
     Rows with y = 0 are never trained on as normal images. If there are any, each training image gets one of
-    them as its source of what is foreign. The comparison in [4]_ marks this with a star: FPI*, PII*, NSA*.
-    Without them, the source is another image of the same batch.
+    them as its source of what is foreign. The comparison in [4]_ marks this with a star: FPI*, PII*, NSA*,
+    CutPaste*. Without them, the source is another image of the same batch.
 
     ``valid_loss`` is the loss of images held out, with the same synthetic anomalies in each epoch.
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from .._format import Layout, find_intensity_range
 from .._random import draw_seed, seeded
+from .perlin import partners, uniform
 from .poisson import blend
 
 __all__ = [
@@ -121,23 +122,6 @@ def _draw_boxes(n, sides, generator, *, half_width, margin, square=True):
     return inside
 
 
-def _uniform(n, bounds, generator, like):
-    """Random numbers (n, 1, 1, 1) between two bounds, of the dtype and device of a tensor."""
-    low, high = bounds
-    return (low + (high - low) * torch.rand(n, generator=generator)).to(like)[:, None, None, None]
-
-
-def _partners(images, sources):
-    """One source for each image: the i-th, from the first again where there are fewer sources."""
-    if sources.shape[1:] != images.shape[1:]:
-        shapes = (tuple(batch.shape[1:]) for batch in (images, sources))
-        raise ValueError("sources must have the shape of images, {}, got {}".format(*shapes))
-    if not len(sources):
-        raise ValueError("sources must hold an image at least")
-    index = torch.arange(len(images), device=sources.device) % len(sources)
-    return sources[index].to(images)
-
-
 def _differ(a, b, tolerance):
     """Pixels (n, 1, h, w) in which images differ by more than `tolerance` in a channel."""
     return ((a - b).abs() > tolerance).any(1, keepdim=True)
@@ -214,10 +198,10 @@ def fpi(
     >>> made.shape, masks.shape, labels.shape
     (torch.Size([4, 1, 32, 32]), torch.Size([4, 1, 32, 32]), torch.Size([4, 1, 32, 32]))
     """
-    sources, (n, _, *sides) = _partners(images, sources), images.shape
+    sources, (n, _, *sides) = partners(images, sources), images.shape
     boxes = _draw_boxes(n, sides, generator, half_width=half_width, margin=margin, square=square)
     box, _, _ = _box_of(*boxes, images)
-    share = _uniform(n, alpha, generator, images)
+    share = uniform(n, alpha, generator, images)
     made = torch.where(box, images + share * (sources - images), images)
     return _labelled(made, box & _differ(images, sources, tolerance), share)
 
@@ -280,10 +264,10 @@ def pii(
     >>> bool((made[~masks] - images[~masks]).abs().max() <= 1e-3)
     True
     """
-    sources, (n, _, *sides) = _partners(images, sources), images.shape
+    sources, (n, _, *sides) = partners(images, sources), images.shape
     boxes = _draw_boxes(n, sides, generator, half_width=half_width, margin=margin, square=square)
     _, rows, columns = _box_of(*boxes, images)
-    share = _uniform(n, alpha, generator, images)
+    share = uniform(n, alpha, generator, images)
     made = _within_range(blend(images, sources, rows, columns, own=1 - share, foreign=share), images)
     return _labelled(made, _differ(made, images, tolerance), share)
 
@@ -344,31 +328,31 @@ def _scale(x):
 def _foreign(x, sources, generator):
     shift = 0.6 * (torch.rand(len(x), 2, generator=generator) - 0.5)
     shift = shift * (torch.rand(len(x), 1, generator=generator) < 0.6)
-    return x + _uniform(len(x), (0.3, 1.0), generator, x) * (_rolled(sources, shift) - x)
+    return x + uniform(len(x), (0.3, 1.0), generator, x) * (_rolled(sources, shift) - x)
 
 
 def _detail(x, sources, generator):
-    gain, shift = (_uniform(len(x), of, generator, x) for of in ((0.3, 1.5), (-0.15, 0.15)))
+    gain, shift = (uniform(len(x), of, generator, x) for of in ((0.3, 1.5), (-0.15, 0.15)))
     sigma = torch.full_like(gain, 3 * _scale(x))
     return _blurred(x, sigma) + gain * (sources - _blurred(sources, sigma)) + shift
 
 
 def _blur(x, sources, generator):
-    return _blurred(x, _scale(x) * _uniform(len(x), (0.7, 3.0), generator, x))
+    return _blurred(x, _scale(x) * uniform(len(x), (0.7, 3.0), generator, x))
 
 
 def _brightness(x, sources, generator):
-    return x + _uniform(len(x), (-0.4, 0.4), generator, x)
+    return x + uniform(len(x), (-0.4, 0.4), generator, x)
 
 
 def _noise(x, sources, generator):
-    deviation = _uniform(len(x), (0.03, 0.2), generator, x)
+    deviation = uniform(len(x), (0.03, 0.2), generator, x)
     return x + deviation * torch.randn(x.shape, generator=generator).to(x)
 
 
 def _sharpen(x, sources, generator):
     blurred = _blurred(x, torch.full_like(x[:, :1, :1, :1], _scale(x)))
-    return x + _uniform(len(x), (1.0, 4.0), generator, x) * (x - blurred)
+    return x + uniform(len(x), (1.0, 4.0), generator, x) * (x - blurred)
 
 
 #: Defects in a blob of `mixture`, by name: functions (images, sources, generator) -> images.
@@ -435,7 +419,7 @@ def mixture(
     low, high = n_blobs
     if not 1 <= low <= high:
         raise ValueError(f"n_blobs must be whole numbers from 1, low before high, got {n_blobs}")
-    sources, (n, _, *sides) = _partners(images, sources), images.shape
+    sources, (n, _, *sides) = partners(images, sources), images.shape
     numbers = torch.randint(low, high + 1, (n,), generator=generator)
     made, strengths = images, torch.zeros_like(images[:, :1])
     for blob in range(high):
@@ -588,7 +572,7 @@ def nsa(
     for name, value, known in (("clone", clone, CLONES), ("label", label, LABELS)):
         if value not in known:
             raise ValueError(f"{name} must be one of {sorted(known)}, got {value!r}")
-    sources, (n, _, *sides) = _partners(images, sources), images.shape
+    sources, (n, _, *sides) = partners(images, sources), images.shape
     whole = [torch.ones_like(batch[:, :1], dtype=torch.bool) for batch in (images, sources)]
     on_image, on_source = whole if objects is None else (objects(batch) for batch in (images, sources))
     own, made, touched = float(clone == "mixed"), images, torch.zeros_like(whole[0])
@@ -782,7 +766,7 @@ def anat_paste(
     >>> bool(masks[..., :16].any())
     False
     """
-    _partners(images, sources)
+    partners(images, sources)
     n, _, *sides = images.shape
     extent = torch.tensor(sides)
     organ = mask(images)
@@ -797,7 +781,7 @@ def anat_paste(
     target = torch.stack([chosen // sides[1], chosen % sides[1]], 1)
     start = halves + torch.rand(n, 2, generator=generator) * (extent - 2 * halves).clamp(min=0)
     piece = _rolled(images, (target - start.floor()) / extent)
-    contrast, shift = (_uniform(n, (-jitter, jitter), generator, images) for _ in range(2))
+    contrast, shift = (uniform(n, (-jitter, jitter), generator, images) for _ in range(2))
     mean = piece.mean((1, 2, 3), keepdim=True)
     piece = (piece + contrast * (piece - mean) + shift).clamp(0, 1)
     box, _, _ = _box_of(*_boxes_around(target.float(), halves.clamp(min=0.5), sides), images)
@@ -855,9 +839,9 @@ def shifted_pieces(
     >>> float(labels.max()) <= 0.95
     True
     """
-    sources, n = _partners(images, sources), len(images)
+    sources, n = partners(images, sources), len(images)
     moved = _rolled(sources, torch.rand(n, 2, generator=generator))
-    moved = (moved + _uniform(n, (-shift, shift), generator, images)).clamp(0, 1)
+    moved = (moved + uniform(n, (-shift, shift), generator, images)).clamp(0, 1)
     options = {"half_width": half_width, "margin": margin, "alpha": alpha, "tolerance": tolerance}
     return fpi(images, moved, generator, square=False, **options)
 
