@@ -13,6 +13,7 @@ FAMILIES = {
     "adversarial": "A critic or discriminator teaches what normal images, or their codes, look like.",
     "memory": "The decoder sees only what normal images left in a memory.",
     "self-supervised": "A task that needs no labels teaches features: to recognise two views of one image.",
+    "synthetic anomalies": "A network learns to find what was worked into normal images.",
     "one-class": "A network learns to give all normal images nearly the same code.",
     "ensemble": "Several networks are trained. Where they disagree, an image is anomalous.",
     "distillation": "Students learn to give the features of a frozen network, for normal images only.",

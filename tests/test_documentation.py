@@ -239,7 +239,7 @@ def test_the_page_of_methods_is_grouped_by_family():
     families = {
         name: METHODS_PAGE["fields"](detector)["Family"] for name, detector in testing.all_detectors()
     }
-    _, *sections = re.split(r"^([\w-]+)\n-+\n", page, flags=re.MULTILINE)
+    _, *sections = re.split(r"^([\w -]+)\n-+\n", page, flags=re.MULTILINE)
     *sections, pipelines, classical = sections
     assert pipelines == "Pipelines"
     assert classical.count("``make_pipeline(ImageFeatures()") == 9

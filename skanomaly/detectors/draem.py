@@ -162,7 +162,7 @@ class Joint(Training):
     ----------
     network : DRAEMNetwork
     synthesis : callable (images, sources, generator) -> images, masks, labels
-        What makes anomalies. The sources of a batch are its images, each for the next.
+        Function that makes anomalies. The sources of a batch are its images, each for the next.
     probability : float
         Probability that an image gets an anomaly.
     reconstruction_weight, ssim_weight : float
@@ -241,7 +241,7 @@ class DRAEM(TrainedDetector):
     Parameters
     ----------
     synthesis : str or callable, default="perlin"
-        What makes anomalies: the name of one in `skanomaly.synthesis`, or a function (images, sources,
+        Synthesis of anomalies: the name of one in `skanomaly.synthesis`, or a function (images, sources,
         generator) that returns images, masks and labels, as those do. Sources are other images of the batch.
         "perlin" is the paper's, with changed images in place of photographs of textures.
     probability : float, default=0.5
