@@ -61,7 +61,7 @@ class SyntheticAnomalies(TrainedDetector):
         Probability that a training image is changed.
     weight_decay : float, default=5e-4
         Weight decay of Adam.
-    width : int, default=16
+    width : int, default=8
         Channels of the first level. The public code of FPI has 64.
     {parameters}
 
@@ -146,7 +146,7 @@ class SyntheticAnomalies(TrainedDetector):
         pooling="mean",
         probability=1.0,
         weight_decay=5e-4,
-        width=16,
+        width=8,
         max_epochs=None,
         batch_size=16,
         lr=1e-3,
