@@ -77,3 +77,11 @@ def test_the_least_cross_entropy_is_the_entropy_of_the_label():
     assert p[losses.argmin()] == pytest.approx(0.3)
     assert losses.min() == pytest.approx(-0.3 * np.log(0.3) - 0.7 * np.log(0.7))
     assert LOSSES["focal"](torch.zeros(1), torch.ones(1)).item() == pytest.approx(0.25 * np.log(2))
+
+
+@pytest.mark.parametrize("width", [2, 4, 8])
+def test_narrow_networks_have_derivatives(width):
+    """Derivatives of strided convolutions of 8 channels in channels_last overran memory."""
+    network = WideResidualNetwork((1, 32, 32), width=width).to(memory_format=torch.channels_last)
+    network(torch.rand(4, 1, 32, 32)).square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in network.parameters())

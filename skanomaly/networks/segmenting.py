@@ -28,13 +28,17 @@ class PreActivated(nn.Module):
             nn.ReLU(),
             nn.Conv2d(n_out, n_out, 3, padding=1, bias=False),
         )
-        same = n_in == n_out and stride in (1, (1, 1))
-        self.shortcut = None if same else nn.Conv2d(n_in, n_out, 1, stride, bias=False)
+        self.stride = stride if isinstance(stride, tuple) else (stride, stride)
+        same = n_in == n_out and self.stride == (1, 1)
+        self.shortcut = None if same else nn.Conv2d(n_in, n_out, 1, bias=False)
 
     def forward(self, x):
         y = F.relu(self.norm(x))
         # As in wide residual networks: where sides change, the shortcut branches off after the activation.
-        return (x if self.shortcut is None else self.shortcut(y)) + self.body(y)
+        if self.shortcut is not None:
+            # Not a convolution with a stride: torch's derivative of one of 8 channels overruns its memory.
+            x = self.shortcut(y[..., :: self.stride[0], :: self.stride[1]])
+        return x + self.body(y)
 
 
 class WideResidualNetwork(nn.Module):
