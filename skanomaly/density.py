@@ -502,9 +502,9 @@ class PrincipalComponentClassifier(RowDetector):
         if rows.shape[1] < n_kept < len(rows):
             farthest = np.argsort(np.square(self._along(rows)).sum(1), kind="stable")
             self._decompose(rows[farthest[:n_kept]], eps)
-        # Rounding: a share of 1 would not be reached.
-        shares = np.cumsum(self.variances_) / self.variances_.sum() + eps
-        self.n_major_ = int(np.searchsorted(shares, self.major)) + 1 if self.major else 0
+        so_far = np.cumsum(self.variances_)
+        # Not a share of variances_.sum(), which is rounded otherwise and might not be reached.
+        self.n_major_ = int(np.searchsorted(so_far, self.major * so_far[-1])) + 1 if self.major else 0
         least = self.minor * self.variances_.mean()
         self.n_minor_ = int((self.variances_[self.n_major_ :] < least).sum())
         if not self.n_major_ + self.n_minor_:
@@ -542,9 +542,7 @@ class PrincipalComponentClassifier(RowDetector):
         return squares[:, : self.n_major_].sum(1), squares[:, first_minor:].sum(1)
 
     def _anomaly(self, rows):
-        return np.max(
-            [part / threshold for part, threshold in zip(self._sums(rows), self.thresholds_)], axis=0
-        )
+        return np.max(np.transpose(self._sums(rows)) / self.thresholds_, axis=1)
 
     def score_components(self, X: ArrayLike) -> dict[str, NDArray[np.float64]]:
         """Both distances of each row; higher is worse.

@@ -315,9 +315,9 @@ def components_by_hand(X):
 
 def test_all_components_make_the_mahalanobis_distance():
     X, new = rows(d=5), rows(d=5, seed=1)
-    for seed in range(20):  # shares of variance that sum to a little less than 1 among them
-        fitted = PrincipalComponentClassifier(major=1.0).fit(rows(d=5, seed=seed))
-        assert (fitted.n_major_, fitted.n_minor_) == (5, 0)
+    for d in range(1, 40):  # however the variances are summed
+        all_major = PrincipalComponentClassifier(major=1.0).fit(rows(d=d, seed=d))
+        assert (all_major.n_major_, all_major.n_minor_) == (d, 0)
     fitted = PrincipalComponentClassifier(major=1.0, trim=0.0).fit(X)
     inverse = np.linalg.inv(np.cov(X.T))
     expected = [(row - X.mean(0)) @ inverse @ (row - X.mean(0)) for row in new]
