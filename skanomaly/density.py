@@ -172,7 +172,7 @@ class RobustKernelDensity(RowDetector):
     -----
     The score is the logarithm of the density, log sum_i w_i N(x; x_i, h^2 I).
 
-    Weights come from iteratively re-weighted least squares (eq. 9 to 11 of [1]_): the weight of a row is
+    Weights come from the kernelised iteratively re-weighted least squares of [1]_: the weight of a row is
     proportional to psi(r) / r, where r is the distance of its kernel to the present weighted mean, and psi
     the derivative of the loss. psi(r) is 1 for "absolute"; for "huber" it is r up to a, and a beyond; for
     "hampel" it also falls from b to c in a line, and is 0 beyond c. The constants a, b and c are the
@@ -321,9 +321,9 @@ class CBLOF(RowDetector):
 
     Notes
     -----
-    The score is the factor of def. 4 of [1]_, multiplied by -1. A row is in the cluster with the nearest
+    The score is the factor of [1]_, multiplied by -1. A row is in the cluster with the nearest
     centre. Clusters are large from the largest on, until they hold the share `alpha` of the rows, or until
-    the next one is smaller by the factor `beta` (def. 3). The distance of a row in a large cluster is that to
+    the next one is smaller by the factor `beta`. The distance of a row in a large cluster is that to
     its centre, and of a row in a small one that to the nearest centre of a large cluster.
 
     The paper clusters categorical data by Squeezer; here it is k-means, with Euclidean distances. With
@@ -446,7 +446,7 @@ class PrincipalComponentClassifier(RowDetector):
     Notes
     -----
     The paper flags a row if the sum of y_i^2 / lambda_i over the major components is above c1, or that over
-    the minor ones above c2 (eq. 5 of [1]_), where y_i is the row along component i, and lambda_i the variance
+    the minor ones above c2 [1]_, where y_i is the row along component i, and lambda_i the variance
     there. The score is the larger of the two sums, each divided by its threshold, multiplied by -1. c1 and c2
     are quantiles of the training rows, which each flag 1 - sqrt(1 - `contamination`) of them: together they
     flag `contamination` if they are independent. They are not quite, which ``offset_`` sets right: it is
