@@ -241,7 +241,7 @@ class DRAEM(TrainedDetector):
     Parameters
     ----------
     synthesis : str or callable, default="perlin"
-        Synthesis of anomalies: the name of one in `skanomaly.synthesis`, or a function (images, sources,
+        Synthesis of the anomalies: the name of one in `skanomaly.synthesis`, or a function (images, sources,
         generator) that returns images, masks and labels, as those do. Sources are other images of the batch.
         "perlin" is the paper's, with changed images in place of photographs of textures.
     probability : float, default=0.5
