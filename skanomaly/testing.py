@@ -65,6 +65,7 @@ def tiny(detector_class, **parameters):
         "n_members": 2,
         "refinement_width": 8,
         "patch_sizes": (17,),
+        "n_features": 4,
         "random_state": 0,
     }
     small |= {name: 1 for name in names if name.endswith("_epochs")}

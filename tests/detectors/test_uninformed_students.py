@@ -217,7 +217,7 @@ def by_hand(scale, images):
 
 def test_the_map_is_standardised_error_plus_variance_patch_by_patch():
     """Of two patch sizes the mean. Its largest pixels are the score, if they are asked for."""
-    detector = fitted(patch_sizes=(17, 33), n_features=4, pooling="top", top_fraction=0.1, max_epochs=2)
+    detector = fitted(patch_sizes=(17, 33), pooling="top", top_fraction=0.1, max_epochs=2)
     parts = []
     for scale in detector.network_.scales.values():
         for k, values in enumerate(by_hand(scale, NEW[:2])):
@@ -247,7 +247,7 @@ def test_error_and_variance_are_standardised_on_normal_images(validation_fractio
 
 
 def test_targets_are_standardised_on_training_images():
-    (scale,) = fitted(n_features=4).network_.scales.values()
+    (scale,) = fitted().network_.scales.values()
     with torch.no_grad():
         described = scale.teacher.at_each_pixel(torch.from_numpy(X[:, None] / np.float32(255)))
         targets = scale.targets(described).double()
@@ -293,10 +293,9 @@ def test_metric_learning_needs_no_backbone(monkeypatch):
     [
         {"backbone": "imagenet", "layers": [3, 1]},
         {"distillation_weight": 0, "metric_weight": 1.0},
-        {"patch_sizes": [33]},
-        {"patch_sizes": (65, 17)},
-        {"n_students": 2, "n_features": 1, "pooling": "max"},
-        {"validation_fraction": 0.2, "pooling": "mean", "compactness_weight": 0.0},
+        {"patch_sizes": [65, 17]},
+        {"patch_sizes": (33,), "n_students": 2, "n_features": 1, "pooling": "max"},
+        {"validation_fraction": 0.2, "pooling": "top", "compactness_weight": 0.0},
     ],
     ids=str,
 )
