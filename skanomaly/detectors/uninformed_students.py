@@ -82,9 +82,9 @@ class ScaleNetwork(nn.Module):
 
         return torch.stack(in_parts(regress, x), dim=1)
 
-    def forward(self, x):
-        """Error and variance at each pixel in deviations from the mean of normal images, (n, 2, h, w)."""
-        return (self.regress(x) - self.centre[:, None, None]) / self.spread[:, None, None]
+    def standardise(self, values):
+        """Error and variance (n, 2, h, w) in deviations from the mean of normal images."""
+        return (values - self.centre[:, None, None]) / self.spread[:, None, None]
 
 
 class StudentNetwork(nn.Module):
@@ -94,20 +94,25 @@ class StudentNetwork(nn.Module):
         super().__init__()
         self.scales = nn.ModuleDict(scales)
 
-    def forward(self, x):
-        """Standardised error and variance at each pixel, averaged over patch sizes, (n, 2, h, w)."""
-        return torch.stack([scale(x) for scale in self.scales.values()]).mean(0)
+    def regress(self, x):
+        """Error and variance at each pixel, (n, 2, h, w) for each patch size, a tuple."""
+        return tuple(scale.regress(x) for scale in self.scales.values())
+
+    def standardise(self, *values):
+        """Results of `regress`, standardised and averaged over patch sizes, (n, 2, h, w)."""
+        parts = [scale.standardise(part) for scale, part in zip(self.scales.values(), values)]
+        return torch.stack(parts).mean(0)
 
 
-def moments(function, network, images, device):
-    """Mean and deviation (d,) of the values (n, d, h, w) of a function, over all pixels of all images."""
+def sums(values):
+    """Mean (n, d) and mean square (n, d) of values (n, d, h, w) over pixels, in float64."""
+    values = values.double()
+    return values.mean((2, 3)), values.square().mean((2, 3))
 
-    def sums(x):
-        values = function(x).double()
-        return values.mean((2, 3)), values.square().mean((2, 3))
 
-    sums = partial(in_parts, sums)
-    mean, square = (part.mean(0) for part in _inference.collect(sums, network, images, device))
+def moments(mean, square):
+    """Mean and deviation (d,) over all images, of the two results of `sums` (n, d)."""
+    mean, square = mean.mean(0), square.mean(0)
     return mean, np.sqrt(np.maximum(square - mean**2, 0))
 
 
@@ -206,9 +211,9 @@ class UninformedStudents(HoldsBackbone, TrainedDetector):
     --------
     >>> from skanomaly import UninformedStudents
     >>> from skanomaly.datasets import load_chest_xray
-    >>> X = load_chest_xray().images[:16]
+    >>> X = load_chest_xray().images[:8]
     >>> small = {"width": 2, "teacher_epochs": 1, "max_epochs": 1, "random_state": 0}
-    >>> detector = UninformedStudents(patch_sizes=(33,), backbone="filters", **small).fit(X)
+    >>> detector = UninformedStudents(patch_sizes=(17,), backbone="filters", **small).fit(X)
     >>> detector.score_samples(X[:2]).shape, detector.anomaly_map(X[:2]).shape
     ((2,), (2, 64, 64))
     """
@@ -315,20 +320,28 @@ class UninformedStudents(HoldsBackbone, TrainedDetector):
         for name, scale in network.scales.items():
             options = {"describe": describe, "n_patches": N_PATCHES} | teaching | weights
             run(f"teacher_{name}", TeacherTraining, scale, images, **options)
-            mean, deviation = moments(scale.teacher.at_each_pixel, scale, images, self.device_)
+            describe_all = partial(in_parts, lambda x, of=scale: sums(of.teacher.at_each_pixel(x)))
+            mean, deviation = moments(*_inference.collect(describe_all, scale, images, self.device_))
             scale.mean.copy_(torch.from_numpy(mean))
             scale.deviation.copy_(torch.from_numpy(positive(deviation)))
             run(f"students_{name}", Students, scale, images, optimizer__weight_decay=DECAY)
 
     def _measure(self, network, images):
         normal = images if images.held_out is None else images.held_out
-        for scale in network.scales.values():
-            mean, deviation = moments(scale.regress, scale, normal, self.device_)
+        regressed = _inference.Replay(network.regress, network, normal, self.device_)
+        found = [[sums(part[:n]) for part in values] for n, values in regressed]
+        for scale, parts in zip(network.scales.values(), zip(*found)):
+            mean, deviation = moments(*(torch.cat(part).cpu().numpy() for part in zip(*parts)))
             scale.centre.copy_(torch.from_numpy(mean))
             scale.spread.copy_(torch.from_numpy(np.where(deviation > 0, deviation, 1)))
+        if images.held_out is None:
+            return regressed.map(lambda rows, *values: self._judge_regressed(network, *values)[:2])
 
     def _judge(self, network, x):
-        error, variance = network(x).unbind(1)
+        return self._judge_regressed(network, *network.regress(x))
+
+    def _judge_regressed(self, network, *values):
+        error, variance = network.standardise(*values).unbind(1)
         maps = error + variance
         scores = map_scores(maps, self.top_fraction)
         parts = {"error": error.mean((1, 2)), "variance": variance.mean((1, 2))}
