@@ -88,6 +88,7 @@ EXAMPLES = [
     "plot_fanogan",
     "plot_squid_memory",
     "plot_unlabelled",
+    "plot_syntheses",
     "plot_fundus_stages",
     "plot_oct_segmentation",
     "plot_oct_real",
