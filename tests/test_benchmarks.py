@@ -701,6 +701,35 @@ def test_the_report_of_parity(script):
 
 
 @pytest.mark.study
+def test_the_study_of_synthetic_anomalies(script, folder, monkeypatch, capsys):
+    study = script("pii")
+    small = "SyntheticAnomalies:width=2,synthesis="
+    methods = {"Deep SVDD": "DeepSVDD:width=2,pretraining_epochs=0", "FPI": f"{small}fpi"}
+    monkeypatch.setattr(study, "LECTURE", methods)
+    monkeypatch.setattr(study, "SOURCES", {"FPI": f"{small}fpi", "NSA": f"{small}nsa"})
+    monkeypatch.setattr(study, "PARTS", {"lecture": study.LECTURE, "unlabelled": study.SOURCES})
+    study.run("--epochs", 1, "--sets", "good")
+    of = folder / "pii_1_epochs"
+    lecture, unlabelled = (of / "table.md").read_text().split("foreign comes")
+    for method in methods:
+        assert f"| {method} | 1 | 0." in lecture
+    for method in "FPI", "FPI*", "NSA", "NSA*":
+        assert f"| {method} | 1 | 0." in unlabelled
+    assert "Deep SVDD" not in unlabelled
+    cells = {
+        cell["detector"]: cell for cell in map(json.loads, (of / "cells.jsonl").read_text().splitlines())
+    }
+    assert len(cells) == 5, "FPI is run once for both tables"
+    assert cells["FPI"]["ap"] != cells["FPI*"]["ap"], "unlabelled images are sources"
+    # No map of Deep SVDD, and one of four anomalous images.
+    assert {path.name for path in of.glob("*.npy")} == {"good_FPI.npy"}
+    assert np.load(of / "good_FPI.npy").shape == (4, 16, 16)
+    assert (of / "good.png").exists()
+    study.run("--epochs", 1, "--sets", "good")
+    assert len((of / "cells.jsonl").read_text().splitlines()) == 5, "nothing is run twice"
+
+
+@pytest.mark.study
 def test_the_study_of_steps(script, tmp_path, monkeypatch, capsys):
     study = script("steps")
     split = np.repeat(["train", "val", "test"], 20)
