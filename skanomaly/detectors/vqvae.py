@@ -2,7 +2,7 @@
 
 from numbers import Integral, Real
 
-from sklearn.utils._param_validation import Interval
+from sklearn.utils._param_validation import Interval, StrOptions
 
 from .._losses import squared_error
 from ..base import Judgement, TrainedDetector
@@ -11,8 +11,8 @@ from ..training import Training
 
 
 def commitment(levels):
-    """Mean squared difference (n,) of features from their codes, added up over the two levels."""
-    return sum(difference.flatten(1).mean(1) for _, difference, _ in levels)
+    """Mean squared difference of features from their codes, added up over the two levels."""
+    return sum(difference.mean() for _, difference, _ in levels)
 
 
 class QuantisedTraining(Training):
@@ -44,7 +44,7 @@ class QuantisedTraining(Training):
 
     def step(self, network, x):
         y, levels = network.quantise(x)
-        error, distance = squared_error(y, x).mean(), commitment(levels).mean()
+        error, distance = squared_error(y, x).mean(), commitment(levels)
         self.record(reconstruction_loss=error, commitment_loss=distance)
         self.move("optimizer", train_loss=error + self.commitment_weight * distance)
         for codes, (z, _, index) in zip((network.top_codes, network.bottom_codes), levels):
@@ -52,7 +52,7 @@ class QuantisedTraining(Training):
 
     def validate(self, network, x):
         y, levels = network.quantise(x)
-        return squared_error(y, x).mean() + self.commitment_weight * commitment(levels).mean()
+        return squared_error(y, x).mean() + self.commitment_weight * commitment(levels)
 
 
 class VQVAE(TrainedDetector):
@@ -77,6 +77,9 @@ class VQVAE(TrainedDetector):
     decay : float, default=0.99
         Share that a step keeps of the moving averages of which the codes are made, in [0, 1); gamma in the
         paper.
+    score_component : {"residual", "commitment"}, default="residual"
+        Component that is the score. "residual" is the squared error of the pixels, "commitment" the squared
+        distance of features from their codes: what no code stands for is anomalous. The map is its map.
     {parameters}
 
     Attributes
@@ -92,16 +95,16 @@ class VQVAE(TrainedDetector):
     -----
     :Family: reconstruction
     :Trained on: normal images
-    :Score: mean squared error of the pixels
-    :Map: squared error of each pixel
+    :Score: mean squared error of the pixels, or ``score_component``
+    :Map: squared error of each pixel, or the distances of the codes that stand for it
     :Departures: no prior of the codes, which the paper needs to generate images; codes that are hardly chosen
         are replaced by features of the batch; a side that is too short is halved less often; the network is
         smaller; {max_epochs steps} training steps
     :Variants:
         * VQ-VAE-2 of the published size: ``VQVAE(width=64, latent_size=64)``
 
-    The components of `score_components` are "residual" (the score) and "commitment" (the mean squared
-    distance of features from their codes, added up over both levels).
+    The components of `score_components` are "residual" and "commitment" (the mean squared distance of
+    features from their codes, added up over both levels). Only the first one is a published score.
 
     A code at a quarter of the sides stands for only 4 x 4 pixels. Lesions can be composed of such codes, and
     are then reconstructed well. Smooth images are easier than sharp ones: on chest X-rays of children with
@@ -133,6 +136,7 @@ class VQVAE(TrainedDetector):
     _parameter_constraints = {
         "n_codes": [Interval(Integral, 1, None, closed="left")],
         "decay": [Interval(Real, 0, 1, closed="left")],
+        "score_component": [StrOptions({"residual", "commitment"})],
     }
 
     def __init__(
@@ -143,6 +147,7 @@ class VQVAE(TrainedDetector):
         width=16,
         commitment_weight=0.25,
         decay=0.99,
+        score_component="residual",
         max_epochs=None,
         batch_size=64,
         lr=3e-4,
@@ -161,6 +166,7 @@ class VQVAE(TrainedDetector):
         self.n_codes = n_codes
         self.commitment_weight = commitment_weight
         self.decay = decay
+        self.score_component = score_component
         self._assign_shared(locals())
 
     def _build(self, image_shape):
@@ -175,4 +181,6 @@ class VQVAE(TrainedDetector):
 
     def _judge(self, network, x):
         y, levels = network.quantise(x)
-        return Judgement.of_map(squared_error(y, x), commitment=commitment(levels))
+        maps = {"residual": squared_error(y, x), "commitment": network.distance_map(levels)}
+        components = {name: map.mean((1, 2)) for name, map in maps.items()}
+        return Judgement(components[self.score_component], maps[self.score_component], components)

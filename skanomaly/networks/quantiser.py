@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from .blocks import crop_to, kernel_size, pad_to, padded_size
 
@@ -161,6 +162,12 @@ class TwoLevelAutoEncoder(nn.Module):
         levels.append((z, *found))
         y = self.decoder(torch.cat([self.enlarge(top_quantised), bottom_quantised], 1))
         return crop_to(y, self.image_size), levels
+
+    def distance_map(self, levels):
+        """Mean squared difference of features from their codes (n, h, w), the sum of both levels."""
+        # Nearest, the default, repeats each place over the pixels that it stands for.
+        maps = (F.interpolate(difference.mean(1, keepdim=True), self.size) for _, difference, _ in levels)
+        return crop_to(sum(maps), self.image_size)[:, 0]
 
     def forward(self, x):
         """Reconstructions, without the codes."""

@@ -39,16 +39,19 @@ def test_the_score_is_the_mean_squared_error_of_what_it_reconstructs():
 
 
 def test_commitment_by_hand():
-    X = make_images()
-    detector = tiny(VQVAE, n_codes=4).fit(X)
+    """Each place of a level stands for a square of pixels; 20 x 14 pixels are padded to 24 x 16."""
+    X = make_images((5, 20, 14))
+    detector = tiny(VQVAE, n_codes=4, score_component="commitment").fit(X)
     network = detector.network_
-    expected = 0
     _, levels = network.quantise(detector._open(X)[:])
-    for codes, (z, _, _) in zip((network.top_codes, network.bottom_codes), levels):
+    expected = 0
+    for codes, (z, _, _), pixels in zip((network.top_codes, network.bottom_codes), levels, (8, 4)):
         z = z.detach().numpy()
         away = ((z[:, None] - codes.codes.numpy()[None, :, :, None, None]) ** 2).sum(2).min(1)
-        expected = expected + away.mean((1, 2)) / z.shape[1]
-    assert_allclose(detector.score_components(X)["commitment"], expected, rtol=1e-4)
+        expected = expected + (away / z.shape[1]).repeat(pixels, 1).repeat(pixels, 2)[:, :20, :14]
+    assert_allclose(detector.anomaly_map(X), expected, rtol=1e-4, atol=1e-6)
+    assert_allclose(-detector.score_samples(X), expected.mean((1, 2)), rtol=1e-4)
+    assert_allclose(detector.score_components(X)["commitment"], expected.mean((1, 2)), rtol=1e-4)
 
 
 @given(st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 5))
@@ -209,6 +212,7 @@ def test_the_loss_is_the_error_and_the_weighted_commitment():
         ({"n_codes": 0}, "'n_codes' parameter of VQVAE must be an int"),
         ({"decay": 1.0}, "'decay' parameter of VQVAE must be a float"),
         ({"commitment_weight": -1.0}, "'commitment_weight' parameter of VQVAE must be a float"),
+        ({"score_component": "codes"}, "'score_component' parameter of VQVAE must be a str among"),
         ({"width": 0}, "'width' parameter of VQVAE must be an int"),
     ],
 )
