@@ -131,7 +131,7 @@ class VQVAE(TrainedDetector):
     """
 
     _image_range = (-1.0, 1.0)
-    _steps = {"max_epochs": 500}
+    _steps = {"max_epochs": 250}
 
     _parameter_constraints = {
         "n_codes": [Interval(Integral, 1, None, closed="left")],
