@@ -143,7 +143,9 @@ class Interpolation(Training):
         for name in self.moves:
             for group in getattr(self, f"{name}_").param_groups:
                 group["lr"] = self.lr * (1 - epoch / self.max_epochs) ** 0.9
-        if epoch % REFRESH == 0:
+        # Also after the first epoch: before it, batch normalisation has no statistics, and later codes lie so
+        # far outside the spread that the descriptor has no slope.
+        if epoch % REFRESH == 0 or epoch == 1:
             describe(self.module_, self.cut, dataset_train, self.device)
 
     def step(self, network, x):
@@ -245,8 +247,9 @@ class IGD(TrainedDetector):
         * IGD with one scale: ``IGD()``
         * IGD with patches: ``IGD(scales="multi")``
 
-    Centre and spread are computed every ten epochs. The learning rate falls to 0 by the power 0.9 of what is
-    left. `score_components` gives "reconstruction" and "descriptor", and "local" with patches.
+    Centre and spread are computed every ten epochs, and after the first. The learning rate falls to 0 by the
+    power 0.9 of what is left. `score_components` gives "reconstruction" and "descriptor", and "local" with
+    patches.
 
     References
     ----------

@@ -117,16 +117,17 @@ class TestDescription:
         assert_allclose(before[0], network.centre, rtol=1e-4, atol=1e-6)
         assert_allclose(before[1], network.spread, rtol=1e-4)
 
-    def test_is_refreshed_every_ten_epochs(self, monkeypatch):
-        epochs = []
-        monkeypatch.setattr(
-            "skanomaly.detectors.igd.describe", lambda network, *args: epochs.append(network.training)
-        )
-        monkeypatch.setattr(Interpolation, "step", lambda self, network, x: self.record(
-            **dict.fromkeys(self.losses, torch.zeros(()))
-        ))  # fmt: skip
+    def test_is_refreshed_after_the_first_epoch_and_every_ten(self, monkeypatch):
+        steps, described = [], []
+
+        def step(self, network, x):
+            steps.append(x)
+            self.record(**dict.fromkeys(self.losses, torch.zeros(())))
+
+        monkeypatch.setattr(Interpolation, "step", step)
+        monkeypatch.setattr("skanomaly.detectors.igd.describe", lambda *args: described.append(len(steps)))
         tiny(IGD, max_epochs=21).fit(X)
-        assert len(epochs) == 4  # in epochs 1, 11 and 21, and in the end
+        assert described == [0, 3, 30, 60, 63], "three steps an epoch, and once more in the end"
 
 
 def one_step(network, x, **options):
