@@ -98,6 +98,10 @@ QUOTED = {
             "unlabelled: brain_mri_128 / 50 % / test / weight 0",
             "unlabelled: brain_mri_128 / 50 % / test / with it",
         ),
+        "like sharpness the AUROC rises from {} to {}.": (
+            "unlabelled: cxr_pneumonia_128 / 50 % / alone, within",
+            "unlabelled: cxr_pneumonia_128 / 50 % / the same, within",
+        ),
         "A weight of 1 would reach {} where half": (
             "unlabelled: cxr_pneumonia_128 / 50 % / test / weight 1",
         ),
