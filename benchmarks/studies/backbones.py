@@ -1,4 +1,4 @@
-"""Backbones and what is put on them: backbone x layers x head x input size, one of the first three at a time.
+"""Backbones, and heads on them: backbone x head, with layers and input size varied one at a time.
 
     python benchmarks/studies/backbones.py [--sets NAME ...] [--settings NAME ...] [--heads NAME ...]
                                            [--data DIR] [--seeds 1] [--limit 150] [--threads 2]
@@ -8,8 +8,8 @@ Heads are the detectors FeatureGaussian, PaDiM and PatchCore, and outlier detect
 ImageFeatures, as in the guide's "Classical detectors are Pipelines". Layers and input size vary around the
 defaults of a backbone. Trained on `train`, judged on `val` and `test` at the level of images.
 
-Cells are kept in backbones/cells.jsonl of --results, the table in table.md. On two cores all cells take half
-an hour: rows of a setting are made once for all heads that share them.
+Rows of a setting are made once for all heads of rows. Cells are kept in backbones/cells.jsonl of --results,
+the table in table.md.
 """
 
 import time
@@ -102,7 +102,7 @@ def report(cells, sets=SETS):
     parts = [
         part(
             "Made by `python benchmarks/studies/backbones.py`. AUROC on test, mean of the sets, one seed if "
-            "nothing else is said. The 95 % interval of one figure of one set is about .08 to either side.",
+            "nothing else is said. The 95 % interval of one figure of one set is up to .09 to either side.",
             lambda same: over_sets(same, "auroc"),
         ),
         part("AUROC on val, by which a setting is chosen:", lambda same: over_sets(same, "val_auroc")),
