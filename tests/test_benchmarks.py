@@ -80,7 +80,8 @@ def test_every_detector_has_its_cell(script, folder, capsys):
     assert [cell["detector"] for cell in results] == names
     for cell in results:
         assert 0 <= cell["auroc"][1] <= cell["auroc"][2] <= 1
-        assert len(cell["dice"]) == 3
+        has_maps = cell["detector"] not in ("DeepSVDD", "PANDA")
+        assert len(cell["dice"]) == 3 if has_maps else "dice" not in cell
     report = accuracy.report(results)
     assert all(f"| good | {name} | 1 |" in report for name in names)
     failed = store.failed()
