@@ -93,7 +93,8 @@ def test_share_of_the_image():
 
 def test_each_image_has_a_mask_of_its_own():
     images = torch.rand(60, 1, 64, 64)
-    _, masks, _ = perlin(images, images, generator())
+    # Not turned: turns alone would make masks differ.
+    _, masks, _ = perlin(images, images, generator(), degrees=0.0)
     assert len({mask.numpy().tobytes() for mask in masks}) > 50
     assert 0.02 < masks.float().mean() < 0.15
 
