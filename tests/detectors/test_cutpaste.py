@@ -72,6 +72,8 @@ def test_network_takes_images_of_any_size(shape, seed):
         features, maps = net(x)
         assert features.shape == (3, net.density.image.mean.numel())
         assert maps.shape[2:] == net.density.places.size
+        pooled = net.encoder(x)[-1].numpy().mean((2, 3))
+        assert_allclose(features, pooled, rtol=1e-4, atol=1e-5, err_msg="as in training")
         for own, whole in zip(net(x[:1]), (features, maps)):
             assert_allclose(own, whole[:1], rtol=1e-3, atol=1e-4, err_msg="each image by itself")
         assert net.logits(features).shape == (3, 3)
