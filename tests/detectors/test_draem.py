@@ -244,7 +244,7 @@ def test_running_statistics_are_means_of_the_first_batches():
         {"window": 3},
         {"reconstruction_width": 4},
     ],
-    ids=str,
+    ids=" ".join,  # of the names only: functions would show their addresses
 )
 def test_options_are_heard(parameters):
     X = make_images()

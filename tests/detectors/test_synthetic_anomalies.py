@@ -165,7 +165,7 @@ def test_the_score_is_pooled_from_the_map(pooling):
         {"probability": 0.5},
         {"weight_decay": 0.5},
     ],
-    ids=str,
+    ids=" ".join,  # of the names only: functions would show their addresses
 )
 def test_options_are_heard(parameters):
     X = make_images((8, 12, 12))
