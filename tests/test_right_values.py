@@ -267,7 +267,8 @@ def test_the_modes_of_torch_change_nothing(cls, tmp_path):
             assert_array_equal(again.score_samples(images), scores)
             for name, values in fitted.score_components(images).items():
                 assert_array_equal(values, components[name])
-            assert_array_equal(again.anomaly_map(images), fitted.anomaly_map(images))
+            if np.isfinite(fitted.pixel_offset_):  # else the method has no maps
+                assert_array_equal(again.anomaly_map(images), fitted.anomaly_map(images))
             persistence.save(again, file)
             loaded, copied = persistence.load(file), pickle.loads(pickle.dumps(fitted))
             assert_array_equal(copied.score_samples(images), scores)

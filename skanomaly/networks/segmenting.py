@@ -119,11 +119,18 @@ def _enlarged(x, size):
 
 
 class SegmentingUNet(DenoisingUNet):
-    """U-Net with group normalisation: statistics of images with anomalies would not fit other images."""
+    """U-Net with group normalisation: statistics of images with anomalies would not fit other images.
+
+    A 1 x 1 convolution of the image is added: the normalisation of few pixels forgets how bright they are.
+    """
+
+    def __init__(self, image_shape, *, width):
+        super().__init__(image_shape, width=width)
+        self.direct = nn.Conv2d(image_shape[0], 1, 1)
 
     def forward(self, x):
         # The mean of the channels that a denoising network has is one more linear layer.
-        return super().forward(x).mean(1, keepdim=True)
+        return super().forward(x).mean(1, keepdim=True) + self.direct(x)
 
 
 #: Networks by name: functions (image_shape, *, width) -> module.
