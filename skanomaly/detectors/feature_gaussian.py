@@ -83,8 +83,8 @@ class FeatureGaussian(FeatureDetector):
     other folds exceeds that of chance, by more than its standard error, doubled. Images that are alike are in
     one fold, as those of one patient should be.
 
-    `fit` keeps features up to 1 GB, those of about 5,000 images by "imagenet". Of more images they are computed
-    a second time.
+    `fit` keeps features up to 1 GB, those of about 5,000 images by "imagenet". Those of more images are
+    computed a second time.
 
     With fewer images than features, training images are near to their own mean by construction. They are
     recognised, since they alone lie in the span of the training images, and judged by the others; so that the
