@@ -91,6 +91,14 @@ QUOTED = {
             "squid: SQUID / zero / recognised",
         ),
     },
+    "doc/results/pii.md": {
+        "with an AUROC of {} and {}, and PII on cxr_nih ({}, Deep SVDD {}).": (
+            "pii: Deep SVDD / cxr_pneumonia_64 AUROC",
+            "pii: Deep SVDD / brain_mri_64 AUROC",
+            "pii: PII / cxr_nih_64 AUROC",
+            "pii: Deep SVDD / cxr_nih_64 AUROC",
+        ),
+    },
     "doc/results/unlabelled.md": {
         "on pneumonia the AUROC rises from {} to {}, on brain_mri from {} to {}.": (
             "unlabelled: cxr_pneumonia_128 / 50 % / test / weight 0",

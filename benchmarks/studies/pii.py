@@ -103,12 +103,10 @@ def report(cells, sets):
                 yield [label + star, "/".join(str(len(of)) for of in same), *figures]
 
     head = ["method", "seeds", *(f"{data} {key}" for data in sets for key in ("AP", "AUROC"))]
-    sections = {
-        "The table of PII:": table(head, rows(LECTURE, [""])),
-        "What is foreign comes from other normal images, or from unlabelled ones (with a star):": table(
-            head, rows(SOURCES, ["", "*"])
-        ),
-    }
+    sections = {"The table of PII:": table(head, rows(LECTURE, [""]))}
+    if any(cell["data"].endswith(UNLABELLED) for cell in cells):
+        heading = "What is foreign comes from other normal images, or from unlabelled ones (with a star):"
+        sections[heading] = table(head, rows(SOURCES, ["", "*"]))
     about = (
         "Made by `python benchmarks/studies/pii.py`. Test split; mean of the seeds (standard deviation).\n"
     )
