@@ -164,12 +164,12 @@ WEIGHTS = {"distillation_weight": 0.0, "metric_weight": 0.0, "compactness_weight
 @pytest.mark.parametrize(
     ("weights", "parts"),
     [
-        ({"distillation_weight": 2.0}, {"teacher", "decoder"}),
-        ({"metric_weight": 3.0}, {"teacher"}),
-        ({"compactness_weight": 0.5}, {"teacher"}),
+        ({"distillation_weight": 2.0}, ["decoder", "teacher"]),
+        ({"metric_weight": 3.0}, ["teacher"]),
+        ({"compactness_weight": 0.5}, ["teacher"]),
         (
             {"distillation_weight": 2.0, "metric_weight": 3.0, "compactness_weight": 0.5},
-            {"teacher", "decoder"},
+            ["decoder", "teacher"],
         ),
     ],
     ids=str,
@@ -180,7 +180,7 @@ def test_a_step_moves_the_teacher_by_the_weighted_losses(weights, parts):
 
     options = {"describe": describe, "n_patches": 10} | WEIGHTS | weights
     losses, moved = run_step(TeacherTraining, scale(7), torch.rand(4, 1, 20, 20), **options)
-    assert moved == parts
+    assert sorted(moved) == parts
     names = {f"{name.removesuffix('_weight')}_loss" for name in weights}
     assert losses.keys() == names | {"train_loss"}
     expected = sum(weight * losses[name.replace("weight", "loss")] for name, weight in weights.items())
