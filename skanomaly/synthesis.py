@@ -1,18 +1,10 @@
 """Anomalies made from normal images, with their masks."""
 
+from .transforms.anat_paste import anat_paste, dark_cavities
 from .transforms.cutpaste import cutpaste
-from .transforms.defects import (
-    anat_paste,
-    dark_cavities,
-    foreground,
-    fpi,
-    interpolate_foreign_patches,
-    mixture,
-    nsa,
-    pii,
-    shifted_pieces,
-    synthesize,
-)
+from .transforms.defects import fpi, interpolate_foreign_patches, pii, shifted_pieces, synthesize
+from .transforms.mixture import mixture
+from .transforms.nsa import foreground, nsa
 from .transforms.perlin import perlin
 
 __all__ = [

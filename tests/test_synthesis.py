@@ -24,7 +24,9 @@ from skanomaly.synthesis import (
     synthesize,
 )
 from skanomaly.testing import make_images
-from skanomaly.transforms import defects
+from skanomaly.transforms import draws
+from skanomaly.transforms import mixture as of_mixture
+from skanomaly.transforms import nsa as of_nsa
 from skanomaly.transforms.defects import foreign_patches
 from skanomaly.transforms.poisson import blend
 
@@ -249,7 +251,7 @@ def test_pii_by_hand():
     assert not shifted[1].any()
 
 
-@pytest.mark.parametrize("kind", defects.KINDS)
+@pytest.mark.parametrize("kind", of_mixture.KINDS)
 def test_one_blob_of_each_kind(kind):
     x, s = random_images(40, 2, 24, 20), random_images(40, 2, 24, 20, seed=1)
     made, masks, labels = mixture(x, s, generator(), kinds=[kind], n_blobs=(1, 1))
@@ -257,8 +259,8 @@ def test_one_blob_of_each_kind(kind):
     g = generator()
     torch.randint(1, 2, (40,), generator=g)
     torch.randint(1, (40,), generator=g)
-    blobs = defects._blobs(40, (24, 20), g, size=(0.12, 0.55), like=x)
-    content = defects.KINDS[kind](x, s, g).clamp(0, 1)
+    blobs = of_mixture._blobs(40, (24, 20), g, size=(0.12, 0.55), like=x)
+    content = of_mixture.KINDS[kind](x, s, g).clamp(0, 1)
     assert_close(made, (1 - blobs) * x + blobs * content)
     changed = ((made - x).abs() > 0.01).any(1, keepdim=True)
     assert_close(labels, blobs * changed)
@@ -269,7 +271,7 @@ def test_one_blob_of_each_kind(kind):
 def contents(kind, n=200, seed=0):
     x = 0.3 + 0.4 * random_images(n, 1, 24, 24)
     s = random_images(n, 1, 24, 24, seed=1)
-    return x, s, defects.KINDS[kind](x, s, generator(seed))
+    return x, s, of_mixture.KINDS[kind](x, s, generator(seed))
 
 
 def test_what_each_kind_does():
@@ -305,7 +307,7 @@ def test_what_each_kind_does():
 def test_blobs():
     with seeded(0):
         like = torch.zeros(1)
-        blobs = defects._blobs(400, (40, 64), None, size=(0.2, 0.4), like=like)
+        blobs = of_mixture._blobs(400, (40, 64), None, size=(0.2, 0.4), like=like)
     assert blobs.min() == 0
     assert blobs.max() == 1
     assert ((blobs > 0) & (blobs < 1)).any((1, 2, 3)).all(), "soft edges"
@@ -335,11 +337,11 @@ def test_rolled_and_blurred_images():
         random_images(4, 2, 12, 20).double(),
         torch.tensor([[0.25, 0], [0, -0.1], [0.5, 0.5], [-0.25, 1]]),
     )
-    rolled = defects._rolled(x, shares)
+    rolled = draws.rolled(x, shares)
     for image, before, (down, across) in zip(rolled, x, shares):
         assert_close(image, before.roll((round(12 * float(down)), round(20 * float(across))), (1, 2)))
     sigmas = torch.tensor([0.5, 1, 2, 4]).double()[:, None, None, None]
-    blurred = defects._blurred(x, sigmas)
+    blurred = of_mixture._blurred(x, sigmas)
     rows, columns = torch.arange(12), torch.arange(20)
     for i, (y, c, h, w) in enumerate([(0, 0, 0, 0), (1, 1, 5, 7), (2, 0, 11, 19), (3, 1, 3, 0)]):
         weight = torch.exp(-((rows[:, None] - h) ** 2 + (columns - w) ** 2) / (2 * sigmas[i] ** 2))[0]
@@ -404,7 +406,7 @@ def test_the_middle_of_logistic_labels():
     made[..., 10:30, 10:30] = 4 / 255
     inside = made > 0
     options = {"mode": "logistic", "k": 0.5, "x0": 4.0, "tolerance": 1.0}
-    labels = defects.nsa_labels(x, made, inside, radii=(2, 5), **options)
+    labels = of_nsa.nsa_labels(x, made, inside, radii=(2, 5), **options)
     assert labels[0, 0, 20, 20] == pytest.approx(0.5)
     assert not labels[~inside].any()
     assert labels[0, 0, 10, 10] == 0, "three quarters of the square around a corner did not change"
@@ -415,7 +417,7 @@ def test_sizes_and_numbers_of_nsa():
     x = torch.zeros(600, 1, 64, 64)
     x[..., ::2, ::2] = 1.0
     options = {"label": "binary", "tolerance": 0.0, "resize": (1, 1), "bounds": (0.06, 0.1), "n_patches": 1}
-    halves = defects._draw_halves(5000, generator(), lower=0.05, scale=0.03, bounds=(0.0, 1.0))
+    halves = of_nsa._draw_halves(5000, generator(), lower=0.05, scale=0.03, bounds=(0.0, 1.0))
     assert_allclose(halves.mean(), 0.05 + 2 * 0.03, rtol=0.02)
     assert_allclose(halves.std(), 0.03 * 2**0.5, rtol=0.05)
     assert halves.min() > 0.05
@@ -460,7 +462,7 @@ def test_resampled_images():
         torch.tensor([[2.0, -3.0], [0.3, 0.6], [0, 0]]),
         torch.tensor([[1.0, 1], [0.7, 1.3], [2, 1]]),
     )
-    found = defects._resampled(x, shift, factor)
+    found = of_nsa._resampled(x, shift, factor)
     for i in range(3):
         at = [
             ((np.arange(side) + 0.5) / float(factor[i, k]) - float(shift[i, k])) - 0.5
@@ -476,7 +478,7 @@ def test_median_filter():
         at = np.arange(-radius, radius + 1)
         disk = (at[:, None] ** 2 + at**2 <= radius**2)[None, None]
         expected = median_filter(x, footprint=disk, mode="nearest")
-        assert_allclose(defects.median_filtered(torch.from_numpy(x), radius), expected)
+        assert_allclose(of_nsa.median_filtered(torch.from_numpy(x), radius), expected)
 
 
 def test_cavities():

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from .perlin import partners, uniform
+from .draws import between, partners, uniform
 
 __all__ = ["cutpaste"]
 
@@ -105,15 +105,10 @@ def cutpaste(
     return torch.where(masks, pasted, images), masks, masks.to(images)
 
 
-def _between(n, bounds, generator):
-    low, high = bounds
-    return low + (high - low) * torch.rand(n, generator=generator)
-
-
 def _draw_normal(n, sides, generator, area, ratio):
     """Heights and widths (2, n) in whole pixels of upright patches."""
-    share = _between(n, area, generator)
-    ratio = _between(n, [math.log(value) for value in ratio], generator).exp()
+    share = between(n, area, generator)
+    ratio = between(n, [math.log(value) for value in ratio], generator).exp()
     shares = torch.stack([share * ratio, share / ratio]).sqrt().clamp(max=1)
     # Not rounded for themselves: the area, not each side, is to be that which was drawn.
     height = torch.round(sides[0] * shares[0]).clamp(1, sides[0])
@@ -124,7 +119,7 @@ def _draw_normal(n, sides, generator, area, ratio):
 def _draw_scar(n, sides, generator, width, length):
     """Heights and widths (2, n) in pixels of scars before they are turned."""
     scale = min(sides) / SIDE
-    drawn = torch.stack([_between(n, bounds, generator) for bounds in (length, width)])
+    drawn = torch.stack([between(n, bounds, generator) for bounds in (length, width)])
     return torch.round(scale * drawn).clamp(min=1)
 
 

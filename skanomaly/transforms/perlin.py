@@ -5,6 +5,8 @@ import math
 import torch
 from torch.nn import functional as F
 
+from .draws import partners, uniform
+
 __all__ = ["perlin"]
 
 #: Least side of a cell of the noise in pixels: that of the paper's finest noise, 32 cells on 256 pixels.
@@ -103,23 +105,6 @@ def perlin(
 def blend(images, textures, masks, share):
     """Images (n, c, h, w) with (1 - share) of a texture in masks (n, 1, h, w)."""
     return torch.where(masks, (1 - share) * textures + share * images, images)
-
-
-def partners(images, sources):
-    """One source for each image: the i-th, from the first again where there are fewer sources."""
-    if sources.shape[1:] != images.shape[1:] or not len(sources):
-        raise ValueError(
-            f"sources must be images of the shape {tuple(images.shape[1:])}, one at least, got "
-            f"{tuple(sources.shape)}"
-        )
-    index = torch.arange(len(images), device=sources.device) % len(sources)
-    return sources[index].to(images)
-
-
-def uniform(n, bounds, generator, like):
-    """Random numbers (n, 1, 1, 1) between two bounds, of the dtype and device of a tensor."""
-    low, high = bounds
-    return (low + (high - low) * torch.rand(n, generator=generator)).to(like)[:, None, None, None]
 
 
 def perlin_noise(turns, cells, places):

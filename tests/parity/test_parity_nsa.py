@@ -6,7 +6,7 @@ function of the images.
 
 import pytest
 
-from skanomaly.transforms.defects import nsa_labels
+from skanomaly.transforms.nsa import nsa_labels
 
 MODES = {"binary": "binary", "intensity": "intensity", "logistic": "logistic-intensity"}
 
