@@ -27,6 +27,9 @@ VARIANTS = {
         {"unlabelled": True, "backbone": "memae", "validation_fraction": 0.2},
         {"refine": False, "backbone": "ae"},
     ],
+    "CutPaste": [{"patches": "scar"}],
+    "DRAEM": [{"synthesis": "mixture"}],
+    "DeepSVDD": [{"objective": "soft_boundary"}],
     "FAnoGAN": [{"encoder_training": "ziz", "encoder_output": "linear"}, {"validation_fraction": 0.2}],
     "MemAE": [{"similarity": "dot", "shrinkage_threshold": 0.05}],
     "PatchDetector": [{"pooling": "top", "stride": 3, "patch_size": 8}],
@@ -36,6 +39,10 @@ VARIANTS = {
         {"n_memories": 1, "skips": ("sum", "concatenation")},
     ],
     "SSLAnoVAE": [{"ssl_training": "pretrain", "fusion": "features"}, {"fusion": "sum"}],
+    "SyntheticAnomalies": [
+        *({"synthesis": name} for name in ("fpi", "pii", "nsa", "anat_paste", "shifted_pieces", "cutpaste")),
+        {"network": "wide_residual", "unlabelled": True},
+    ],
     "VAE": [{"score_component": "combination"}],
 }
 
@@ -53,9 +60,9 @@ def outputs(detector, X):
         },
         "thresholds": (detector.offset_, detector.pixel_offset_, detector.map_range_),
         "range": detector.intensity_range_,
-        "maps": detector.anomaly_map(X),
-        "masks": detector.segment(X),
     }
+    if detector.pixel_offset_ == detector.pixel_offset_:  # nan of a method without maps
+        found |= {"maps": detector.anomaly_map(X), "masks": detector.segment(X)}
     if hasattr(detector, "reconstruct"):
         found["reconstructions"] = detector.reconstruct(X)
     return found

@@ -72,6 +72,15 @@ def feature_error(f, g):
     return (f - g).square().mean(1)
 
 
+def focal_loss(logits, masks, *, gamma=2.0):
+    """Mean of -(1 - p)^gamma log p, where p is the probability of a pixel's true class (Lin et al. 2017).
+
+    `logits` (n, 2, h, w) are of the classes, and `masks` (n, h, w) are True in the second one.
+    """
+    log_p = F.log_softmax(logits, dim=1).gather(1, masks[:, None].long())[:, 0]
+    return -((1 - log_p.exp()).pow(gamma) * log_p).mean()
+
+
 def gradient_penalty(critic, x, fake):
     """Gradient penalty of WGAN-GP, the mean of (|grad critic(u)| - 1)^2 (Gulrajani et al. 2017, equation 3).
 

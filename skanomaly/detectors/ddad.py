@@ -10,10 +10,9 @@ import torch
 from scipy.stats import spearmanr
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import nn
-from torch.nn import functional as F
 
 from .. import _inference
-from .._losses import likelihood_error, over_channels, squared_error
+from .._losses import focal_loss, likelihood_error, over_channels, squared_error
 from .._random import seeded
 from ..base import Judgement, TrainedDetector
 from ..networks.autoencoder import ConvAutoEncoder, MemoryAutoEncoder, UncertainAutoEncoder
@@ -135,12 +134,6 @@ class DDADNetwork(nn.Module):
     def refine(self, name, maps):
         """Refined discrepancy (n, h, w): the probability of each pixel to be anomalous."""
         return self.logits(name, maps).softmax(1)[:, 1]
-
-
-def focal_loss(logits, masks, *, gamma=2.0):
-    """Mean of -(1 - p)^gamma log p, where p is the probability of a pixel's true class (Lin et al. 2017)."""
-    log_p = F.log_softmax(logits, dim=1).gather(1, masks[:, None].long())[:, 0]
-    return -((1 - log_p.exp()).pow(gamma) * log_p).mean()
 
 
 class Refinement(Training):

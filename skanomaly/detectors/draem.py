@@ -7,7 +7,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from torch import nn
 from torch.nn import functional as F
 
-from .._losses import squared_error, ssim_error
+from .._losses import focal_loss, squared_error, ssim_error
 from .._random import seeded
 from ..base import Judgement, TrainedDetector
 from ..networks.blocks import choose_strides, conv_layers, crop_to, pad_to, padded_size
@@ -18,8 +18,6 @@ from ..training import Training
 RECONSTRUCTION_LEVELS, SEGMENTATION_LEVELS = 4, 5
 #: Shares of the epochs after which the learning rate falls, and the factor by which it does.
 MILESTONES, DECAY = (0.8, 0.9), 0.2
-#: Exponent of the focal loss.
-GAMMA = 2.0
 #: Least share of a batch in the running statistics of batch normalisation, torch's default.
 MOMENTUM = 0.1
 
@@ -138,18 +136,6 @@ class DRAEMNetwork(nn.Module):
         return y, self.segmentation(y, x)
 
 
-def focal_loss(logits, masks):
-    """Mean of -(1 - p)^2 log p, where p is the probability of a pixel's true class (Lin et al. 2017).
-
-    Parameters
-    ----------
-    logits : (n, 2, h, w) tensor
-    masks : (n, 1, h, w) bool tensor
-    """
-    entropy = F.cross_entropy(logits, masks[:, 0].long(), reduction="none")
-    return ((1 - (-entropy).exp()) ** GAMMA * entropy).mean()
-
-
 def pooled_maximum(maps, window):
     """Largest mean (n,) of maps (n, h, w) in square windows of this side, with zeros beyond borders."""
     return F.avg_pool2d(maps[:, None], window, 1, window // 2).amax((1, 2, 3))
@@ -191,7 +177,7 @@ class Joint(Training):
         return {
             "reconstruction_loss": squared_error(y, x).mean(),
             "ssim_loss": ssim_error(y, x).mean(),
-            "focal_loss": focal_loss(logits, masks),
+            "focal_loss": focal_loss(logits, masks[:, 0]),
         }
 
     def total(self, terms):

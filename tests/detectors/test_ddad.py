@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from skanomaly import DDAD
-from skanomaly._losses import likelihood_error, squared_error
+from skanomaly._losses import focal_loss, likelihood_error, squared_error
 from skanomaly._random import seeded
 from skanomaly.detectors.ddad import (
     BACKBONES,
@@ -23,7 +23,6 @@ from skanomaly.detectors.ddad import (
     DDADNetwork,
     Refinement,
     RefinementNetwork,
-    focal_loss,
 )
 from skanomaly.labels import LabelWarning
 from skanomaly.persistence import load, save

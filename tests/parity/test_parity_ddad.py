@@ -9,8 +9,8 @@ from functools import partial
 import pytest
 import torch
 
-from skanomaly._losses import likelihood_error, squared_error
-from skanomaly.detectors.ddad import BACKBONES, INPUTS, DDADNetwork, RefinementNetwork, focal_loss
+from skanomaly._losses import focal_loss, likelihood_error, squared_error
+from skanomaly.detectors.ddad import BACKBONES, INPUTS, DDADNetwork, RefinementNetwork
 from skanomaly.networks.autoencoder import MemoryAutoEncoder
 from skanomaly.training._memory import entropy
 from skanomaly.transforms.defects import foreign_patches
