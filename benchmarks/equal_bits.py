@@ -28,7 +28,7 @@ VARIANTS = {
         {"refine": False, "backbone": "ae"},
     ],
     "CutPaste": [{"patches": "scar"}],
-    "DRAEM": [{"synthesis": "mixture"}],
+    "DRAEM": [{"synthesis": "perlin", "ssim_weight": 1.0}],
     "DeepSVDD": [{"objective": "soft_boundary"}],
     "FAnoGAN": [{"encoder_training": "ziz", "encoder_output": "linear"}, {"validation_fraction": 0.2}],
     "MemAE": [{"similarity": "dot", "shrinkage_threshold": 0.05}],

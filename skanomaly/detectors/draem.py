@@ -162,6 +162,8 @@ class Joint(Training):
     def __init__(self, network, *, synthesis, probability, reconstruction_weight, ssim_weight, **options):
         self.synthesis, self.probability = synthesis, probability
         self.reconstruction_weight, self.ssim_weight = reconstruction_weight, ssim_weight
+        if not ssim_weight:  # then it is not computed: it takes a fifth of a step
+            self.losses = tuple(name for name in self.losses if name != "ssim_loss")
         super().__init__(network, **options)
 
     def make(self, x):
@@ -174,15 +176,14 @@ class Joint(Training):
         """Losses by name."""
         made, masks = self.make(x)
         y, logits = network(made)
-        return {
-            "reconstruction_loss": squared_error(y, x).mean(),
-            "ssim_loss": ssim_error(y, x).mean(),
-            "focal_loss": focal_loss(logits, masks[:, 0]),
-        }
+        terms = {"reconstruction_loss": squared_error(y, x).mean()}
+        if self.ssim_weight:
+            terms["ssim_loss"] = ssim_error(y, x).mean()
+        return terms | {"focal_loss": focal_loss(logits, masks[:, 0])}
 
     def total(self, terms):
-        reconstruction = self.reconstruction_weight * terms["reconstruction_loss"]
-        return reconstruction + self.ssim_weight * terms["ssim_loss"] + terms["focal_loss"]
+        weights = {"reconstruction_loss": self.reconstruction_weight, "ssim_loss": self.ssim_weight}
+        return sum(weights.get(name, 1.0) * value for name, value in terms.items())
 
     def step(self, network, x):
         # Running statistics start at the first batches', not at 0 and 1: after few steps units would be dead.
@@ -226,16 +227,16 @@ class DRAEM(TrainedDetector):
 
     Parameters
     ----------
-    synthesis : str or callable, default="perlin"
+    synthesis : str or callable, default="mixture"
         Synthesis of the anomalies: the name of one in `skanomaly.synthesis`, or a function (images, sources,
         generator) that returns images, masks and labels, as those do. Sources are other images of the batch.
         "perlin" is the paper's, with changed images in place of photographs of textures.
-    probability : float, default=0.5
-        Probability that an image of a training batch gets an anomaly.
-    reconstruction_weight : float, default=1.0
-        Weight of the squared error of the reconstruction in the loss.
-    ssim_weight : float, default=1.0
-        Weight of its structural error, 1 - SSIM, in the loss, lambda in the paper.
+    probability : float, default=1.0
+        Probability that an image of a training batch gets an anomaly. The paper's is 0.5.
+    reconstruction_weight : float, default=10.0
+        Weight of the squared error of the reconstruction in the loss. The paper's is 1.
+    ssim_weight : float, default=0.0
+        Weight of its structural error, 1 - SSIM, in the loss. The paper's is 1.
     window : int, default=21
         Side of the windows in which the map is averaged for the score, in pixels, an odd number. Beyond the
         border the map counts as 0.
@@ -265,7 +266,10 @@ class DRAEM(TrainedDetector):
         images are not turned; SSIM repeats borders, where the public code pads with zeros; labels of the
         focal loss are not smoothed (by 1e-5 in the public code); smaller networks; {max_epochs steps} steps
     :Variants:
-        * DRAEM at the size of the paper: ``DRAEM(width=64, reconstruction_width=128, batch_size=8, lr=1e-4)``
+        * DRAEM with the paper's losses:
+          ``DRAEM(synthesis="perlin", probability=0.5, reconstruction_weight=1, ssim_weight=1)``
+
+    The paper's sizes are ``width=64, reconstruction_width=128, batch_size=8, lr=1e-4``.
 
     The learning rate falls to a fifth after 80 % of the epochs, and again after 90 %. With
     ``validation_fraction`` the validation loss is that of images with the same anomalies in each epoch.
@@ -289,7 +293,7 @@ class DRAEM(TrainedDetector):
     ((2,), (2, 64, 64))
     """
 
-    _steps = {"max_epochs": 600}
+    _steps = {"max_epochs": 1200}
 
     _parameter_constraints = {
         "synthesis": [StrOptions(set(SYNTHESES)), callable],
@@ -301,10 +305,10 @@ class DRAEM(TrainedDetector):
     def __init__(
         self,
         *,
-        synthesis="perlin",
-        probability=0.5,
-        reconstruction_weight=1.0,
-        ssim_weight=1.0,
+        synthesis="mixture",
+        probability=1.0,
+        reconstruction_weight=10.0,
+        ssim_weight=0.0,
         window=21,
         width=12,
         reconstruction_width=None,

@@ -141,6 +141,13 @@ def test_a_step_is_that_of_the_three_losses():
     assert_allclose(losses["train_loss"], total, rtol=1e-5)
 
 
+def test_without_its_weight_the_structural_error_is_not_computed():
+    losses, _ = run_step(
+        Joint, network(), torch.rand(6, 1, 16, 16), **OPTIONS | {"synthesis": brighten, "ssim_weight": 0.0}
+    )
+    assert set(losses) == {"reconstruction_loss", "focal_loss", "train_loss"}
+
+
 def test_the_first_network_learns_from_the_second():
     """As in the public code: the focal loss alone moves both."""
     x = torch.rand(6, 1, 16, 16)
@@ -237,9 +244,9 @@ def test_running_statistics_are_means_of_the_first_batches():
     [
         {"synthesis": brighten},
         {"synthesis": partial(SYNTHESES["perlin"], texture="noise")},
-        {"probability": 1.0},
+        {"probability": 0.5},
         {"reconstruction_weight": 5.0},
-        {"ssim_weight": 0.0},
+        {"ssim_weight": 1.0},
         {"window": 3},
         {"reconstruction_width": 4},
     ],
@@ -282,4 +289,4 @@ def test_bad_parameters(parameters, message):
 
 @pytest.mark.learning
 def test_learns_what_a_chest_looks_like():
-    check_learns(DRAEM(width=4, window=5, max_epochs=12, lr=5e-3, random_state=0), map_ratio=1.2)
+    check_learns(DRAEM(width=4, window=5, max_epochs=20, lr=5e-3, random_state=0), map_ratio=1.15)
