@@ -5,9 +5,10 @@
                                   [--threads 2] [--results DIR] [--adopt [CLASS ...]]
 
 Trained on `train` (normal images), calibrated on the normal rows of `val` to a false alarm rate of 0.05,
-reported on `test`. AUROC on `val` stands beside it: choices are made on that one. A data set is an npz file
-in DIR with the arrays `images`, `labels` (0 normal, 1 anomalous) and `split` ("train", "val", "test"), and if
-there are any `group_ids` (patients) and `mask`. Of another DIR all files are taken, unless --sets says.
+reported on `test`. AUROC on `val` stands beside it: choices are made on that one. "PaDiM + DRAEM" is a
+ScoreEnsemble of the two. A data set is an npz file in DIR with the arrays `images`, `labels` (0 normal, 1
+anomalous) and `split` ("train", "val", "test"), and if there are any `group_ids` (patients) and `mask`. Of
+another DIR all files are taken, unless --sets says.
 
 Baselines without a network take seconds and are run first, or alone with --baselines. Each set has a best
 confound: the number, such as sharpness, that alone tells its test images best apart. The AUROC within its

@@ -35,6 +35,7 @@ from sklearn.utils import Bunch
 from . import metrics
 from ._discovery import all_detectors
 from .base import PROCESS_PARAMETERS, CompositeDetector
+from .ensemble import ScoreEnsemble
 from .segmentation import residual_mask
 
 FOLDER = Path(os.environ.get("SKANOMALY_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -87,7 +88,13 @@ def names():
 
 
 def make(variant, **parameters):
-    """Detector of a variant such as "FAnoGAN" or "FAnoGAN:encoder_training=izi,lr=1e-3"."""
+    """Detector of a variant such as "FAnoGAN" or "FAnoGAN:encoder_training=izi,lr=1e-3".
+
+    "PaDiM + DRAEM" is a ScoreEnsemble of these two.
+    """
+    if " + " in variant:
+        members = [(member.partition(":")[0].lower(), make(member)) for member in variant.split(" + ")]
+        return ScoreEnsemble(members, **parameters)
     name, _, settings = variant.partition(":")
     known = dict(all_detectors())
     if name not in known:

@@ -193,6 +193,17 @@ def test_variants_by_name():
         _comparison.make("Nothing")
 
 
+def test_a_sum_of_variants_is_an_ensemble():
+    ensemble = _comparison.make("PaDiM:layers=(1, 2) + DRAEM", random_state=3)
+    assert [(name, type(member).__name__) for name, member in ensemble.detectors] == [
+        ("padim", "PaDiM"),
+        ("draem", "DRAEM"),
+    ]
+    assert (ensemble.detectors[0][1].layers, ensemble.random_state) == ((1, 2), 3)
+    identity = _comparison.identity("set", "digest", ensemble)
+    assert identity["classes"] == ["DRAEM", "PaDiM", "ScoreEnsemble"]
+
+
 def test_pictures_of_images_that_may_not_be_published_stay_outside(tmp_path):
     inside = BENCHMARKS / "results"
     for name, ships in {"cxr_nih_64": True, "brain_mri_64": False, "fundus_dr_64": False}.items():
