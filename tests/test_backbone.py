@@ -396,7 +396,10 @@ class TestDetectors:
         assert frozen.backbone_detector_ is alone
         assert not any(module._forward_hooks for module in alone.network_.modules())
 
-    @pytest.mark.parametrize("name", ["AutoEncoder", "AdversarialAutoEncoder", "VAE", "SQUID", "DDAD"])
+    @pytest.mark.parametrize(
+        "name",
+        ["AutoEncoder", "AdversarialAutoEncoder", "VAE", "SQUID", "DDAD", "CutPaste", "DRAEM", "DeepSVDD"],
+    )
     def test_default_layers_are_the_activations_of_the_encoder(self, name):
         detector = gaussian(tiny(DETECTORS[name])).fit(make_images())
         network = detector.backbone_detector_.network_
@@ -437,6 +440,26 @@ class TestDetectors:
         assert np.isfinite(search.cv_results_["mean_test_score"]).all()
         best = search.best_estimator_.backbone_detector_
         assert best.n_iter_ == search.best_params_["backbone__max_epochs"]
+
+    def test_made_anomalies_are_searchable(self):
+        X, y = make_images((20, 16, 16)), np.r_[np.ones(14), -np.ones(6)]
+        search = GridSearchCV(
+            gaussian(tiny(DETECTORS["DRAEM"])),
+            {"backbone__synthesis": ["fpi", "mixture"]},
+            scoring="roc_auc",
+            cv=NormalOnlyKFold(2, random_state=0),
+        ).fit(X, y)
+        assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+        best = search.best_estimator_.backbone_detector_
+        assert best.synthesis == search.best_params_["backbone__synthesis"]
+
+    def test_modules_of_a_network_without_an_encoder_are_named(self):
+        X = make_images()
+        frozen = FrozenEstimator(tiny(DETECTORS["SyntheticAnomalies"]).fit(X))
+        with pytest.raises(ValueError, match="SyntheticAnomalies trains no encoder .* name modules"):
+            gaussian(frozen).fit(X)
+        detector = gaussian(frozen, layers=("down.1", "down.2")).fit(X)
+        assert detector.backbone_["layers"] == ["down.1", "down.2"]
 
     def test_a_frozen_one_sees_images_at_its_own_size(self):
         frozen = tiny(DETECTORS["AutoEncoder"]).fit(make_images())

@@ -6,7 +6,8 @@
 
 Heads are the detectors FeatureGaussian, PaDiM and PatchCore, and outlier detectors of rows behind
 ImageFeatures, as in the guide's "Classical detectors are Pipelines". Layers and input size vary around the
-defaults of a backbone. Trained on `train`, judged on `val` and `test` at the level of images.
+defaults of a backbone. The last backbones are detectors that learn from the same images. Trained on `train`,
+judged on `val` and `test` at the level of images.
 
 Rows of a setting are made once for all heads of rows. Cells are kept in backbones/cells.jsonl of --results,
 the table in table.md.
@@ -17,7 +18,7 @@ import time
 import numpy as np
 from _heads import HEADS, RowHead
 
-from skanomaly import _comparison
+from skanomaly import DRAEM, AutoEncoder, CutPaste, _comparison
 from skanomaly._comparison import CELLS, SETS, compare, make, mean, parse, select, table
 from skanomaly.metrics import auroc
 
@@ -36,6 +37,9 @@ SETTINGS = {
     "filters, 32 px": {"backbone": "filters", "input_size": 32},
     "filters, finest scale": {"backbone": "filters", "layers": (0,)},
     "filters, coarsest scale": {"backbone": "filters", "layers": (2,)},
+    "AutoEncoder": {"backbone": AutoEncoder()},
+    "CutPaste": {"backbone": CutPaste()},
+    "DRAEM": {"backbone": DRAEM()},
 }
 
 
