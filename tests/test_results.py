@@ -167,6 +167,12 @@ QUOTED = {
             "accuracy: cxr_nih_64 / FAnoGAN / 3 / AUROC sd",
         ),
     },
+    "skanomaly/detectors/anogan.py": {
+        "the score has an AUROC of {}, and of {} among images of like sharpness": (
+            "accuracy: cxr_pneumonia_64 / AnoGAN / 1 / AUROC",
+            "accuracy: cxr_pneumonia_64 / AnoGAN / 1 / AUROC within strata",
+        ),
+    },
     "skanomaly/detectors/squid.py": {
         'On chest X-rays of pneumonia "discriminator" has a mean AUROC of {} and "feature" of {} ': (
             "squid: discriminator / cxr_pneumonia_64",

@@ -92,8 +92,8 @@ class AnoGAN(TrainedDetector):
     image itself and needs no search.
 
     Both R and D are smaller for blurred images. On chest X-rays, where the ill are blurred, the score has an
-    AUROC of .43, and of .67 among images of like sharpness; "discriminator" has .73 (``python
-    benchmarks/accuracy.py --limit 0 --threads 1 --sets cxr_pneumonia_64 --detectors AnoGAN``).
+    AUROC of .43, and of .67 among images of like sharpness (``python benchmarks/accuracy.py --limit 0
+    --threads 1 --sets cxr_pneumonia_64 --detectors AnoGAN``). "discriminator" is above .7 there.
 
     References
     ----------
