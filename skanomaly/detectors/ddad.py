@@ -16,13 +16,16 @@ from .._losses import focal_loss, likelihood_error, over_channels, squared_error
 from .._random import seeded
 from ..base import Judgement, TrainedDetector
 from ..networks.autoencoder import ConvAutoEncoder, MemoryAutoEncoder, UncertainAutoEncoder
+from ..synthesis import SYNTHESES
 from ..training import MemoryTraining, Reconstruction, Training
-from ..transforms.defects import foreign_patches
+from ..transforms.defects import apply_to_some, foreign_patches
 
 #: Batch size of the refinement stage, as in the public code.
 REFINEMENT_BATCH = 8
 #: Learning rate of the refinement stage, as in the public code.
 REFINEMENT_LR = 1e-4
+#: Probability that the refinement stage changes an image, as in the public code.
+PROBABILITY = 0.5
 
 
 #: Discrepancy maps that each refinement network takes as input.
@@ -137,14 +140,16 @@ class DDADNetwork(nn.Module):
 
 
 class Refinement(Training):
-    """Train the refinement networks to find boxes in which another image was mixed in.
+    """Train the refinement networks to find synthetic anomalies.
 
-    The networks take discrepancy maps of the mixed images as input. All networks learn from the same images,
-    each by a loss of its own.
+    The networks take discrepancy maps of the changed images as input. All networks learn from the same
+    images, each by a loss of its own.
 
     Parameters
     ----------
     network : DDADNetwork
+    synthesis : callable (images, sources, generator) -> (images, masks, labels), default=None
+        None mixes another image into boxes, as the public code does.
     """
 
     moves = {"optimizer": ["refinements"]}
@@ -152,8 +157,22 @@ class Refinement(Training):
     betas = 0.5, 0.999
     validates = True
 
+    def __init__(self, network, *, synthesis=None, **options):
+        self.synthesis = synthesis
+        super().__init__(network, **options)
+
+    def make(self, x):
+        """Images, half of them with an anomaly, and its masks (n, h, w)."""
+        if self.synthesis is None:
+            return foreign_patches(x, probability=PROBABILITY)[:2]
+        # A synthesis takes images in [0, 1], and the members take them in [-1, 1].
+        x = (x + 1) / 2
+        generator = torch.default_generator
+        images, masks, _ = apply_to_some(self.synthesis, x, x.roll(-1, 0), generator, PROBABILITY)
+        return 2 * images - 1, masks[:, 0]
+
     def loss(self, network, x):
-        images, masks, _ = foreign_patches(x, probability=0.5)
+        images, masks = self.make(x)
         # no_grad, because the ensembles are frozen: a graph through all members would only take memory.
         with torch.no_grad():
             maps = network.discrepancies(images)
@@ -164,7 +183,7 @@ class Refinement(Training):
         self.move("optimizer", refinement_loss=self.loss(network, x))
 
     def validate(self, network, x):
-        # The same boxes in each epoch, so that early stopping compares networks and not random boxes.
+        # The same anomalies in each epoch, so that early stopping compares networks and not draws.
         with seeded(0, x.device):
             return self.loss(network, x)
 
@@ -211,6 +230,11 @@ class DDAD(TrainedDetector):
         Number of passes of ASR-Net over the normal images. None makes {refinement_epochs steps} steps.
     refinement_width : int, default=128
         Channels of ASR-Net.
+    refinement_synthesis : str or callable, default=None
+        Function that makes the anomalies on which ASR-Net is trained, each from an image and another one of
+        its batch. None mixes the other image in within a rectangle, as the paper does. A name is that of a
+        function of `skanomaly.synthesis`: "anat_paste", "cutpaste", "fpi", "mixture", "nsa", "perlin", "pii"
+        or "shifted_pieces". A callable is as for `SyntheticAnomalies`. Half of the images are changed.
     {parameters}
 
     Attributes
@@ -254,7 +278,9 @@ class DDAD(TrainedDetector):
     for anomalous ones: the study benchmarks/studies/ddad.py has an AUROC of .31 for R_dual and of .88 for
     A_inter on one data set. Therefore `fit` compares two orders of the training images: by the refined score,
     and by the discrepancy itself. If they are opposed, `fit` warns, and the default score is not refined;
-    ``score_component="dual"`` is R_dual all the same.
+    ``score_component="dual"`` is R_dual all the same. With `refinement_synthesis` ASR-Net learns from
+    other anomalies: those of "shifted_pieces", for example, come from elsewhere in the other image, and are
+    brighter or darker than there.
 
     The components of `score_components` are the discrepancies "rec", "intra" and "inter" (A_rec, A_intra and
     A_inter in the paper), and the refined discrepancies "refined_intra" and "refined_dual" (R_intra and
@@ -290,6 +316,7 @@ class DDAD(TrainedDetector):
         "score_component": [StrOptions({"dual", "intra", "inter", "rec"}), None],
         "ddof": [Interval(Integral, 0, None, closed="left")],
         "refinement_width": [Interval(Integral, 1, None, closed="left")],
+        "refinement_synthesis": [StrOptions(set(SYNTHESES)), callable, None],
     }
 
     def __init__(
@@ -308,6 +335,7 @@ class DDAD(TrainedDetector):
         max_epochs=None,
         refinement_epochs=None,
         refinement_width=128,
+        refinement_synthesis=None,
         batch_size=64,
         lr=0.0005,
         validation_fraction=0.0,
@@ -329,6 +357,7 @@ class DDAD(TrainedDetector):
         self.ddof = ddof
         self.refinement_epochs = refinement_epochs
         self.refinement_width = refinement_width
+        self.refinement_synthesis = refinement_synthesis
         self._assign_shared(locals())
 
     def _prepare(self, images):
@@ -440,6 +469,8 @@ class DDAD(TrainedDetector):
         if self.refine:
             options = {"epochs": "refinement_epochs", "lr": REFINEMENT_LR}
             options |= {"batch_size": REFINEMENT_BATCH, "optimizer__weight_decay": 1e-4}
+            synthesis = self.refinement_synthesis
+            options["synthesis"] = synthesis if callable(synthesis) else SYNTHESES.get(synthesis)
             run("refinement", Refinement, network, normals, **options)
 
     def _measure(self, network, images):

@@ -26,6 +26,7 @@ from skanomaly.detectors.ddad import (
 )
 from skanomaly.labels import LabelWarning
 from skanomaly.persistence import load, save
+from skanomaly.synthesis import SYNTHESES
 from skanomaly.testing import make_images, tiny
 from skanomaly.transforms.defects import foreign_patches
 
@@ -211,8 +212,12 @@ def both_refinements():
     return net
 
 
-def refinement_loss_by_hand(net, x):
-    mixed, masks, _ = foreign_patches(x, probability=0.5)
+def half_mixed(x):
+    return foreign_patches(x, probability=0.5)[:2]
+
+
+def refinement_loss_by_hand(net, x, make=half_mixed):
+    mixed, masks = make(x)
     maps = {"intra": 0.2 * mixed.abs() / np.sqrt(2), "inter": 0.5 * mixed.abs()}
     inputs = {"intra": maps["intra"], "dual": torch.cat([maps["inter"], maps["intra"]], dim=1)}
     total = 0.0
@@ -233,6 +238,46 @@ def test_a_step_of_the_refinement_by_hand():
             losses["refinement_loss"], refinement_loss_by_hand(both_refinements().train(), x), rtol=1e-4
         )
     assert_descends(Refinement, both_refinements(), x, refinement_loss_by_hand, {"refinements"})
+
+
+def test_a_synthesis_of_the_refinement_by_hand():
+    """It gets images in [0, 1] and the next image of the batch, and changes half of the images."""
+    with seeded(1):
+        x = 2 * torch.rand(64, 1, 16, 16) - 1
+    seen = []
+
+    def darken(images, sources, generator):
+        seen.append((images, sources))
+        masks = torch.zeros_like(images, dtype=torch.bool)
+        masks[..., :8] = True
+        return torch.where(masks, images / 2, images), masks, masks.float()
+
+    training = Refinement(both_refinements(), stage="test", synthesis=darken)
+    with seeded(0):
+        made, masks = training.make(x)
+    ((images, sources),) = seen
+    assert_allclose(images, (x + 1) / 2)
+    assert_allclose(sources, torch.cat([images[1:], images[:1]]))
+    changed = masks.any((1, 2))
+    assert 20 < changed.sum() < 44
+    assert torch.equal(masks, changed[:, None, None] & (torch.arange(16) < 8).expand(16, 16))
+    assert_allclose(made, torch.where(masks[:, None], (x - 1) / 2, x), atol=1e-6)
+    losses, _ = run_step(Refinement, both_refinements(), x, synthesis=darken)
+    with seeded(0), torch.no_grad():
+        expected = refinement_loss_by_hand(both_refinements().train(), x, training.make)
+    assert_allclose(losses["refinement_loss"], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(SYNTHESES))
+def test_syntheses_of_the_refinement(name):
+    X = make_images((12, 16, 16))
+    found = [refining(refinement_synthesis=s).fit(X, Y) for s in (None, name, SYNTHESES[name])]
+    for detector in found:
+        assert set(detector.refinement_direction_) == {"intra", "dual"}
+        assert all(-1 <= value <= 1 for value in detector.refinement_direction_.values())
+    refined = [detector.score_components(X)["refined_dual"] for detector in found]
+    assert not np.array_equal(refined[0], refined[1])
+    assert np.array_equal(refined[1], refined[2])
 
 
 def test_members_stay_as_they_are_while_refinements_learn(monkeypatch):
@@ -519,6 +564,7 @@ def test_missing_labels_are_not_normal(y):
         ({"score_component": "inter"}, np.ones(12), "score_component='inter' needs unlabelled images"),
         ({"score_component": "dual", "refine": False}, Y, "'dual' is a refined score; set refine=True"),
         ({"backbone": "vae"}, None, "'backbone' parameter of DDAD"),
+        ({"refinement_synthesis": "photographs"}, None, "'refinement_synthesis' parameter of DDAD"),
         (
             {"validation_fraction": 0.5},
             np.repeat([1, 0], (3, 9)),
