@@ -9,9 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
+from PIL import Image
+from torch.nn import functional as F
 from torch.testing import assert_close
 
+from skanomaly import DRAEM
+from skanomaly.io import read_folder
 from skanomaly.synthesis import SYNTHESES, perlin
+from skanomaly.testing import make_images, tiny
 from skanomaly.transforms.perlin import CHANGES, changed_textures, perlin_noise, pixel_places
 
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 40), st.integers(1, 40))
@@ -167,12 +172,87 @@ def test_noise_textures_need_no_sources():
     assert min(v.std() for v in values) > 0.01
 
 
+def pure(images, texture, seed=0, **options):
+    """Textures without changes and without a share of the image, as drawn, in the masks."""
+    made, masks, _ = perlin(
+        images, None, generator(seed), texture=texture, n_changes=0, beta=(0, 0), threshold=-0.2, **options
+    )
+    return made, masks
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32", "tensor", "files"])
+def test_textures_of_a_user(dtype, tmp_path):
+    """Each image gets one of the textures as it is, whatever holds them."""
+    images = torch.zeros(40, 1, 8, 8)
+    wanted = np.random.default_rng(0).integers(1, 256, (3, 8, 8)).astype("uint8")
+    if dtype == "files":
+        for k, texture in enumerate(wanted):
+            Image.fromarray(texture).save(tmp_path / f"{k}.png")
+        texture = read_folder(tmp_path)
+    elif dtype == "tensor":
+        texture = torch.from_numpy(wanted)
+    else:
+        factor = {"uint8": 1, "uint16": 257, "float32": 1 / 255}[dtype]
+        texture = (wanted.astype("float64") * factor).round(12).astype(dtype)
+    made, masks = pure(images, texture)
+    used = set()
+    for image, mask in zip(made[:, 0].numpy(), masks[:, 0].numpy()):
+        if mask.sum() > 3:
+            (k,) = (k for k in range(3) if np.allclose(image[mask], wanted[k][mask] / 255, atol=1e-6))
+            used.add(k)
+    assert used == {0, 1, 2}
+    again, _ = pure(images, texture)
+    assert torch.equal(made, again)
+    assert not torch.equal(made, pure(images, texture, seed=1)[0])
+    changed, _, _ = perlin(images, None, generator(), texture=texture, beta=(0, 0), threshold=-0.2)
+    assert not torch.equal(changed, made), "changed like sources"
+
+
+def test_textures_take_the_size_and_channels_of_images():
+    grey = np.kron(np.random.default_rng(0).random((1, 8, 6)), np.ones((1, 4, 4)))
+    colour = np.stack([grey, 0.5 * grey, 0 * grey], axis=3)
+    for c, texture, factors in (
+        (1, grey, [1]),
+        (3, grey, [1, 1, 1]),
+        (3, colour, [1, 0.5, 0]),
+        (1, colour, [0.5]),
+        (2, grey[..., None], [1, 1]),
+    ):
+        made, masks = pure(torch.zeros(4, c, 8, 6), texture)
+        # With antialias the mean stays: without, three of four rows and columns would not count.
+        expected = F.interpolate(
+            torch.from_numpy(grey)[None], (8, 6), mode="bilinear", antialias=True, align_corners=False
+        )[0, 0]
+        for k, factor in enumerate(factors):
+            assert_allclose(made[:, k], masks[:, 0] * factor * expected, atol=1e-6)
+    assert abs(expected.mean() - grey.mean()) < 0.02
+
+
+def test_textures_of_a_user_train_a_detector():
+    X, texture = make_images((8, 12, 12)), np.random.default_rng(0).random((2, 20, 20))
+    plain, other = (
+        tiny(DRAEM, synthesis=partial(perlin, **options)).fit(X).score_samples(X)
+        for options in ({}, {"texture": texture})
+    )
+    assert not np.array_equal(plain, other)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"beta": (0.5, 0.2)}, "beta must hold shares, low before high"),
         ({"n_scales": 0}, "n_scales must be at least 1, got 0"),
-        ({"texture": "photographs"}, "texture must be 'sources' or 'noise', got 'photographs'"),
+        ({"texture": "photographs"}, "texture must be 'sources', 'noise' or an array of images, got 'ph"),
+        ({"texture": 3}, "texture must be .* or an array of images, of shape .* got int"),
+        ({"texture": np.zeros((4, 4))}, r"texture must be .* got an array of shape \(4, 4\)"),
+        ({"texture": np.zeros((0, 4, 4))}, r"texture must be .* got an array of shape \(0, 4, 4\)"),
+        (
+            {"texture": np.zeros((3, 4, 4, 4))},
+            r"with C among \[1, 3\] for images of 1 channels, got an array",
+        ),
+        ({"texture": np.full((3, 4, 4), 255)}, "texture must hold uint8, .* got int64 from 255 to 255"),
+        ({"texture": np.full((3, 4, 4), 1.5)}, "or floats in .* got float64 from 1.5 to 1.5"),
+        ({"texture": np.full((3, 4, 4), np.nan)}, "or floats in .* got float64 from nan to nan"),
         ({"n_changes": 10}, "n_changes must lie between 0 and 9, got 10"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -49,11 +50,13 @@ def perlin(
         Range of the share of the image itself in the mask.
     degrees : float, default=90.0
         Largest angle by which the noise is turned about the middle of the image, in either direction.
-    texture : {"sources", "noise"}, default="sources"
-        Kind of texture: sources after changes of their grey values and places, or noise, for which sources
-        are not used.
+    texture : {"sources", "noise"} or array of shape (m, H, W) or (m, H, W, C), default="sources"
+        Textures: sources after changes of their grey values and places; noise; or images of an array, or of a
+        lazy sequence such as `skanomaly.io.read_folder` gives, drawn at random and changed in the same ways.
+        Sources are used for "sources" only. The array holds uint8, uint16 or floats in [0, 1]. Its images are
+        resized; with C = 3 they become grey where `images` are, and grey ones are repeated.
     n_changes : int, default=3
-        Number of changes that each source undergoes, of nine.
+        Number of changes that each source or image of the array undergoes, of nine.
 
     Returns
     -------
@@ -67,7 +70,8 @@ def perlin(
     Raises
     ------
     ValueError
-        If a parameter is out of range, or sources have another shape than images.
+        If a parameter is out of range, sources have another shape than images, or the array of textures has a
+        shape or values that do not fit.
 
     References
     ----------
@@ -84,6 +88,16 @@ def perlin(
     >>> made, masks, labels = perlin(images, images.roll(1, 0), torch.Generator().manual_seed(0))
     >>> bool((masks == (labels > 0)).all()), bool((made == images)[~masks].all())
     (True, True)
+
+    DRAEM takes its textures from photographs of materials. For a folder of photographs, the array is
+    ``read_folder("textures", size=(64, 64), channels=1)``.
+
+    >>> from functools import partial
+    >>> import numpy as np
+    >>> from skimage import data
+    >>> from skanomaly import DRAEM
+    >>> photographs = np.stack([data.brick(), data.grass(), data.gravel()])
+    >>> detector = DRAEM(synthesis=partial(perlin, texture=photographs))
     """
     if not 0 <= beta[0] <= beta[1] <= 1:
         raise ValueError(f"beta must hold shares, low before high, got {beta!r}")
@@ -92,12 +106,14 @@ def perlin(
     n, _, *sides = images.shape
     masks = _masks(n, sides, generator, threshold=threshold, n_scales=n_scales, degrees=degrees)
     masks = masks.to(images.device)
-    if texture == "sources":
+    if not isinstance(texture, str):
+        textures = changed_textures(_drawn_textures(texture, images, generator), generator, n_changes)
+    elif texture == "sources":
         textures = changed_textures(partners(images, sources), generator, n_changes)
     elif texture == "noise":
         textures = _noise_textures(images, generator, n_scales)
     else:
-        raise ValueError(f"texture must be 'sources' or 'noise', got {texture!r}")
+        raise ValueError(f"texture must be 'sources', 'noise' or an array of images, got {texture!r}")
     share = uniform(n, beta, generator, images)
     return blend(images, textures, masks, share), masks, masks.to(images)
 
@@ -179,6 +195,34 @@ def _noise_textures(images, generator, n_scales):
     level, strength, deviation = torch.rand(3, n, c, 1, 1, generator=generator)
     white = torch.randn(images.shape, generator=generator)
     return (level + strength * smooth.view(n, c, *sides) + 0.2 * deviation * white).clamp(0, 1).to(images)
+
+
+def _drawn_textures(texture, images, generator):
+    """Textures of the shape of images, each a random image of an array (m, H, W) or (m, H, W, C)."""
+    shape, (n, c, *sides) = tuple(getattr(texture, "shape", ())), images.shape
+    channels = {1, 3, c} if c == 1 else {1, c}
+    if len(shape) not in (3, 4) or 0 in shape or not {*shape[3:]} <= channels:
+        found = f"an array of shape {shape}" if shape else type(texture).__name__
+        raise ValueError(
+            "texture must be 'sources', 'noise' or an array of images, of shape (m, H, W) or (m, H, W, C) "
+            f"with C among {sorted(channels)} for images of {c} channels, got {found}"
+        )
+    rows = torch.randint(shape[0], (n,), generator=generator).tolist()
+    # Slices, since a lazy sequence may know nothing else; only what was drawn is read.
+    drawn = np.concatenate([np.asarray(texture[k : k + 1]) for k in rows])
+    if drawn.dtype in (np.uint8, np.uint16):
+        drawn = drawn / np.iinfo(drawn.dtype).max
+    elif drawn.dtype.kind != "f" or not (0 <= drawn.min() <= drawn.max() <= 1):  # nan is refused, too
+        raise ValueError(
+            f"texture must hold uint8, uint16 or floats in [0, 1], got {drawn.dtype} from {drawn.min()} to "
+            f"{drawn.max()}"
+        )
+    drawn = torch.from_numpy(drawn.astype("float32")).reshape(n, *shape[1:3], -1).movedim(3, 1)
+    if c == 1:
+        drawn = drawn.mean(1, keepdim=True)
+    if shape[1:3] != tuple(sides):
+        drawn = F.interpolate(drawn, sides, mode="bilinear", antialias=True, align_corners=False)
+    return drawn.expand(images.shape).to(images)
 
 
 def changed_textures(x, generator, n_changes):
