@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from PIL import Image
+from scipy.ndimage import map_coordinates
 from sklearn.covariance import ledoit_wolf
 from sklearn.pipeline import make_pipeline
 from sklearn.utils import Bunch
 
 from skanomaly import FeatureGaussian, _comparison
 from skanomaly.datasets import make_digit_anatomy
+from skanomaly.detectors import uninformed_students
 from skanomaly.features import ImageFeatures
 from skanomaly.metrics import auroc
 from skanomaly.testing import all_detectors, make_images, tiny
@@ -500,6 +503,181 @@ def test_the_study_of_backbones(script, tmp_path, monkeypatch, capsys):
     assert f"| {cell['auroc']:.3f} |" in one
     study.run("--sets", "one", "two", *heads)
     assert len((folder / "cells.jsonl").read_text().splitlines()) == len(cells), "nothing is run twice"
+
+
+@pytest.fixture
+def students(script, monkeypatch):
+    """The study with small networks, few steps of a search and few patches."""
+    students = script("students")
+    small = {"width": 2, "hidden_size": 16, "n_search": 2, "n_rows": 200, "backbone": "filters"}
+    small |= {f"describer__{name}": small[name] for name in ("backbone", "width")}
+    small |= {"n_features": 4, "describer__n_features": 4, "describer__layers": (2,)}
+    monkeypatch.setattr(uninformed_students, "N_PATCHES", 8)
+
+    def shrunk(new, random_state):
+        made = new(random_state=random_state)
+        return made.set_params(**{name: small[name] for name in small.keys() & made.get_params()})
+
+    methods = {name: partial(shrunk, new) for name, new in students.METHODS.items()}
+    monkeypatch.setattr(students, "METHODS", methods)
+    monkeypatch.setattr(students, "N_GRIDS", 10)
+    monkeypatch.setattr(students, "make_digit_anatomy", partial(make_digit_anatomy, size=24))
+    return students
+
+
+def lines_of(table, start):
+    """Figures of the lines that begin so, in a text with tables."""
+    lines = [line.strip("| ").split(" | ") for line in table.splitlines()]
+    return [[float(one) for one in line[1:]] for line in lines if line[0] == start]
+
+
+@pytest.mark.study
+def test_the_study_of_students(students, folder, monkeypatch, capsys):
+    fits = []
+    fit = students.UninformedStudents.fit
+    monkeypatch.setattr(students.UninformedStudents, "fit", lambda *a: fits.append(a) or fit(*a))
+    students.run("--epochs", 1, "--sets", "good", "DigitAnatomy")
+    assert len(fits) == 2 * 2, "in each set the students once, and one teacher for three heads"
+    of = folder / "students_1_epochs"
+    table = (of / "table.md").read_text()
+    good, grids, mean = (lines_of(table, name) for name in ("good", "DigitAnatomy, 10 grids", "mean"))
+    assert np.shape(good) == np.shape(grids) == (len(students.METRICS), len(students.ROWS))
+    assert_allclose(mean, np.mean([good, grids], axis=0), atol=1e-3 + 1e-9)
+    cells = [json.loads(line) for line in (of / "cells.jsonl").read_text().splitlines()]
+    assert len(cells) == 2 * len(students.METHODS)
+    assert all(cell["rows"].keys() <= set(students.ROWS) for cell in cells)
+    # A row is the detector as anybody fits it.
+    (cell,) = (c for c in cells if c["detector"] == "l2-AE" and c["data"] == "good")
+    parts = _comparison.load("good", folder)
+    alone = students.METHODS["l2-AE"](random_state=0).set_params(max_epochs=1).fit(parts["train"].images)
+    test = parts["test"]
+    assert cell["rows"]["l2-AE"] == {
+        "pro": _comparison.metrics.pro(test.masks, alone.anomaly_map(test.images), max_false_alarm_rate=0.3),
+        "pixel_auroc": _comparison.metrics.pixel_auroc(test.masks, alone.anomaly_map(test.images)),
+        "pixel_ap": _comparison.metrics.pixel_average_precision(test.masks, alone.anomaly_map(test.images)),
+        "auroc": auroc(test.target, -alone.score_samples(test.images)),
+    }
+    students.run("--epochs", 1, "--sets", "good", "DigitAnatomy")
+    assert len((of / "cells.jsonl").read_text().splitlines()) == len(cells), "nothing is run twice"
+    assert len(fits) == 4
+
+
+@pytest.fixture
+def category_folder(tmp_path):
+    """Two categories laid out as in MVTec AD, one grey and one in colours, of 40 pixels a side."""
+    for name, channels in (("grey", ()), ("colours", (3,))):
+        images = make_images((14, 40, 40, *channels))
+        places = ["train/good"] * 8 + ["test/good"] * 2 + ["test/hole"] * 3 + ["test/a_scratch"]
+        for k, (place, image) in enumerate(zip(places, images)):
+            path = tmp_path / "mvtec" / name / place / f"{k:03}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            mask = np.zeros((40, 40), np.uint8)
+            if place.startswith("test") and not place.endswith("good"):
+                mask[10:20, 2 * k : 2 * k + 8] = 255
+                image[mask > 0] = 255
+                truth = tmp_path / "mvtec" / name / "ground_truth" / path.parent.name / f"{k:03}_mask.png"
+                truth.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(mask).save(truth)
+            Image.fromarray(image).save(path)
+    return tmp_path / "mvtec"
+
+
+def test_a_category_of_mvtec(students, category_folder):
+    for name, shape in (("grey", (20, 20)), ("colours", (20, 20, 3))):
+        parts = students.load(f"{name}, 20 pixels", category_folder)
+        assert parts["train"].images.shape == (8, *shape)
+        test = parts["test"]
+        assert test.images.shape == (6, *shape)
+        assert test.target.tolist() == [-1, 1, 1, -1, -1, -1], "scratch, good, hole"
+        expected = np.zeros((6, 20, 20), bool)
+        for i, k in ((0, 13), (3, 10), (4, 11), (5, 12)):
+            expected[i, 5:10, k : k + 4] = True
+        assert np.array_equal(test.masks, expected)
+        assert test.images[3, 6:9, 11:13].min() > 240 > test.images[1].mean()
+
+
+@pytest.mark.study
+def test_the_study_of_students_on_categories(students, category_folder, tmp_path, capsys):
+    options = "--data", category_folder, "--size", 20, "--epochs", 1, "--methods", "k-means", "dictionary"
+    students.run(*options)
+    table = (tmp_path / "students_1_epochs" / "table.md").read_text().replace(" -", " nan")
+    grey, colours, mean = (lines_of(table, of) for of in ("grey, 20 pixels", "colours, 20 pixels", "mean"))
+    made = [students.ROWS.index("k-means"), students.ROWS.index("dictionary")]
+    assert np.isfinite(grey).sum() == np.isfinite(colours).sum() == len(made) * len(students.METRICS)
+    assert_allclose(mean, np.mean([grey, colours], axis=0), atol=1e-3 + 1e-9)
+
+
+def test_students_of_one_patch_size(students):
+    X = make_images((8, 20, 20))
+    small = {"width": 2, "n_features": 4, "teacher_epochs": 1, "max_epochs": 1, "backbone": "filters"}
+    detector = students.UninformedStudents(patch_sizes=(17, 33), random_state=0, **small).fit(X)
+    maps = students.scale_maps(detector, X)
+    assert list(maps) == ["p = 17", "p = 33"]
+    x = torch.from_numpy(X[:, None] / np.float32(255))
+    low, high = detector.intensity_range_
+    assert (low, high) == (0, 255)
+    for p, scale in detector.network_.scales.items():
+        with torch.no_grad():
+            error, variance = scale.standardise(scale.regress(x)).unbind(1)
+        assert_allclose(maps[f"p = {p}"], error + variance, rtol=1e-3, atol=1e-4)
+    assert_allclose(np.mean(list(maps.values()), axis=0), detector.anomaly_map(X), rtol=1e-4, atol=1e-5)
+
+
+def test_heads_of_patches(students):
+    import _patch_heads as heads
+
+    rng = np.random.default_rng(0)
+    rows, x = rng.normal(size=(300, 5)), rng.normal(size=(40, 5))
+    to_rows = np.linalg.norm(x[:, None] - rows, axis=2)
+    to_words = np.sort(np.linalg.norm(x[:, None] - heads.words(rows, 0), axis=2), axis=1)
+    assert to_words.shape[1] == 10
+    assert_allclose(heads.HEADS["1-NN"](rows, 0)(x), to_rows.min(1))
+    assert_allclose(heads.HEADS["1-NN"](rows, 0)(rows), 0, atol=1e-7)
+    assert_allclose(heads.HEADS["k-means"](rows, 0)(x), to_words[:, 0])
+    assert_allclose(heads.HEADS["dictionary"](rows, 0)(x), to_words[:, :5].mean(1))
+    near, far = heads.HEADS["OC-SVM"](rows, 0)(np.array([np.zeros(5), np.full(5, 9.0)]))
+    assert near < far
+
+
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_descriptors_and_maps_of_patches(students, channels):
+    import _patch_heads as heads
+
+    X = make_images((34, 22, 30, *channels))  # more than are described at a time
+    describer = ImageFeatures(backbone="filters", layers=(0,), random_state=0)
+    backbone = heads.BackboneHead("1-NN", describer, patch_size=8, step=4, n_rows=500, random_state=0)
+    small = {"width": 2, "n_features": 4, "teacher_epochs": 1, "max_epochs": 1, "backbone": "filters"}
+    teacher = students.UninformedStudents(patch_sizes=(17,), n_students=2, random_state=0, **small)
+    teacher = heads.TeacherHead("1-NN", teacher, step=3, n_rows=500, random_state=0)
+    for head, first in ((backbone, 3.5), (teacher, 0)):
+        described = np.concatenate(list(head.fit(X).descriptors(X)))
+        height, width = described.shape[1:3]
+        assert (height, width) == ((4, 6) if head is backbone else (8, 10))
+        sample = head.sample(X)
+        assert sample.shape == (15 * 34, described.shape[-1])
+        everything = described.reshape(-1, described.shape[-1])
+        assert (np.abs(sample[:, None] - everything).max(2).min(1) < 1e-5).all()
+        head.learn(sample)
+        maps = head.maps(described, (22, 30))
+        scores = head.judge_(everything).reshape(34, height, width)
+        # Linear between the places that are described, constant beyond them.
+        inside = (np.arange(22) - first) / head.step, (np.arange(30) - first) / head.step
+        places = np.meshgrid(*inside, indexing="ij")
+        expected = [map_coordinates(one, places, order=1, mode="nearest") for one in scores]
+        assert_allclose(maps, expected, rtol=1e-5, atol=1e-6)
+    patch = X[33, 8:16, 12:20]
+    features = ImageFeatures(
+        backbone="filters", layers=(0,), grid=1, intensity_range=(int(X.min()), int(X.max())), random_state=0
+    ).fit(X[:2, :8, :8])
+    described = backbone.describe(X)
+    assert_allclose(described[33, 2, 3], features.transform(patch[None])[0], rtol=1e-3, atol=1e-5)
+    x = np.pad(X.reshape(34, 22, 30, -1)[33].transpose(2, 0, 1), ((0, 0), (8, 8), (8, 8)))[:, 6:23, 9:26]
+    (scale,) = teacher.detector_.network_.scales.values()
+    low, high = teacher.detector_.intensity_range_
+    with torch.no_grad():
+        expected = scale.teacher(torch.from_numpy((x / np.float32(high))[None])).ravel()
+    assert low == 0
+    assert_allclose(teacher.describe(X)[33, 2, 3], expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.fixture
