@@ -236,7 +236,7 @@ def test_no_figure_is_quoted_without_its_table():
 
 
 @pytest.mark.parametrize(
-    "study", ["accuracy", "backbones", "ddad", "pii", "ssl_anovae", "squid", "unlabelled"]
+    "study", ["accuracy", "backbones", "ddad", "pii", "ssl_anovae", "squid", "students", "unlabelled"]
 )
 def test_tables_are_those_of_the_stored_cells(study, monkeypatch, tmp_path, capsys):
     """But for marks of cells whose code has changed since, and for references that are no cells."""
