@@ -219,7 +219,7 @@ class UninformedStudents(HoldsBackbone, TrainedDetector):
     """
 
     _layers = {"imagenet": (3, 4), "filters": (0, 1, 2)}
-    _steps = {"max_epochs": 300, "teacher_epochs": 300}
+    _steps = {"max_epochs": 1100, "teacher_epochs": 1100}
 
     _parameter_constraints = {
         "patch_sizes": [tuple, list],
