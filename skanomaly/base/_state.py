@@ -16,6 +16,7 @@ from torch.nn.modules.module import (
 from .. import _inference
 from .._format import Layout
 from .._random import seeded
+from ..networks.backbone import imagenet
 from ._composite import CompositeDetector
 from ._detector import BaseDetector
 from ._trained import TrainsInEpochs
@@ -176,6 +177,9 @@ def _misfit(detector, state):
         if counts[kind] > limit:
             raise ValueError(f"it has more than the {len(state)} tensors there are")
 
+    # Loaded before the count: it is not of the file, but its weights begin on the meta device, too.
+    if isinstance(detector, TrainsInEpochs) and getattr(detector, "backbone", None) == "imagenet":
+        imagenet("cpu")
     hooks = [
         register_module_parameter_registration_hook(partial(count, "parameter", len(state))),
         # More buffers than tensors are allowed: buffers that are not persistent are not in a state_dict.

@@ -261,6 +261,15 @@ def test_is_saved_with_what_it_learned(options, tmp_path):
     ).all()
 
 
+def test_loads_where_the_network_of_photographs_was_not_in_memory(tmp_path):
+    """As in a new process: its weights are not of the file, and do not count as such."""
+    X = make_images()
+    detector = PANDA(**IMAGENET, max_epochs=1).fit(X)
+    save(detector, tmp_path / "file")
+    imagenet.cache_clear()
+    assert_array_equal(load(tmp_path / "file").score_samples(X), detector.score_samples(X))
+
+
 def test_modes():
     check_modes(PANDA(max_epochs=1, **IMAGENET))
 
