@@ -271,6 +271,9 @@ class DRAEM(TrainedDetector):
 
     The paper's sizes are ``width=64, reconstruction_width=128, batch_size=8, lr=1e-4``.
 
+    The defaults were chosen on `val` of brain MRI. On its `test`, they have an AUROC of .88, and the paper's
+    losses .68 (``python benchmarks/accuracy.py --seeds 3 --limit 0 --sets brain_mri_64 --detectors DRAEM``).
+
     The learning rate falls to a fifth after 80 % of the epochs, and again after 90 %. With
     ``validation_fraction`` the validation loss is that of images with the same anomalies in each epoch.
     `score_components` gives "maximum", which is the score, "mean", the mean of the map, and "residual", the
