@@ -12,6 +12,7 @@ from torch.testing import assert_close
 from skanomaly import SyntheticAnomalies
 from skanomaly._random import seeded
 from skanomaly.detectors.synthetic_anomalies import POOLINGS
+from skanomaly.metrics import pixel_auroc
 from skanomaly.synthesis import SYNTHESES, fpi
 from skanomaly.testing import make_images, tiny
 from skanomaly.training import SyntheticAnomalyTraining
@@ -228,3 +229,29 @@ def test_learns_what_does_not_belong_into_a_chest():
         at_least=0.9,
         map_ratio=1.8,
     )
+
+
+def gratings(n, seed):
+    """Waves of random direction, phase and length: all that is normal is smooth, so that seconds teach it."""
+    rng = np.random.default_rng(seed)
+    angle, phase, frequency = rng.uniform((0, 0, 1.5), (np.pi, 2 * np.pi, 3), (n, 3)).T[..., None, None]
+    y, x = np.mgrid[:16, :16] / 16
+    wave = np.sin(2 * np.pi * frequency * (np.cos(angle) * x + np.sin(angle) * y) + phase)
+    return (0.5 + 0.4 * wave).astype("float32")
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize(
+    ("synthesis", "options"),
+    [("cutpaste", {"max_epochs": 28, "lr": 1e-2}), ("mixture", {"max_epochs": 28, "lr": 5e-3})],
+)
+def test_finds_new_anomalies_of_its_kind_and_of_others(synthesis, options):
+    fixed = {"width": 4, "intensity_range": (0.0, 1.0), "random_state": 0}
+    detector = SyntheticAnomalies(synthesis=synthesis, **options, **fixed).fit(gratings(150, 0))
+    new = torch.from_numpy(gratings(60, 1))[:, None]
+    found = {}
+    for kind in ("mixture", "cutpaste", "fpi", "perlin", "shifted_pieces"):
+        made, masks, _ = SYNTHESES[kind](new, new.roll(1, 0), torch.Generator().manual_seed(7))
+        found[kind] = pixel_auroc(masks[:, 0].numpy(), detector.anomaly_map(made[:, 0].numpy()))
+    assert found.pop(synthesis) >= 0.9
+    assert min(found.values()) >= 0.6, found
