@@ -429,29 +429,24 @@ class TestDetectors:
         detector = gaussian(FrozenEstimator(OneSize().fit(make_images())))
         assert detector.fit(make_images((6, 40, 30))).backbone_["layers"] == ["encoder.0"]
 
-    def test_epochs_are_searchable(self):
+    @pytest.mark.parametrize(
+        ("name", "parameter", "values", "attribute"),
+        [
+            ("AutoEncoder", "max_epochs", [1, 2], "n_iter_"),
+            ("DRAEM", "synthesis", ["fpi", "mixture"], "synthesis"),
+        ],
+    )
+    def test_parameters_are_searchable(self, name, parameter, values, attribute):
         X, y = make_images((20, 16, 16)), np.r_[np.ones(14), -np.ones(6)]
         search = GridSearchCV(
-            gaussian(tiny(DETECTORS["AutoEncoder"])),
-            {"backbone__max_epochs": [1, 2]},
+            gaussian(tiny(DETECTORS[name])),
+            {f"backbone__{parameter}": values},
             scoring="roc_auc",
             cv=NormalOnlyKFold(2, random_state=0),
         ).fit(X, y)
         assert np.isfinite(search.cv_results_["mean_test_score"]).all()
         best = search.best_estimator_.backbone_detector_
-        assert best.n_iter_ == search.best_params_["backbone__max_epochs"]
-
-    def test_made_anomalies_are_searchable(self):
-        X, y = make_images((20, 16, 16)), np.r_[np.ones(14), -np.ones(6)]
-        search = GridSearchCV(
-            gaussian(tiny(DETECTORS["DRAEM"])),
-            {"backbone__synthesis": ["fpi", "mixture"]},
-            scoring="roc_auc",
-            cv=NormalOnlyKFold(2, random_state=0),
-        ).fit(X, y)
-        assert np.isfinite(search.cv_results_["mean_test_score"]).all()
-        best = search.best_estimator_.backbone_detector_
-        assert best.synthesis == search.best_params_["backbone__synthesis"]
+        assert getattr(best, attribute) == search.best_params_[f"backbone__{parameter}"]
 
     def test_modules_of_a_network_without_an_encoder_are_named(self):
         X = make_images()
