@@ -7,6 +7,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,10 +20,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils import Bunch
 
 from skanomaly import FeatureGaussian, _comparison
-from skanomaly.datasets import make_digit_anatomy
+from skanomaly.datasets import load_chest_xray, make_digit_anatomy
 from skanomaly.detectors import uninformed_students
 from skanomaly.features import ImageFeatures
 from skanomaly.metrics import auroc
+from skanomaly.synthesis import SYNTHESES
 from skanomaly.testing import all_detectors, make_images, tiny
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -901,26 +903,44 @@ def test_the_study_of_synthetic_anomalies(script, folder, monkeypatch, capsys):
     methods = {"Deep SVDD": "DeepSVDD:width=2,pretraining_epochs=0", "FPI": f"{small}fpi"}
     monkeypatch.setattr(study, "LECTURE", methods)
     monkeypatch.setattr(study, "SOURCES", {"FPI": f"{small}fpi", "NSA": f"{small}nsa"})
-    monkeypatch.setattr(study, "PARTS", {"lecture": study.LECTURE, "unlabelled": study.SOURCES})
+    monkeypatch.setattr(study, "MADE", {**study.SOURCES, "mixture": "SyntheticAnomalies:width=2"})
+    parts = {"lecture": study.LECTURE, "unlabelled": study.SOURCES, "kinds": study.MADE}
+    monkeypatch.setattr(study, "PARTS", parts)
     study.run("--epochs", 1, "--sets", "good")
     of = folder / "pii_1_epochs"
     lecture, unlabelled = (of / "table.md").read_text().split("foreign comes")
+    unlabelled, kinds = unlabelled.split("of each kind")
     for method in methods:
         assert f"| {method} | 1 | 0." in lecture
     for method in "FPI", "FPI*", "NSA", "NSA*":
         assert f"| {method} | 1 | 0." in unlabelled
     assert "Deep SVDD" not in unlabelled
+    for method in "FPI", "NSA", "mixture":
+        assert f"| {method} | 0." in kinds
+    assert "Deep SVDD" not in kinds
+    assert "| method | anat_paste |" in kinds
     cells = {
         cell["detector"]: cell for cell in map(json.loads, (of / "cells.jsonl").read_text().splitlines())
     }
-    assert len(cells) == 5, "FPI is run once for both tables"
+    assert len(cells) == 6, "FPI is run once for all tables"
     assert cells["FPI"]["ap"] != cells["FPI*"]["ap"], "unlabelled images are sources"
     # No map of Deep SVDD, and one of four anomalous images.
     assert {path.name for path in of.glob("*.npy")} == {"good_FPI.npy"}
     assert np.load(of / "good_FPI.npy").shape == (4, 16, 16)
     assert (of / "good.png").exists()
     study.run("--epochs", 1, "--sets", "good")
-    assert len((of / "cells.jsonl").read_text().splitlines()) == 5, "nothing is run twice"
+    assert len((of / "cells.jsonl").read_text().splitlines()) == 6, "nothing is run twice"
+
+
+@pytest.mark.study
+def test_anomalies_by_kind_are_judged_by_their_masks(script):
+    normal = load_chest_xray().images[:16]
+    difference = SimpleNamespace(
+        intensity_range_=(0, 255), anomaly_map=lambda made: np.abs(made - normal.astype(float))
+    )
+    found = script("pii").by_kind(difference, normal)
+    assert set(found) == set(SYNTHESES)
+    assert min(found.values()) > 0.9, found
 
 
 @pytest.mark.study

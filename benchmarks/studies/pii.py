@@ -1,4 +1,4 @@
-"""Training on synthetic anomalies: the table of PII, DDAD's comparison with unlabelled images, and a picture.
+"""Training on synthetic anomalies: the table of PII, DDAD's comparison, anomalies by kind, and a picture.
 
     python benchmarks/studies/pii.py [--parts NAME ...] [--sets NAME ...] [--data DIR] [--seeds 1]
                                      [--epochs N] [--limit 0] [--threads 2] [--results DIR]
@@ -8,6 +8,8 @@ lecture: image-level average precision, and AUROC, of Deep SVDD, VQ-VAE-2, FPI a
 unlabelled: CutPaste, FPI, PII and NSA, where what is foreign comes from other normal images, and where it
 comes from unlabelled ones (rows with a star; Cai et al. 2022). Unlabelled are the images of `val` without
 their labels, so that nothing was chosen on them.
+kinds: AUROC of pixels in normal images of `test` into which anomalies of each kind of skanomaly.synthesis
+were worked, for every method with maps: does it find new anomalies of its own kind, and those of others?
 
 Trained on `train`, judged on `test`. A set is a file as for accuracy.py. --data takes a folder of others, as
 chest X-rays of men and of women or views of fetal ultrasound; then all files in it, unless --sets says.
@@ -35,6 +37,7 @@ from skanomaly._comparison import (
     table,
     with_epochs,
 )
+from skanomaly.synthesis import SYNTHESES, synthesize
 
 LECTURE = {
     "Deep SVDD": "DeepSVDD",
@@ -48,9 +51,15 @@ SOURCES = {
     **dict(list(LECTURE.items())[2:]),
     "NSA": "SyntheticAnomalies:synthesis=nsa,network=efficientnet",
 }
+MADE = {
+    **SOURCES,
+    "AnatPaste": "SyntheticAnomalies:synthesis=anat_paste,network=efficientnet",
+    "mixture": "SyntheticAnomalies",
+    "DRAEM": "DRAEM",
+}
 #: Methods that take what is foreign from an image itself.
 OWN = ("CutPaste",)
-PARTS = {"lecture": LECTURE, "unlabelled": SOURCES}
+PARTS = {"lecture": LECTURE, "unlabelled": SOURCES, "kinds": MADE}
 METRICS = {"ap": metrics.average_precision, "auroc": metrics.auroc}
 #: End of the name of a set with unlabelled images.
 UNLABELLED = ", unlabelled"
@@ -58,7 +67,7 @@ N_SHOWN = 4  # anomalous images in a picture
 
 
 def evaluate(detector, splits, *, unlabelled, path):
-    """Average precision and AUROC on "test"; the maps of some images go to a file."""
+    """Average precision and AUROC on "test", and AUROC by kind; the maps of some images go to a file."""
     normal, test = splits["train"].images, splits["test"]
     if unlabelled:
         y = np.repeat([1, 0], [len(normal), len(splits["val"].images)])
@@ -66,9 +75,21 @@ def evaluate(detector, splits, *, unlabelled, path):
     else:
         detector.fit(normal)
     score = -detector.score_samples(test.images)
-    if path is not None and np.isfinite(detector.pixel_offset_):  # else it has no maps
-        np.save(path, detector.anomaly_map(test.images[shown(test)]))
-    return {key: metric(test.target, score) for key, metric in METRICS.items()}
+    found = {key: metric(test.target, score) for key, metric in METRICS.items()}
+    if np.isfinite(detector.pixel_offset_):  # else it has no maps
+        found |= by_kind(detector, test.images[test.target == 1])
+        if path is not None:
+            np.save(path, detector.anomaly_map(test.images[shown(test)]))
+    return found
+
+
+def by_kind(detector, images):
+    """AUROC of pixels in `images` with synthetic anomalies, by their kind."""
+    found = {}
+    for kind, synthesis in SYNTHESES.items():
+        made = synthesize(images, synthesis, intensity_range=detector.intensity_range_, random_state=0)
+        found[kind] = metrics.pixel_auroc(made.masks, detector.anomaly_map(made.images))
+    return found
 
 
 def shown(test):
@@ -107,6 +128,11 @@ def report(cells, sets):
     if any(cell["data"].endswith(UNLABELLED) for cell in cells):
         heading = "What is foreign comes from other normal images, or from unlabelled ones (with a star):"
         sections[heading] = table(head, rows(SOURCES, ["", "*"]))
+    for data in sets:
+        lines = [(label, select(cells, data=data, detector=label)) for label in MADE]
+        lines = [[label, *(mean(of, kind) for kind in SYNTHESES)] for label, of in lines if of]
+        heading = f"AUROC of pixels in normal images of {data} with anomalies of each kind:"
+        sections |= {heading: table(("method", *SYNTHESES), lines)} if lines else {}
     about = (
         "Made by `python benchmarks/studies/pii.py`. Test split; mean of the seeds (standard deviation).\n"
     )
