@@ -3,12 +3,15 @@
 import numpy as np
 
 from . import labels
+from .io import ImageFiles
 
 
 def take_rows(X, rows):
     """Some rows of X, in any container that a detector takes."""
     if hasattr(X, "iloc"):
         return X.iloc[rows]
+    if isinstance(X, ImageFiles):
+        return X.take(rows)
     if isinstance(X, (list, tuple)):
         return [X[i] for i in rows]
     if hasattr(X, "__array__"):

@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
@@ -13,6 +14,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from skanomaly import AutoEncoder, PatchDetector, metrics
 from skanomaly.datasets import make_oct
+from skanomaly.io import ImageFiles, read_folder
 from skanomaly.layers import GraphLayerExtractor, UNetLayerExtractor
 from skanomaly.retina.comparison import GAP
 from skanomaly.segmentation import (
@@ -53,6 +55,15 @@ def test_the_threshold_is_a_quantile_of_normal_maps(scans):
     assert segmenter.predict(normal).mean() == pytest.approx(0.1, abs=1e-3)
     only = ResidualSegmenter(inner(), quantile=0.9, fill_holes=False).fit(normal)
     assert_array_equal(only.predict(scans.images), segmenter.predict(scans.images))
+
+
+def test_files_of_normal_images_are_not_all_in_memory(scans, tmp_path, monkeypatch):
+    for i, scan in enumerate(scans.images):
+        Image.fromarray(scan).save(tmp_path / f"{i:02}.png")
+    expected = ResidualSegmenter(inner()).fit(scans.images, scans.target)
+    monkeypatch.setattr(ImageFiles, "__array__", None)
+    found = ResidualSegmenter(inner()).fit(read_folder(tmp_path), scans.target)
+    assert found.threshold_ == expected.threshold_
 
 
 def test_blocks(scans):
