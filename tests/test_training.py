@@ -124,6 +124,29 @@ def test_validation_loss_is_of_the_held_out_images_in_eval_mode():
     assert history[0]["valid_loss_best"] is True
 
 
+def test_no_batch_to_validate_is_of_one_image():
+    class Sizes(Training):
+        moves = {"optimizer": ["encoder"]}
+        validates = True
+        least_held_out = 2
+
+        def step(self, network, x):
+            pass
+
+        def validate(self, network, x):
+            return torch.tensor(float(len(x)))
+
+    data = images(18)
+    with seeded(0):
+        data = data.split(0.5)
+    history = run(Sizes, Parts(), data, batch_size=4)
+    assert history[-1]["valid_loss"] == 3, "three batches of three, not 4, 4 and 1"
+    with seeded(0):
+        data = images(10).split(0.1)
+    with pytest.raises(ValueError, match="stage 'test' needs 2 normal images to validate, .* leaves 1;"):
+        run(Sizes, Parts(), data)
+
+
 def test_a_linear_autoencoder_reaches_pca():
     """Its error is the sum of the discarded eigenvalues, over the number of pixels."""
     X = np.random.default_rng(0).normal(size=(200, 6)) @ np.diag([3, 2, 1, 0.5, 0.3, 0.1])

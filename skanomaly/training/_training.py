@@ -5,6 +5,7 @@ import math
 import warnings
 from functools import partial
 
+import numpy as np
 import torch
 from skorch import NeuralNet
 from skorch.callbacks import EarlyStopping, EpochTimer, PrintLog
@@ -46,6 +47,8 @@ class Training(NeuralNet):
     losses = ()
     #: Whether there is a validation loss. EarlyStopping needs this loss to end the stage.
     validates = False
+    #: Fewest images that a validation loss can be of.
+    least_held_out = 1
 
     def __init__(self, network, *, stage, checkpoint=None, optimizer=None, **options):
         self.stage, self.checkpoint = stage, checkpoint
@@ -90,6 +93,11 @@ class Training(NeuralNet):
             raise ValueError(
                 f"EarlyStopping needs a validation loss, and stage {self.stage!r} has none; give callbacks "
                 "as a dict of the stages to stop, for example {'encoder': [EarlyStopping()]}"
+            )
+        if self.validates and images.held_out is not None and len(images.held_out) < self.least_held_out:
+            raise ValueError(
+                f"stage {self.stage!r} needs {self.least_held_out} normal images to validate, and "
+                f"validation_fraction leaves {len(images.held_out)}; give more images or change it"
             )
         self.initialize()
         saved = self.checkpoint and self.checkpoint.read(self.stage)
@@ -193,8 +201,9 @@ class Training(NeuralNet):
         self.module_.eval()
         total = 0.0
         with torch.no_grad():
-            for start in range(0, len(images), self.batch_size):
-                x = images[start : start + self.batch_size].to(self.device)
+            # Batches as in training: a last one of one image would have no other as its source.
+            for index in np.array_split(np.arange(len(images)), images.n_batches(self.batch_size)):
+                x = images[index].to(self.device)
                 total += self.validate(self.module_, x) * len(x)
         self._record_epoch("valid_loss", float(total) / len(images))
         best = min(self.history[:, "valid_loss"])
