@@ -9,10 +9,12 @@ from numpy.testing import assert_allclose
 from scipy.ndimage import map_coordinates, median_filter
 from torch.testing import assert_close
 
+from skanomaly import DDAD, DRAEM, SyntheticAnomalies
 from skanomaly._random import seeded
 from skanomaly.synthesis import (
     SYNTHESES,
     anat_paste,
+    cutpaste,
     dark_cavities,
     foreground,
     fpi,
@@ -23,11 +25,11 @@ from skanomaly.synthesis import (
     shifted_pieces,
     synthesize,
 )
-from skanomaly.testing import make_images
-from skanomaly.transforms import draws
+from skanomaly.testing import make_images, tiny
+from skanomaly.transforms import defects, draws
 from skanomaly.transforms import mixture as of_mixture
 from skanomaly.transforms import nsa as of_nsa
-from skanomaly.transforms.defects import foreign_patches
+from skanomaly.transforms.defects import foreign_patches, foreign_to
 from skanomaly.transforms.poisson import blend
 
 
@@ -595,6 +597,89 @@ def test_a_share_of_the_arrays_and_sources():
     ramp = np.arange(50, dtype="uint8")[:, None, None] * np.ones((1, 12, 12), "uint8")
     made = synthesize(ramp, partial(fpi, alpha=(1, 1)), random_state=0)
     assert (made.images != ramp).any((1, 2)).all(), "no image is its own source"
+
+
+@pytest.mark.parametrize("synthesis", [cutpaste, partial(cutpaste, kind="normal", jitter=0.0)])
+def test_patches_of_cutpaste_come_from_the_image_itself(synthesis):
+    levels = np.arange(50, dtype="uint8")[:, None, None] * np.ones((1, 12, 12), "uint8")
+    if synthesis is not cutpaste:  # else colours are changed
+        assert np.array_equal(synthesize(levels, synthesis, random_state=0).images, levels)
+    x, others = random_images(2, 4, 1, 8, 8)
+    assert foreign_to(x, others, synthesis) is x
+    assert foreign_to(x, others, fpi) is others
+
+
+@pytest.mark.filterwarnings("ignore:ASR-Net points the wrong way")
+@pytest.mark.parametrize(
+    "detector",
+    [
+        tiny(SyntheticAnomalies, validation_fraction=0.5),
+        tiny(DRAEM, validation_fraction=0.5),
+        tiny(DDAD, refine=True, validation_fraction=0.5),
+    ],
+    ids=lambda detector: type(detector).__name__,
+)
+def test_detectors_cut_patches_from_the_image_itself(detector, monkeypatch):
+    own = []
+
+    def look(images, sources, generator):
+        own.append(torch.equal(images, sources))
+        return fpi(images, images, generator)
+
+    name = "refinement_synthesis" if isinstance(detector, DDAD) else "synthesis"
+    detector.set_params(**{name: look}).fit(make_images())
+    assert not any(own)
+    assert own
+    own.clear()
+    monkeypatch.setattr(defects, "cutpaste", look)
+    detector.fit(make_images())
+    assert all(own)
+    assert own
+
+
+def write_in_place(images, sources, generator):
+    images[:, :, 0] = 1
+    masks = torch.zeros_like(images, dtype=torch.bool)
+    masks[:, :, 0] = True
+    return images, masks, masks.float()
+
+
+def test_a_synthesis_may_write_into_its_images():
+    X = np.zeros((400, 8, 8), "float32")
+    made = synthesize(X, write_in_place, intensity_range=(0, 1), probability=0.5, random_state=0)
+    changed = made.masks.any((1, 2))
+    assert 150 < changed.sum() < 250
+    assert np.array_equal(made.images[changed, 0], np.ones((changed.sum(), 8)))
+    assert not made.images[~changed].any()
+    assert not X.any()
+
+
+X, MASKS = torch.zeros(3, 1, 8, 8), torch.zeros(3, 1, 8, 8, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("returned", "error", "message"),
+    [
+        ((X, MASKS), TypeError, r"must return a tuple of three tensors, \(images, masks, labels\)"),
+        (None, TypeError, "must return a tuple of three tensors"),
+        ((X.numpy(), MASKS, X), TypeError, "must return a tuple of three tensors"),
+        ((X[:, :, 1:], MASKS, X), ValueError, r"return images of the shape \(3, 1, 8, 8\) .* \(3, 1, 7, 8\)"),
+        ((X, MASKS[:, 0], X), ValueError, r"return masks of the shape \(3, 1, 8, 8\) .* \(3, 8, 8\)"),
+        ((X, X, X), ValueError, "return masks .* of torch.bool, got .* torch.float32"),
+        ((X, MASKS, MASKS), ValueError, "return labels .* of torch.float32, got .* torch.bool"),
+        ((X.double(), MASKS, X), ValueError, "return images .* of torch.float32, got .* torch.float64"),
+        ((X, MASKS, X + 1.5), ValueError, "return labels from 0 to 1, got some from 1.5 to 1.5"),
+        ((X, MASKS, X * torch.nan), ValueError, "return labels from 0 to 1, got some from nan to nan"),
+    ],
+)
+def test_what_a_synthesis_returns_is_checked(returned, error, message):
+    with pytest.raises(error, match=message):
+        synthesize(X[:, 0].numpy(), lambda images, sources, generator: returned)
+
+
+def test_a_synthesis_of_arrays_is_a_function():
+    with pytest.raises(TypeError, match="must be a function, as skanomaly.synthesis.pii, got 'pii'"):
+        synthesize(X[:, 0].numpy(), "pii")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from ..base import Judgement, TrainedDetector
 from ..networks.autoencoder import ConvAutoEncoder, MemoryAutoEncoder, UncertainAutoEncoder
 from ..synthesis import SYNTHESES
 from ..training import MemoryTraining, Reconstruction, Training
-from ..transforms.defects import apply_to_some, foreign_patches
+from ..transforms.defects import apply_to_some, foreign_patches, foreign_to
 
 #: Batch size of the refinement stage, as in the public code.
 REFINEMENT_BATCH = 8
@@ -156,6 +156,7 @@ class Refinement(Training):
     losses = ("refinement_loss",)
     betas = 0.5, 0.999
     validates = True
+    least_held_out = 2  # as each is the source of another
 
     def __init__(self, network, *, synthesis=None, **options):
         self.synthesis = synthesis
@@ -168,7 +169,8 @@ class Refinement(Training):
         # A synthesis takes images in [0, 1], and the members take them in [-1, 1].
         x = (x + 1) / 2
         generator = torch.default_generator
-        images, masks, _ = apply_to_some(self.synthesis, x, x.roll(-1, 0), generator, PROBABILITY)
+        foreign = foreign_to(x, x.roll(-1, 0), self.synthesis)
+        images, masks, _ = apply_to_some(self.synthesis, x, foreign, generator, PROBABILITY)
         return 2 * images - 1, masks[:, 0]
 
     def loss(self, network, x):

@@ -13,6 +13,7 @@ from ..base import Judgement, TrainedDetector
 from ..networks.blocks import choose_strides, conv_layers, crop_to, pad_to, padded_size
 from ..synthesis import SYNTHESES
 from ..training import Training
+from ..transforms.defects import apply_to_all, foreign_to
 
 #: Most times that each network halves an image.
 RECONSTRUCTION_LEVELS, SEGMENTATION_LEVELS = 4, 5
@@ -148,7 +149,8 @@ class Joint(Training):
     ----------
     network : DRAEMNetwork
     synthesis : callable (images, sources, generator) -> images, masks, labels
-        Function that makes anomalies. The sources of a batch are its images, each for the next.
+        Function that makes anomalies. The sources of a batch are its images, each for the next, and for
+        CutPaste each for itself.
     probability : float
         Probability that an image gets an anomaly.
     reconstruction_weight, ssim_weight : float
@@ -158,6 +160,7 @@ class Joint(Training):
     moves = {"optimizer": ["reconstruction", "segmentation"]}
     losses = "reconstruction_loss", "ssim_loss", "focal_loss", "train_loss"
     validates = True
+    least_held_out = 2  # as each is the source of another
 
     def __init__(self, network, *, synthesis, probability, reconstruction_weight, ssim_weight, **options):
         self.synthesis, self.probability = synthesis, probability
@@ -168,7 +171,8 @@ class Joint(Training):
 
     def make(self, x):
         """Images with anomalies in some of them, and masks (n, 1, h, w)."""
-        made, masks, _ = self.synthesis(x, x.roll(1, 0), None)
+        foreign = foreign_to(x, x.roll(1, 0), self.synthesis)
+        made, masks, _ = apply_to_all(self.synthesis, x, foreign, torch.default_generator)
         chosen = (torch.rand(len(x)) < self.probability).to(x.device)[:, None, None, None]
         return torch.where(chosen, made, x), masks & chosen
 

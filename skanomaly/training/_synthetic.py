@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from .._random import seeded
-from ..transforms.defects import apply_to_some
+from ..transforms.defects import apply_to_some, check_labels, foreign_to
 from ._training import Training
 
 
@@ -37,13 +37,15 @@ class SyntheticAnomalyTraining(Training):
     synthesis : callable (images, sources, generator) -> (images, masks, labels)
     loss : callable (logits, labels) -> losses (n, 1, h, w)
     sources : Images, default=None
-        Images from which something foreign is taken. None takes other images of the same batch.
+        Images from which something foreign is taken. None takes other images of the same batch, and for
+        CutPaste the image itself.
     probability : float, default=1.0
         Probability that an image is changed.
     """
 
     losses = ("train_loss",)
     validates = True
+    least_held_out = 2  # as each is the source of another
 
     def __init__(self, network, *, synthesis, loss, sources=None, probability=1.0, **options):
         self.synthesis, self.loss, self.sources, self.probability = synthesis, loss, sources, probability
@@ -52,10 +54,12 @@ class SyntheticAnomalyTraining(Training):
 
     def mean_loss(self, network, x):
         if self.sources is None:
-            foreign = x.roll(-1, 0)
+            foreign = foreign_to(x, x.roll(-1, 0), self.synthesis)
         else:
             foreign = self.sources[torch.randint(len(self.sources), (len(x),)).numpy()].to(x)
         made, _, labels = apply_to_some(self.synthesis, x, foreign, torch.default_generator, self.probability)
+        if self.n_steps == 1:
+            check_labels(labels)
         return self.loss(network(made), labels).mean()
 
     def step(self, network, x):

@@ -12,6 +12,7 @@ from sklearn.utils import Bunch, check_array
 
 from .._format import Layout, find_intensity_range
 from .._random import draw_seed, seeded
+from .cutpaste import cutpaste
 from .draws import box_of, differ, draw_boxes, labelled, partners, rolled, uniform, within_range
 from .poisson import blend
 
@@ -298,7 +299,7 @@ def synthesize(
         Function of this module, or one like it; `functools.partial` gives it options.
     sources : array-like, default=None
         Images from which something foreign is taken, as X; for example unlabelled ones. Each image gets one
-        at random. None takes another image of X for each.
+        at random. None takes another image of X for each; `cutpaste` then takes the image itself.
     probability : float, default=1.0
         Probability that an image is changed.
     intensity_range : "auto" or tuple (low, high), default="auto"
@@ -322,6 +323,8 @@ def synthesize(
     >>> made.images.shape, made.masks.shape, made.labels.shape
     ((8, 64, 64), (8, 64, 64), (8, 64, 64))
     """
+    if not callable(synthesis):
+        raise TypeError(f"synthesis must be a function, as skanomaly.synthesis.pii, got {synthesis!r}")
     X, layout = _image_array(X, channel_axis, 2 if sources is None else 1)
     low, high = find_intensity_range(X, intensity_range, np.ones(len(X), bool))
 
@@ -335,11 +338,12 @@ def synthesize(
         if sources is None:
             # By 1 to n - 1 places: any other image, never the image itself.
             index = (torch.arange(len(x)) + torch.randint(1, len(x), (len(x),))) % len(x)
-            foreign = x[index]
+            foreign = foreign_to(x, x[index], synthesis)
         else:
             foreign = scaled(*_image_array(sources, channel_axis, 1))
             foreign = foreign[torch.randint(len(foreign), (len(x),))]
         made, masks, labels = apply_to_some(synthesis, x, foreign, generator, probability)
+    check_labels(labels)
     images = layout.from_network(made.numpy().astype("float64") * (high - low) + low)
     if X.dtype.kind in "iu":
         info = np.iinfo(X.dtype)
@@ -351,22 +355,50 @@ def synthesize(
     return Bunch(images=np.where(touched, images, X), masks=masks, labels=labels)
 
 
+def foreign_to(images, others, synthesis):
+    """Sources of what is foreign to images where the user gives none: other images of theirs.
+
+    Patches of CutPaste come from the image itself, as in the paper.
+    """
+    return images if getattr(synthesis, "func", synthesis) is cutpaste else others
+
+
 def apply_to_some(synthesis, images, sources, generator, probability):
     """Images, masks and labels of a synthesis, each image changed with a given probability."""
     _check_probability(probability)
-    n, _, *sides = images.shape
-    changed = (torch.rand(n, generator=generator) < probability).to(images.device)[:, None, None, None]
-    made, masks, labels = synthesis(images, sources, generator)
-    for name, part, shape in (
-        ("images", made, images.shape),
-        ("masks", masks, (n, 1, *sides)),
-        ("labels", labels, (n, 1, *sides)),
-    ):
-        if part.shape != shape:
-            raise ValueError(
-                f"synthesis must return {name} of the shape {tuple(shape)}, got {tuple(part.shape)}"
-            )
+    changed = (torch.rand(len(images), generator=generator) < probability).to(images.device)
+    made, masks, labels = apply_to_all(synthesis, images, sources, generator)
+    changed = changed[:, None, None, None]
     return torch.where(changed, made, images), masks & changed, labels * changed
+
+
+def apply_to_all(synthesis, images, sources, generator):
+    """Images, masks and labels of a synthesis, refused where they are no such tensors."""
+    n, _, *sides = images.shape
+    # A copy, because a function of the user may write into it.
+    made = synthesis(images.clone(), sources, generator)
+    if not (isinstance(made, tuple) and len(made) == 3 and all(map(torch.is_tensor, made))):
+        got = [type(part).__name__ for part in made] if isinstance(made, tuple) else type(made).__name__
+        raise TypeError(f"synthesis must return a tuple of three tensors, (images, masks, labels), got {got}")
+    for name, part, shape, dtype in (
+        ("images", made[0], images.shape, images.dtype),
+        ("masks", made[1], (n, 1, *sides), torch.bool),
+        ("labels", made[2], (n, 1, *sides), images.dtype),
+    ):
+        if (part.shape, part.dtype) != (shape, dtype):
+            raise ValueError(
+                f"synthesis must return {name} of the shape {tuple(shape)} and of {dtype}, got "
+                f"{tuple(part.shape)} and {part.dtype}"
+            )
+    return made
+
+
+def check_labels(labels):
+    """Refuse labels outside of [0, 1]; not done in each step, since it waits for the device."""
+    if not ((labels >= 0) & (labels <= 1)).all():
+        raise ValueError(
+            f"synthesis must return labels from 0 to 1, got some from {labels.min():g} to {labels.max():g}"
+        )
 
 
 def _check_probability(probability):

@@ -271,10 +271,17 @@ def test_early_stopping():
     assert detector.n_iter_ < 8
 
 
+def flat_masks(images, sources, generator):
+    generator.get_state()
+    return images, images[:, 0] > 0, images
+
+
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
         ({"synthesis": "photographs"}, "'synthesis' parameter of DRAEM must be a str among"),
+        ({"synthesis": flat_masks}, r"synthesis must return masks of the shape \(6, 1, 16, 16\)"),
+        ({"validation_fraction": 0.1}, "needs 2 normal images to validate, .* leaves 1"),
         ({"probability": 1.1}, "'probability' parameter of DRAEM must be a float in the range"),
         ({"window": 4}, "window must be odd, so that it has a pixel in its middle, got 4"),
         ({"window": 0}, "'window' parameter of DRAEM"),

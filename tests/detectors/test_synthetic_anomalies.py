@@ -204,6 +204,10 @@ def wrong_labels(images, sources, generator):
     return images, images > 0, images[:, 0]
 
 
+def too_strong(images, sources, generator):
+    return images, images > 0, 2 * torch.ones_like(images)
+
+
 @pytest.mark.parametrize(
     ("parameters", "y", "message"),
     [
@@ -212,6 +216,8 @@ def wrong_labels(images, sources, generator):
         ({"network": "resnet"}, None, "'network' parameter of SyntheticAnomalies must be"),
         ({"pooling": "median"}, None, "'pooling' parameter of SyntheticAnomalies must be"),
         ({"probability": 0.0}, None, "'probability' parameter of SyntheticAnomalies must be"),
+        ({"synthesis": too_strong}, None, "synthesis must return labels from 0 to 1, got .* to 2"),
+        ({"validation_fraction": 0.1}, None, "stage 'segmentation' needs 2 normal images to .* leaves 1"),
         ({}, [1] + [0] * 11, "y has 1 normal .* and 11 unlabelled"),
         ({}, [0] * 12, "y has 0 normal .* and 12 unlabelled"),
         ({"validation_fraction": 0.8}, [1] * 3 + [0] * 9, "leaves 0 normal images to train on and 3 to"),
