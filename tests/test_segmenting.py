@@ -28,7 +28,7 @@ def test_any_size(name, channels, height, width):
 
 
 def test_published_widths():
-    """64, 128, 256, 256 and 256 channels, and back by 128, 64 and 16 (PII, its public code)."""
+    """64, 128, 256, 256 and 256 channels, a block, and back by 128, 64 and 16 (PII, its public code)."""
     network = WideResidualNetwork((1, 256, 256), width=64)
     assert network.stem.out_channels == 16
     assert [stage[1].body[3].out_channels for stage in network.down] == [64, 128, 256, 256, 256]

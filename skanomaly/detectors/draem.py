@@ -267,16 +267,20 @@ class DRAEM(TrainedDetector):
     :Score: maximum of the map after averaging in windows of 21 x 21 pixels
     :Map: probability of each pixel to be anomalous
     :Departures: textures are other training images or noise, and no photographs of textures [2]_; training
-        images are not turned; SSIM repeats borders, where the public code pads with zeros; labels of the
-        focal loss are not smoothed (by 1e-5 in the public code); smaller networks; {max_epochs steps} steps
+        images are not turned; cells of Perlin noise are at least 8 pixels wide; SSIM repeats borders, where
+        the public code pads with zeros; labels of the focal loss are not smoothed (by 1e-5 in the public
+        code); weights begin as torch draws them, and statistics of batch normalisation with those of the
+        first batches; smaller networks; {max_epochs steps} steps
     :Variants:
-        * DRAEM with the paper's losses:
+        * DRAEM with the paper's synthesis and losses:
           ``DRAEM(synthesis="perlin", probability=0.5, reconstruction_weight=1, ssim_weight=1)``
 
     The paper's sizes are ``width=64, reconstruction_width=128, batch_size=8, lr=1e-4``.
 
-    The defaults were chosen on `val` of brain MRI. On its `test`, they have an AUROC of .88, and the paper's
-    losses .68 (``python benchmarks/accuracy.py --seeds 3 --limit 0 --sets brain_mri_64 --detectors DRAEM``).
+    The defaults were chosen on `val` of brain MRI. On its `test`, they have an AUROC of .88 (three seeds),
+    and the paper's synthesis and losses .68 (one seed;
+    ``python benchmarks/accuracy.py --seeds 3 --limit 0 --sets brain_mri_64 --detectors DRAEM``, and
+    ``--seeds 1`` with ``DRAEM:synthesis=perlin,probability=0.5,reconstruction_weight=1.0,ssim_weight=1.0``).
 
     The learning rate falls to a fifth after 80 % of the epochs, and again after 90 %. With
     ``validation_fraction`` the validation loss is that of images with the same anomalies in each epoch.

@@ -84,8 +84,9 @@ class SyntheticAnomalies(TrainedDetector):
     :Map: probability of something foreign in each pixel
     :Departures: images are scaled by the range of X instead of each to mean 0 and variance 1; networks are
         narrower than the public ones, and a frozen EfficientNet-Lite0 with a decoder takes the place of a
-        ResNet-18 in NSA and CutPaste; NSA blends by a Poisson equation of its own instead of OpenCV's;
-        AnatPaste finds pixels, as the others do; {max_epochs steps} training steps
+        ResNet-18 in NSA and CutPaste; the decoder of FPI's network has one block more; NSA blends by a
+        Poisson equation of its own instead of OpenCV's, takes pieces of the background, too, and its learning
+        rate does not fall; AnatPaste finds pixels, as the others do; {max_epochs steps} training steps
     :Variants:
         * FPI: ``SyntheticAnomalies(synthesis="fpi", network="wide_residual")``
         * PII: ``SyntheticAnomalies(synthesis="pii", network="wide_residual")``
@@ -95,7 +96,8 @@ class SyntheticAnomalies(TrainedDetector):
 
     Rows with y = 0 are never trained on as normal images. If there are any, each training image gets one of
     them as its source of what is foreign. The comparison in [4]_ marks this with a star: FPI*, PII*, NSA*,
-    CutPaste*. Without them, the source is another image of the same batch.
+    CutPaste*. Without them, the source is another image of the same batch, and for CutPaste the image itself.
+    "anat_paste" changes an image by itself, and so takes nothing from them.
 
     ``valid_loss`` is the loss of images held out, with the same synthetic anomalies in each epoch.
 

@@ -45,7 +45,7 @@ class WideResidualNetwork(nn.Module):
     """Wide residual encoder and decoder without skips between them, the network of FPI and PII.
 
     The encoder has a convolution and five stages of two blocks, of which all but the first halve the sides.
-    The decoder doubles them again, with one block after each doubling but the last.
+    The decoder doubles them again, with a block before each doubling.
 
     Parameters
     ----------

@@ -129,7 +129,7 @@ def fpi(
     images : tensor of shape (n, c, h, w)
         Changed images.
     masks : bool tensor of shape (n, 1, h, w)
-        Pixels with a label above 0.
+        Pixels of the box in which both images differ.
     labels : tensor of shape (n, 1, h, w)
         Labels in [0, 1], 0 where nothing was changed.
 

@@ -39,7 +39,8 @@ def nsa(
 
     A piece has a random size, comes from a random place of the source, is resized and blended into the image
     at another place by a Poisson equation. After the first one, each further piece has a probability of 1/2.
-    The defaults are those for chest X-rays.
+    The defaults are those for chest X-rays, but that pieces may come from the background:
+    ``objects=foreground`` keeps them on the body, as there.
 
     Parameters
     ----------
