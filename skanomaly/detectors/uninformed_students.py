@@ -1,5 +1,6 @@
 """UninformedStudents: students learn a teacher's descriptors of normal patches, and disagree on others."""
 
+import math
 from functools import partial
 from numbers import Integral, Real
 
@@ -152,8 +153,8 @@ class UninformedStudents(HoldsBackbone, TrainedDetector):
         Weight of the squared correlations between dimensions of descriptors, lambda_c in the paper.
     {backbone}
     input_size : int or tuple (h, w), default=32
-        Size to which patches are enlarged for the backbone. An int is the side of a square of equal area.
-        None is 224 for "imagenet", 64 for "filters", else the size of the images.
+        Size to which patches are enlarged for the backbone. An int is the side of a square. None is 224 for
+        "imagenet", 64 for "filters", and else the square with as many pixels as the images.
     pooling : {"mean", "max", "top"}, default="mean"
         Pooling of the map to the score: its mean, its maximum, or the mean of its largest `top_fraction`.
     top_fraction : float, default=0.05
@@ -186,9 +187,10 @@ class UninformedStudents(HoldsBackbone, TrainedDetector):
         averaged over patch sizes
     :Departures: the paper's teacher learns from ImageNet, here from patches of the normal images, of random
         contrast and brightness; what is distilled is EfficientNet-Lite0 (a ResNet-18 in the paper), its
-        features standardised in each batch; networks are 8 times as narrow, and learn for fewer steps;
-        students learn every fourth (p = 33) or eighth (p = 65) patch of a window at a random place, which is
-        the paper's loss on average; the paper has no score of images
+        features standardised in each batch; networks are 8 times as narrow, and learn for fewer steps, in
+        batches of 8 and not of 1, at other learning rates (2e-4 of the teacher and 1e-4 of students in the
+        paper); students learn the patches in a window at a random place, of p = 33 every fourth and of p = 65
+        every eighth, which is the paper's loss on average; the paper has no score of images
     :Variants:
         * Uninformed students, p = 17: ``UninformedStudents(patch_sizes=(17,))``
         * Uninformed students, p = 33: ``UninformedStudents(patch_sizes=(33,))``
@@ -296,7 +298,8 @@ class UninformedStudents(HoldsBackbone, TrainedDetector):
 
     def _build(self, image_shape):
         sizes = self.patch_sizes
-        if not sizes or len(set(sizes)) < len(sizes) or not set(sizes) <= set(LAYERS):
+        known = all(isinstance(p, Integral) and p in LAYERS for p in sizes)
+        if not sizes or not known or len(set(sizes)) < len(sizes):
             raise ValueError(f"patch_sizes must hold each of {tuple(LAYERS)} once at most, got {sizes!r}")
         n_described = sum(shape[0] for shape in self.feature_shapes_)
         options = self.width, self.n_features, self.n_students, n_described
@@ -307,6 +310,9 @@ class UninformedStudents(HoldsBackbone, TrainedDetector):
         if self.distillation_weight:
             # No part of the network: once the teachers have learned, nothing needs it.
             backbone = self._place(self._new_backbone(self.image_shape_)).eval()
+            if not isinstance(self.input_size, tuple):
+                # It was built for images; patches are square, whatever the images are.
+                backbone.size = (round(math.sqrt(math.prod(backbone.size))),) * 2
 
             def describe(patches):
                 return _backbone.vectors(backbone, backbone(patches), (1, 1))

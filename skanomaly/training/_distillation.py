@@ -231,7 +231,7 @@ class Students(Training):
     """The part `students` learns the standardised descriptors of the frozen part `teacher`, each by itself.
 
     Each step takes a window at a random place and describes every `stride`-th patch in it. On average over
-    steps that is the loss of a description at every pixel, in a fraction of the time.
+    steps that is the mean loss of all pixels, in a fraction of the time.
 
     Parameters
     ----------
@@ -244,11 +244,12 @@ class Students(Training):
     validates = True
 
     def loss(self, network, x):
-        x = window(x, network.teacher.patch_size, network.teacher.stride)
+        x, n_patches = window(x, network.teacher.patch_size, network.teacher.stride)
         with torch.no_grad():
             targets = network.targets(network.teacher(x))
         # The sum trains each student as if alone: they share no weights, and Adam scales each by itself.
-        return sum((student(x) - targets).square().sum(1).mean() for student in network.students)
+        total = sum((student(x) - targets).square().sum(1).sum() for student in network.students)
+        return total / (len(x) * n_patches)
 
     def step(self, network, x):
         self.move("optimizer", train_loss=self.loss(network, x))
@@ -260,10 +261,18 @@ class Students(Training):
 
 
 def window(x, patch_size, stride):
-    """Part of the images, padded with zeros, at a random place: up to `N_PLACES` patches on each side."""
-    parts = []
+    """Part of the images, padded with zeros, at a random place, and the mean number of patches in such parts.
+
+    It has a patch around every `stride`-th pixel, up to `N_PLACES` on each side. Each pixel of an image is as
+    often in it: it may begin before the image and end after it, and what lies beyond is left out.
+    """
+    parts, n_patches = [], 1.0
     for side in x.shape[2:]:
-        n = max(1, min(N_PLACES, side // stride))
-        first = int(torch.randint(side - stride * (n - 1), ()))
-        parts.append(slice(first, first + stride * (n - 1) + patch_size))
-    return padded(x, patch_size)[:, :, parts[0], parts[1]]
+        # Without those that begin before the image, pixels of the border would be in few windows.
+        whole = side <= N_PLACES * stride
+        firsts = range(min(stride, side)) if whole else range(-stride * (N_PLACES - 1), side)
+        first = firsts[int(torch.randint(len(firsts), ()))]
+        places = [place for place in range(first, side, stride)[:N_PLACES] if place >= 0]
+        parts.append(slice(places[0], places[-1] + patch_size))
+        n_patches *= side * (1 if whole else N_PLACES) / len(firsts)
+    return padded(x, patch_size)[:, :, parts[0], parts[1]], n_patches

@@ -1,4 +1,6 @@
 import copy
+import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from steps import assert_descends, run_step
 from torch.nn import functional as F
 
-from skanomaly import UninformedStudents, _inference
+from skanomaly import UninformedStudents, _backbone, _inference
 from skanomaly.detectors import uninformed_students
 from skanomaly.detectors.uninformed_students import ScaleNetwork, error_and_variance, positive
 from skanomaly.networks.patch_descriptors import PatchNetwork
@@ -119,17 +121,31 @@ def test_patches_move_by_a_few_pixels_within_the_image():
     assert set(columns.tolist()) == {0, 1, 2}
 
 
+@pytest.mark.parametrize("sides", [(40, 1), (64, 1), (17, 3), (1, 100), (140, 1), (3, 3)])
 @pytest.mark.parametrize(("patch_size", "stride"), [(17, 1), (33, 4), (65, 8)])
-def test_windows_reach_every_patch(patch_size, stride):
-    """Students see each pixel of an image of 40 x 3, and no patch that is not around one."""
-    numbers = torch.arange(120.0).reshape(1, 1, 40, 3) + 1
-    seen, half = set(), patch_size // 2
-    for _ in range(120):
-        part = window(numbers, patch_size, stride)
+def test_each_pixel_is_in_as_many_windows(sides, patch_size, stride, monkeypatch):
+    """Of all windows, one after the other, and with as many patches in the mean as is said."""
+    numbers = torch.arange(1.0, 1 + math.prod(sides)).reshape(1, 1, *sides)
+    places, seen, sizes, half = [], np.zeros(math.prod(sides), int), [], patch_size // 2
+    of_the_first = []
+
+    def next_place(high, shape):
+        places.append(high)
+        return torch.tensor(of_the_first.pop())
+
+    monkeypatch.setattr(torch, "randint", next_place)
+    of_the_first += [0, 0]
+    window(numbers, patch_size, stride)
+    for of_the_first[:] in product(*map(range, places[1::-1])):
+        part, n_patches = window(numbers, patch_size, stride)
         centres = part[0, 0, half : part.shape[2] - half : stride, half : part.shape[3] - half : stride]
-        assert centres.shape == (min(16, 40 // stride), max(1, 3 // stride))
-        seen |= set(centres.flatten().tolist())
-    assert seen == set(range(1, 121))
+        assert max(centres.shape) <= 16
+        found = centres.flatten().int().numpy() - 1
+        assert (found >= 0).all(), "no patch around a pixel beyond the border"
+        seen[found] += 1
+        sizes.append(len(found))
+    assert len(set(seen)) == 1, "each pixel is seen as often"
+    assert_allclose(np.mean(sizes), n_patches)
 
 
 def scale(n_described=0, seed=0):
@@ -280,6 +296,20 @@ def test_students_start_from_different_weights():
     assert len(set(first)) == 4
 
 
+@pytest.mark.parametrize(("input_size", "size"), [(32, (32, 32)), (None, (64, 64)), ((9, 20), (9, 20))])
+def test_patches_are_square_whatever_the_images_are(input_size, size, monkeypatch):
+    seen = set()
+
+    def look(backbone, *args, of=_backbone.vectors):
+        seen.add(tuple(backbone.size))
+        return of(backbone, *args)
+
+    monkeypatch.setattr(_backbone, "vectors", look)
+    options = {"backbone": "filters", "patch_sizes": (17,), "input_size": input_size}
+    tiny(UninformedStudents, **options).fit(make_images((4, 9, 40)))
+    assert seen == {size}
+
+
 def test_metric_learning_needs_no_backbone(monkeypatch):
     detector = UninformedStudents(
         patch_sizes=(17,), distillation_weight=0, metric_weight=1, width=2, max_epochs=1, teacher_epochs=1
@@ -310,6 +340,8 @@ def test_options(parameters, tmp_path):
         ({"patch_sizes": (17, 18)}, "patch_sizes must hold each of .*, got .17, 18."),
         ({"patch_sizes": ()}, "patch_sizes must hold"),
         ({"patch_sizes": (17, 17)}, "patch_sizes must hold"),
+        ({"patch_sizes": (17.0,)}, "patch_sizes must hold"),
+        ({"patch_sizes": ([17],)}, "patch_sizes must hold"),
         ({"distillation_weight": 0}, "set distillation_weight or metric_weight above 0"),
         ({"n_students": 1}, "'n_students' parameter of UninformedStudents must be"),
         ({"top_fraction": 0.0}, "'top_fraction' parameter of UninformedStudents must be"),
