@@ -242,7 +242,7 @@ class IGD(TrainedDetector):
         encoder is trained from scratch, as the networks of f-AnoGAN. MS-SSIM has five scales only in images
         of 176 pixels and more. Patches of the paper have 32 of 256 pixels, ours a quarter of the side. The
         spread is the mean over images, where the public code averages over batches; centre and spread are
-        also computed after the last epoch
+        also computed after the last epoch. The learning rate is 1e-3, 1e-4 in the paper
     :Variants:
         * IGD with one scale: ``IGD()``
         * IGD with patches: ``IGD(scales="multi")``

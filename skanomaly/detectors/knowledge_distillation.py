@@ -121,7 +121,7 @@ class KnowledgeDistillation(HoldsBackbone, TrainedDetector):
         worse here. Maps by gradients are opened by 3 x 3 pixels after the Gaussian filter, as in the public
         code. "guided" concerns the cloner alone
     :Variants:
-        * M-KD as published: ``KnowledgeDistillation(attribution="gradient")``
+        * M-KD with maps by gradients, as in the paper: ``KnowledgeDistillation(attribution="gradient")``
         * M-KD with SmoothGrad: ``KnowledgeDistillation(attribution="smooth_grad")``
         * M-KD with guided back-propagation: ``KnowledgeDistillation(attribution="guided")``
 
