@@ -134,8 +134,8 @@ def test_a_turned_patch_by_hand(degrees):
 
 
 def test_sizes_of_scars():
-    for side in (256, 64):
-        images = torch.rand(200, 1, side, side)
+    for sides in ((256, 256), (64, 128), (128, 64), (64, 64)):
+        side, images = min(sides), torch.rand(200, 1, *sides)
         _, masks, _ = cutpaste(images, None, generator(), kind="scar", degrees=0.0)
         boxes = [box_of(mask[0]) for mask in masks]
         height, width = (

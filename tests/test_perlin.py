@@ -151,6 +151,15 @@ def test_every_change_changes_textures(name, monkeypatch):
     assert torch.equal(changed_textures(x, generator(), 0), x)
 
 
+def test_a_sharper_texture_is_further_from_means_around(monkeypatch):
+    monkeypatch.setattr("skanomaly.transforms.perlin.CHANGES", ("sharpen",))
+    x = 0.45 + 0.1 * torch.rand(60, 1, 9, 9, generator=generator()).double()
+    y, mean = changed_textures(x, generator(), 1), x.unfold(2, 3, 1).unfold(3, 3, 1).mean((4, 5))
+    factors = ((y - x)[..., 1:-1, 1:-1] / (x[..., 1:-1, 1:-1] - mean)).flatten(1)
+    assert_close(factors, factors[:, :1].expand_as(factors))
+    assert 0.5 <= factors.min() < 0.6 < 1.9 < factors.max() <= 2
+
+
 def test_as_many_changes_as_asked_for(monkeypatch):
     """Each change adds its own number, so that the sum tells which of them took place."""
     monkeypatch.setattr(

@@ -1,3 +1,4 @@
+import math
 from functools import partial
 
 import numpy as np
@@ -334,6 +335,20 @@ def test_labels_of_the_mixture():
     assert numbers[0] < numbers[1] < numbers[2]
 
 
+def test_where_blobs_overlap_the_larger_weight_is_the_label(monkeypatch):
+    blobs, draw = [], of_mixture._blobs
+
+    def watched(*args, **options):
+        blobs.append(draw(*args, **options))
+        return blobs[-1]
+
+    monkeypatch.setattr(of_mixture, "_blobs", watched)
+    x = random_images(20, 1, 32, 32)
+    labels = mixture(x, x.roll(1, 0), generator(), n_blobs=(3, 3), tolerance=-1)[2]
+    assert (torch.stack(blobs) > 0).sum(0).max() == 3, "all overlap somewhere"
+    assert torch.equal(labels, torch.stack(blobs).amax(0))
+
+
 def test_rolled_and_blurred_images():
     x, shares = (
         random_images(4, 2, 12, 20).double(),
@@ -455,6 +470,12 @@ def test_pieces_of_objects():
     fixed = options | {"bounds": (0.2, 0.2), "resize": (1, 1)}
     assert not nsa(thin, thin, generator(), **fixed)[1].any()
     assert nsa(thin, thin.flip(3), generator(), least_object=0.05, **fixed)[1].any()
+    # An object at the source's border is half of a piece at most; the image's border may cut off the rest.
+    x = 0.5 + 0.4 * random_images(60, 1, 40, 40)
+    border = torch.where(torch.arange(40) < 10, x.roll(1, 0), 0)
+    fixed = options | {"bounds": (0.25, 0.25), "resize": (1, 1)}
+    assert not nsa(x, border, generator(), **fixed)[1].any()
+    assert nsa(x, border, generator(), least_object=0.4, **fixed)[1].any()
 
 
 def test_resampled_images():
@@ -524,6 +545,32 @@ def test_anat_paste():
     untouched = anat_paste(x, x, generator(), mask=lambda images: left_half(images) & False)
     assert torch.equal(untouched[0], x)
     assert not untouched[1].any()
+
+
+def test_aspects_of_pasted_pieces():
+    """Upright and lying ones are alike, though their ratios are from 1 / 9 to 9."""
+    x = 0.2 + 0.8 * random_images(500, 1, 64, 64)
+    _, masks, _ = anat_paste(x, x, generator(), mask=foreground, area=(0.02, 0.02), aspect=(1 / 9, 9))
+    height, width = (masks[:, 0].any(axis).sum(1) for axis in (2, 1))
+    inner = ~(masks[..., [0, -1], :].any((1, 2, 3)) | masks[..., [0, -1]].any((1, 2, 3)))
+    ratio = (height / width)[inner].log() / math.log(9)
+    assert_allclose(ratio.quantile(torch.tensor([0.25, 0.5, 0.75])), [-0.5, 0, 0.5], atol=0.15)
+
+
+def test_jitter_of_pasted_pieces():
+    """Contrast about the mean of the image, and brightness: each by up to `jitter`, up or down."""
+    x = 0.4 + 0.2 * random_images(200, 2, 24, 24)
+    options = {"mask": left_half, "area": (0.1, 0.3), "tolerance": -1}
+    plain, made = (anat_paste(x, x, generator(), jitter=jitter, **options)[0] for jitter in (0.0, 0.2))
+    lines = []
+    for before, after, image in zip(plain, made, x):
+        inside = before != image
+        slope, at_zero = np.polyfit(before[inside].double(), after[inside].double(), 1)
+        lines.append((slope - 1, at_zero + (slope - 1) * float(image.mean())))
+        assert_allclose(after[inside], slope * before[inside] + at_zero, atol=1e-5)
+    for change in np.transpose(lines):
+        assert -0.2001 < change.min() < -0.18
+        assert 0.18 < change.max() < 0.2001
 
 
 def test_shifted_pieces():
@@ -597,6 +644,18 @@ def test_a_share_of_the_arrays_and_sources():
     ramp = np.arange(50, dtype="uint8")[:, None, None] * np.ones((1, 12, 12), "uint8")
     made = synthesize(ramp, partial(fpi, alpha=(1, 1)), random_state=0)
     assert (made.images != ramp).any((1, 2)).all(), "no image is its own source"
+
+
+def test_each_image_of_an_array_gets_a_source_at_random():
+    X, sources = np.zeros((90, 8, 8)), np.arange(1.0, 4)[:, None, None] * np.ones((1, 8, 8))
+    options = {"sources": sources, "intensity_range": (0, 3)}
+    drawn = [
+        synthesize(X, partial(fpi, alpha=(1, 1)), random_state=seed, **options).images.max((1, 2)).round(5)
+        for seed in (0, 1)
+    ]
+    assert np.unique(drawn[0]).tolist() == [1, 2, 3]
+    assert np.unique(drawn[0], return_counts=True)[1].min() > 15
+    assert len({(a, b) for a, b in zip(*drawn)}) == 9, "drawn anew by another seed"
 
 
 @pytest.mark.parametrize("synthesis", [cutpaste, partial(cutpaste, kind="normal", jitter=0.0)])

@@ -5,6 +5,7 @@ import pytest
 import torch
 from foreign import check_learns
 from numpy.testing import assert_allclose
+from skorch.callbacks import Callback
 from steps import run_step, watch_stages
 from torch import nn
 from torch.testing import assert_close
@@ -70,6 +71,16 @@ def test_a_step_with_sources():
         return ((network(made).sigmoid() - labels) ** 2).mean()
 
     assert_steps(loss, x, sources=Rows(), loss=LOSSES["mse"])
+
+
+def test_losses_by_hand():
+    logits, labels = torch.linspace(-3, 3, 20).double(), torch.tensor([0, 0.2, 0.7, 1]).repeat(5).double()
+    p, y = 1 / (1 + np.exp(-logits.numpy())), labels.numpy()
+    entropy = -y * np.log(p) - (1 - y) * np.log(1 - p)
+    expected = {"bce": entropy, "mse": (p - y) ** 2, "focal": (p - y) ** 2 * entropy}
+    assert LOSSES.keys() == expected.keys()
+    for name, loss in LOSSES.items():
+        assert_allclose(loss(logits, labels), expected[name], err_msg=name)
 
 
 def test_a_share_of_the_images_is_changed():
@@ -172,6 +183,19 @@ def test_options_are_heard(parameters):
     X = make_images((8, 12, 12))
     plain, other = (tiny(SyntheticAnomalies, **o).fit(X).score_samples(X) for o in ({}, parameters))
     assert not np.array_equal(plain, other)
+
+
+@pytest.mark.parametrize(("parameters", "expected"), [({}, 5e-4), ({"weight_decay": 0.25}, 0.25)])
+def test_the_weight_decay_is_that_of_adam(parameters, expected):
+    kept = []
+
+    class Look(Callback):
+        def on_train_begin(self, net, **options):
+            kept.append(net.optimizer_)
+
+    tiny(SyntheticAnomalies, callbacks=[Look()], **parameters).fit(make_images((8, 12, 12)))
+    assert type(kept[0]) is torch.optim.Adam
+    assert [group["weight_decay"] for group in kept[0].param_groups] == [expected]
 
 
 def test_a_callable_is_the_function_of_that_name():
