@@ -67,10 +67,12 @@ class OwnEncoder(nn.Module):
 
     def __init__(self, image_shape, make):
         super().__init__()
-        self.module = make(image_shape)
+        self.module = None if isinstance(make, nn.Module) else make(image_shape)
         if not isinstance(self.module, nn.Module):
-            name = type(self.module).__name__
-            raise TypeError(f"backbone must make an nn.Module of an image shape, got {name}")
+            raise TypeError(
+                "backbone must be a function that makes a new torch module for images of a shape (C, H, W), "
+                f"got {make!r}"
+            )
 
     def forward(self, x):
         maps = self.module(x)

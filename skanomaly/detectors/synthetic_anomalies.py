@@ -193,6 +193,8 @@ class SyntheticAnomalies(TrainedDetector):
                 "network must be a function that makes a new torch module for images of a shape (C, H, W), "
                 f"got {self.network!r}"
             )
+        if not any(parameter.requires_grad for parameter in network.parameters()):
+            raise ValueError(f"network must make modules with parameters to train, made {network!r}")
         # Eval mode, because zeros must not enter the running statistics of BatchNorm.
         with torch.no_grad():
             found = getattr(network.eval()(torch.zeros(2, *image_shape)), "shape", None)

@@ -203,7 +203,12 @@ def test_its_features_serve_other_detectors():
 @pytest.mark.parametrize(
     ("backbone", "error", "message"),
     [
-        (lambda shape: "resnet", TypeError, "backbone must make an nn.Module of an image shape, got str"),
+        (lambda shape: "resnet", TypeError, "backbone must be a function that makes a new torch module"),
+        (
+            nn.Conv2d(1, 4, 3),
+            TypeError,
+            r"backbone must be a function that makes a new torch module .*, got Conv2d\(1, 4",
+        ),
         (
             lambda shape: nn.Flatten(),
             ValueError,

@@ -219,6 +219,11 @@ def test_a_network_of_ones_own():
             ValueError,
             r"give logits .*\(2, 1, 12, 10\) here.*\(2, 2, 12, 10",
         ),
+        (
+            lambda shape: make(shape).requires_grad_(False),
+            ValueError,
+            r"network must make modules with parameters to train, made Conv2d\(1, 1",
+        ),
     ):
         with pytest.raises(error, match=message):
             tiny(SyntheticAnomalies, network=network).fit(X)
