@@ -195,6 +195,9 @@ def test_jitter_of_channels_that_are_no_colors(channels):
         ({"ratio": (0.0, 1.0)}, "ratio must hold numbers above 0"),
         ({"scar_width": (3, 1)}, "scar_width must hold numbers above 0"),
         ({"scar_length": (-3, 1)}, "scar_length must hold numbers above 0"),
+        ({"scar_length": 20}, "scar_length must hold numbers above 0, low before high, got 20"),
+        ({"jitter": 5}, "jitter must lie between 0 and 1, got 5"),
+        ({"jitter": -0.1}, "jitter must lie between 0 and 1, got -0.1"),
     ],
 )
 def test_bad_parameters(options, message):

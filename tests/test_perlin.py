@@ -249,7 +249,8 @@ def test_textures_of_a_user_train_a_detector():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"beta": (0.5, 0.2)}, "beta must hold shares, low before high"),
+        ({"beta": (0.5, 0.2)}, "beta must hold shares from 0 to 1, low before high"),
+        ({"beta": 0.5}, "beta must hold shares from 0 to 1, low before high, got 0.5"),
         ({"n_scales": 0}, "n_scales must be at least 1, got 0"),
         ({"texture": "photographs"}, "texture must be 'sources', 'noise' or an array of images, got 'ph"),
         ({"texture": 3}, "texture must be .* or an array of images, of shape .* got int"),

@@ -596,7 +596,38 @@ def test_shifted_pieces():
     [
         (mixture, {"kinds": ["smell"]}, r"kinds must be some of .*, got \['smell'\]"),
         (mixture, {"kinds": []}, r"kinds must be some of .*, got \[\]"),
-        (mixture, {"n_blobs": (3, 1)}, "n_blobs must be whole numbers from 1, low before high"),
+        *(
+            (mixture, {"n_blobs": bad}, "n_blobs must hold whole numbers from 1, low before high, got .*[13]")
+            for bad in ((3, 1), (0, 1), (1.0, 3.0), 3)
+        ),
+        *(
+            (synthesis, {name: bad}, rf"{name} must hold shares from 0 to 1, low before high, got .*\d")
+            for synthesis, name in (
+                (fpi, "alpha"),
+                (pii, "alpha"),
+                (shifted_pieces, "alpha"),
+                (nsa, "bounds"),
+                (mixture, "size"),
+                (anat_paste, "area"),
+            )
+            for bad in ((0.4, 0.03), (-1, 0.5), (0.5, 5), (0.5, float("nan")), (0.1, 0.2, 0.3), 0.5)
+        ),
+        *(
+            (synthesis, {name: bad}, f"{name} must hold numbers above 0, low before high, got ")
+            for synthesis, name in ((nsa, "resize"), (anat_paste, "aspect"))
+            for bad in ((0, 0), (0, 1), (-2, -1), (2, 1), 1.0)
+        ),
+        *(
+            (synthesis, {name: bad}, f"{name} must lie between 0 and 1, got {bad}")
+            for synthesis, name in (
+                (shifted_pieces, "shift"),
+                (nsa, "lower"),
+                (nsa, "scale"),
+                (nsa, "least_object"),
+                (anat_paste, "jitter"),
+            )
+            for bad in (2, -0.1, float("nan"), None)
+        ),
         (nsa, {"n_patches": 0}, "n_patches must be at least 1, got 0"),
         (nsa, {"clone": "none"}, r"clone must be one of \['mixed', 'normal'\], got 'none'"),
         (nsa, {"label": "soft"}, "label must be one of .*, got 'soft'"),
@@ -607,6 +638,24 @@ def test_shifted_pieces():
 def test_bad_options(synthesis, options, message):
     with pytest.raises(ValueError, match=message):
         synthesis(random_images(2, 1, 8, 8), random_images(2, 1, 8, 8), generator(), **options)
+
+
+@pytest.mark.parametrize(
+    ("synthesis", "options"),
+    [
+        (fpi, {"alpha": (0, 1)}),
+        (nsa, {"bounds": (0, 1), "lower": 0, "scale": 0}),
+        (nsa, {"objects": foreground, "least_object": 1, "resize": [1, math.inf]}),
+        (mixture, {"size": np.array([0, 1]), "n_blobs": np.array([1, 1])}),
+        (anat_paste, {"area": (0, 1), "aspect": (1, 1), "jitter": 1}),
+        (shifted_pieces, {"shift": 1, "alpha": (0.5, 0.5)}),
+    ],
+)
+def test_limits_of_options_are_allowed(synthesis, options):
+    x, sources = random_images(9, 1, 8, 8), random_images(9, 1, 8, 8, seed=1)
+    made, _, labels = synthesis(x, sources, generator(), **options)
+    assert torch.isfinite(made).all()
+    assert labels.any()
 
 
 # Arrays.

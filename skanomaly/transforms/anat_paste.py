@@ -4,7 +4,17 @@ import math
 
 import torch
 
-from .draws import box_of, boxes_around, differ, labelled, partners, rolled, uniform
+from .draws import (
+    box_of,
+    boxes_around,
+    check_range,
+    check_share,
+    differ,
+    labelled,
+    partners,
+    rolled,
+    uniform,
+)
 
 __all__ = ["anat_paste", "dark_cavities"]
 
@@ -75,7 +85,7 @@ def anat_paste(
     aspect : tuple (low, high), default=(0.3, 3.3)
         Range of the ratio of its height and width, uniform in its logarithm.
     jitter : float, default=0.1
-        Largest change of brightness and of contrast.
+        Largest change of brightness and of contrast; 1 at most.
     tolerance : float, default=1e-3
         Largest change of a pixel whose label is 0.
 
@@ -101,6 +111,9 @@ def anat_paste(
     >>> bool(masks[..., :16].any())
     False
     """
+    check_range("area", area)
+    check_range("aspect", aspect, "numbers above 0", most=math.inf, above=True)
+    check_share("jitter", jitter)
     partners(images, sources)
     n, _, *sides = images.shape
     extent = torch.tensor(sides)

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from .draws import between, partners, uniform
+from .draws import between, check_range, check_share, partners, uniform
 
 __all__ = ["cutpaste"]
 
@@ -51,7 +51,7 @@ def cutpaste(
         Largest angle by which a scar is turned, in either direction.
     jitter : float, default=0.1
         Largest change of a patch in brightness and contrast, as a share; for images with three channels also
-        in saturation, and in hue as a share of the circle.
+        in saturation, and in hue as a share of the circle. 1 at most.
 
     Returns
     -------
@@ -83,11 +83,10 @@ def cutpaste(
     """
     if kind not in ("normal", "scar", "union"):
         raise ValueError(f"kind must be 'normal', 'scar' or 'union', got {kind!r}")
-    if not 0 < area[0] <= area[1] <= 1:
-        raise ValueError(f"area must hold shares of the image, low before high, got {area!r}")
+    check_range("area", area, "shares of the image above 0", above=True)
     for name, bounds in (("ratio", ratio), ("scar_width", scar_width), ("scar_length", scar_length)):
-        if not 0 < bounds[0] <= bounds[1]:
-            raise ValueError(f"{name} must hold numbers above 0, low before high, got {bounds!r}")
+        check_range(name, bounds, "numbers above 0", most=math.inf, above=True)
+    check_share("jitter", jitter)
     n, _, *sides = images.shape
     foreign = images if sources is None else partners(images, sources)
     patch, angle = _draw_normal(n, sides, generator, area, ratio), torch.zeros(n)

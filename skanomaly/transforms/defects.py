@@ -13,7 +13,18 @@ from sklearn.utils import Bunch, check_array
 from .._format import Layout, find_intensity_range
 from .._random import draw_seed, seeded
 from .cutpaste import cutpaste
-from .draws import box_of, differ, draw_boxes, labelled, partners, rolled, uniform, within_range
+from .draws import (
+    box_of,
+    check_range,
+    check_share,
+    differ,
+    draw_boxes,
+    labelled,
+    partners,
+    rolled,
+    uniform,
+    within_range,
+)
 from .poisson import blend
 
 __all__ = ["fpi", "interpolate_foreign_patches", "pii", "shifted_pieces", "synthesize"]
@@ -148,6 +159,7 @@ def fpi(
     >>> made.shape, masks.shape, labels.shape
     (torch.Size([4, 1, 32, 32]), torch.Size([4, 1, 32, 32]), torch.Size([4, 1, 32, 32]))
     """
+    check_range("alpha", alpha)
     sources, (n, _, *sides) = partners(images, sources), images.shape
     boxes = draw_boxes(n, sides, generator, half_width=half_width, margin=margin, square=square)
     box, _, _ = box_of(*boxes, images)
@@ -214,6 +226,7 @@ def pii(
     >>> bool((made[~masks] - images[~masks]).abs().max() <= 1e-3)
     True
     """
+    check_range("alpha", alpha)
     sources, (n, _, *sides) = partners(images, sources), images.shape
     boxes = draw_boxes(n, sides, generator, half_width=half_width, margin=margin, square=square)
     _, rows, columns = box_of(*boxes, images)
@@ -254,7 +267,7 @@ def shifted_pieces(
     alpha : tuple (low, high), default=(0.05, 0.95)
         Range of the share of the source.
     shift : float, default=0.3
-        Largest shift of the source's intensities, up or down.
+        Largest shift of the source's intensities, up or down; 1 at most.
     tolerance : float, default=1e-3
         Largest difference, in a pixel whose label is 0, between the image and what is mixed in.
 
@@ -272,6 +285,7 @@ def shifted_pieces(
     >>> float(labels.max()) <= 0.95
     True
     """
+    check_share("shift", shift)
     sources, n = partners(images, sources), len(images)
     moved = rolled(sources, torch.rand(n, 2, generator=generator))
     moved = (moved + uniform(n, (-shift, shift), generator, images)).clamp(0, 1)

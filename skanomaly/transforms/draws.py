@@ -1,7 +1,30 @@
 """Parts that syntheses share: partners of images, random numbers, boxes and labels."""
 
-import numpy as np
 import torch
+
+
+def check_range(name, bounds, of="shares from 0 to 1", *, least=0.0, most=1.0, above=False, number=float):
+    """Refuse a parameter that is no pair, low before high, from `least` (not itself with `above`) to `most`.
+
+    `number` makes a number of each bound, and raises an error of what is none; `operator.index` takes whole
+    numbers only.
+    """
+    try:
+        low, high = map(number, bounds)
+    except (TypeError, ValueError):
+        low = high = float("nan")  # in no range
+    if not least <= low <= high <= most or (above and low == least):
+        raise ValueError(f"{name} must hold {of}, low before high, got {bounds!r}")
+
+
+def check_share(name, share):
+    """Refuse a parameter that is no number from 0 to 1."""
+    try:
+        fits = 0 <= share <= 1
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise ValueError(f"{name} must lie between 0 and 1, got {share!r}")
 
 
 def partners(images, sources):
@@ -31,9 +54,8 @@ def draw_boxes(n, sides, generator, *, half_width, margin, square=True):
 
     With `square`, half the height and half the width of a box are the same share of the image's.
     """
-    low, high = half_width if np.shape(half_width) == (2,) else (1, 0)
-    if not 0 <= low <= high <= 1:
-        raise ValueError(f"half_width must hold shares of a side, low before high, got {half_width!r}")
+    check_range("half_width", half_width, "shares of a side")
+    low, high = half_width
     if not 0 <= margin < 0.5:
         raise ValueError(f"margin must be at least 0 and below 0.5, got {margin}")
     inside, size = [], None

@@ -1,10 +1,11 @@
 """Mixture of local defects: six things that happen in soft blobs of an image."""
 
 import math
+import operator
 
 import torch
 
-from .draws import differ, labelled, partners, rolled, uniform
+from .draws import check_range, differ, labelled, partners, rolled, uniform
 
 __all__ = ["mixture"]
 
@@ -136,9 +137,9 @@ def mixture(
     """
     if unknown := sorted(set(kinds) - set(KINDS)) or not kinds:
         raise ValueError(f"kinds must be some of {sorted(KINDS)}, got {unknown if kinds else kinds}")
+    check_range("n_blobs", n_blobs, "whole numbers from 1", least=1, most=math.inf, number=operator.index)
+    check_range("size", size)
     low, high = n_blobs
-    if not 1 <= low <= high:
-        raise ValueError(f"n_blobs must be whole numbers from 1, low before high, got {n_blobs}")
     sources, (n, _, *sides) = partners(images, sources), images.shape
     numbers = torch.randint(low, high + 1, (n,), generator=generator)
     made, strengths = images, torch.zeros_like(images[:, :1])

@@ -1,9 +1,11 @@
 """Natural synthetic anomalies (NSA): resized pieces of other images, cloned seamlessly."""
 
+import math
+
 import torch
 from torch.nn import functional as F
 
-from .draws import box_of, boxes_around, labelled, partners, within_range
+from .draws import box_of, boxes_around, check_range, check_share, labelled, partners, within_range
 from .poisson import blend
 
 __all__ = ["foreground", "nsa"]
@@ -97,6 +99,10 @@ def nsa(
     """
     if n_patches < 1:
         raise ValueError(f"n_patches must be at least 1, got {n_patches}")
+    check_range("bounds", bounds)
+    check_range("resize", resize, "numbers above 0", most=math.inf, above=True)
+    for name, share in (("lower", lower), ("scale", scale), ("least_object", least_object)):
+        check_share(name, share)
     for name, value, known in (("clone", clone, CLONES), ("label", label, LABELS)):
         if value not in known:
             raise ValueError(f"{name} must be one of {sorted(known)}, got {value!r}")

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .draws import partners, uniform
+from .draws import check_range, partners, uniform
 
 __all__ = ["perlin"]
 
@@ -99,8 +99,7 @@ def perlin(
     >>> photographs = np.stack([data.brick(), data.grass(), data.gravel()])
     >>> detector = DRAEM(synthesis=partial(perlin, texture=photographs))
     """
-    if not 0 <= beta[0] <= beta[1] <= 1:
-        raise ValueError(f"beta must hold shares, low before high, got {beta!r}")
+    check_range("beta", beta)
     if n_scales < 1:
         raise ValueError(f"n_scales must be at least 1, got {n_scales}")
     n, _, *sides = images.shape
