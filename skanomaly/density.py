@@ -62,7 +62,7 @@ class RowDetector(OutlierMixin, BaseEstimator):
         ------
         ValueError
             If X holds NaN or infinity, fewer than two rows are usable, all rows are equal, or a parameter is
-            out of range. A fit that fails leaves the estimator as it was.
+            out of range or does not suit the number of rows. A fit that fails leaves the estimator as it was.
 
         Warns
         -----
@@ -286,7 +286,7 @@ class CBLOF(RowDetector):
     Parameters
     ----------
     n_clusters : int, default=8
-        Number of clusters.
+        Number of clusters, at most the number of training rows.
     alpha : float, default=0.9
         Share of the training rows that large clusters hold, in (0, 1].
     beta : float, default=5.0
@@ -378,6 +378,11 @@ class CBLOF(RowDetector):
         self.random_state = random_state
 
     def _learn(self, rows, eps):
+        if len(rows) < self.n_clusters:
+            raise ValueError(
+                f"n_clusters={self.n_clusters} needs as many training rows, and there are {len(rows)}; give "
+                "more rows or fewer clusters"
+            )
         means = KMeans(self.n_clusters, n_init=10, random_state=self.random_state).fit(rows)
         centres = means.cluster_centers_
         # Not its labels_: a row on the border would be in one cluster now, and in another when it is scored.

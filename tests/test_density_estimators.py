@@ -97,7 +97,7 @@ def test_equal_rows_are_refused(estimator):
         (RobustKernelDensity(contamination=0.0), "contamination"),
         (CBLOF(alpha=0.0), "alpha"),
         (CBLOF(beta=0.5), "beta"),
-        (CBLOF(n_clusters=61), "n_clusters"),
+        (CBLOF(n_clusters=61), "n_clusters=61 .* there are 60; give more rows or fewer clusters"),
         (PrincipalComponentClassifier(major=1.1), "major"),
         (PrincipalComponentClassifier(minor=-1), "minor"),
         (PrincipalComponentClassifier(trim=0.6), "trim"),
