@@ -459,9 +459,12 @@ class PrincipalComponentClassifier(RowDetector):
 
     Features are standardised, so that the mean variance of the components is 1, and `minor` is the limit of
     the paper. With fewer rows than features there are fewer components, and their mean variance is higher.
-    What has no variance in training has no component: a deviation there is not seen. Thresholds are set by
-    rows from which the components were learned, which are nearer than new ones: with few more rows than
-    features, or fewer, most new rows are flagged. Then set the threshold on rows that were not used in `fit`.
+    What has no variance in training has no component: a deviation there is not seen.
+
+    Thresholds are set by the rows from which the components were learned. With about as many features as
+    rows, these lie nearer than new ones, and most new rows are flagged. With far more features, it may be
+    hardly any: most of what sets new rows apart has no component. In both cases set the threshold on rows
+    that were not used in `fit`.
 
     References
     ----------
