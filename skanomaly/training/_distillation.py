@@ -191,7 +191,8 @@ class TeacherTraining(Training):
         described, terms = network.teacher(patches).flatten(1), {}
         if self.weights["distillation"]:
             with torch.no_grad():
-                # Standardised: the features of some backbones are thousands, of others hundredths.
+                # Standardised: the features of some backbones are thousands, of others hundredths. Those that
+                # vary by less than .003, the root of eps, count for less, and constant ones for nothing.
                 targets = F.batch_norm(self.describe(patches), None, None, training=True)
             errors = (network.decoder(described) - targets).square().sum(1)
             terms["distillation"] = errors.mean()
