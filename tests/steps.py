@@ -6,6 +6,7 @@ import torch
 from numpy.testing import assert_allclose
 
 from skanomaly._random import seeded
+from skanomaly.training._training import Training
 
 
 def run_step(training, network, x, **options):
@@ -53,3 +54,19 @@ def watch_stages(monkeypatch, detector_class, look):
         train(self, watched_run, network, images)
 
     monkeypatch.setattr(detector_class, "_train", watched_train)
+
+
+def first_settings(monkeypatch, detector, X):
+    """Settings of each optimiser at its first step in a fit, by name of stage and of optimiser."""
+    settings, move = {}, Training.move
+
+    def watched_move(self, optimizer, **loss):
+        (group,) = getattr(self, f"{optimizer}_").param_groups
+        settings.setdefault(
+            (self.stage, optimizer), {name: group[name] for name in group if name != "params"}
+        )
+        move(self, optimizer, **loss)
+
+    monkeypatch.setattr(Training, "move", watched_move)
+    detector.fit(X)
+    return settings

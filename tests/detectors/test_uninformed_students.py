@@ -10,15 +10,17 @@ from frozen import check_option
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
-from steps import assert_descends, run_step
+from steps import assert_descends, first_settings, run_step
+from torch import nn
 from torch.nn import functional as F
 
 from skanomaly import UninformedStudents, _backbone, _inference
+from skanomaly._random import seeded
 from skanomaly.detectors import uninformed_students
 from skanomaly.detectors.uninformed_students import ScaleNetwork, error_and_variance, positive
 from skanomaly.networks.patch_descriptors import PatchNetwork
 from skanomaly.testing import make_images, tiny
-from skanomaly.training import Students, TeacherTraining, compactness_loss, triplet_loss
+from skanomaly.training import Students, TeacherTraining, _distillation, compactness_loss, triplet_loss
 from skanomaly.training._distillation import moved, patches_at, window
 
 X, NEW = make_images((20, 16, 16)), make_images((5, 16, 16), seed=1)
@@ -174,6 +176,29 @@ def test_a_step_moves_each_student_down_its_own_loss_and_nothing_else():
     assert_allclose(losses["train_loss"], loss(scale(), x).detach(), rtol=1e-5)
 
 
+def test_students_are_validated_on_the_same_window():
+    network, x = scale(), torch.rand(2, 1, 40, 40)
+    training = Students(network, stage="test")
+    with torch.no_grad():
+        assert training.validate(network, x) == training.validate(network, x)
+        assert training.loss(network, x) != training.loss(network, x), "windows differ in training"
+
+
+def test_settings_of_the_trainings(monkeypatch):
+    patches, metric_loss = [], _distillation.triplet_loss
+    monkeypatch.setattr(
+        _distillation, "triplet_loss", lambda *args: patches.append(len(args[0])) or metric_loss(*args)
+    )
+    detector = tiny(UninformedStudents, metric_weight=1.0, teacher_lr=0.02, lr=0.003)
+    settings = first_settings(monkeypatch, detector, X)
+    assert {stage: (group["lr"], group["weight_decay"]) for (stage, _), group in settings.items()} == {
+        "teacher_17": (0.02, 1e-5),
+        "students_17": (0.003, 1e-5),
+    }
+    assert min(patches) >= 64, "patches in a step, as in the paper"
+    assert UninformedStudents().input_size == 32
+
+
 WEIGHTS = {"distillation_weight": 0.0, "metric_weight": 0.0, "compactness_weight": 0.0}
 
 
@@ -211,6 +236,43 @@ def test_distillation_is_of_standardised_features():
     options |= WEIGHTS | {"distillation_weight": 1.0}
     losses, _ = run_step(TeacherTraining, network, torch.rand(4, 1, 40, 40), **options)
     assert_allclose(losses["distillation_loss"], 7, rtol=1e-3)
+
+
+class Pixels(nn.Module):
+    """Teacher that describes a patch by its pixels."""
+
+    patch_size = 33
+
+    def forward(self, patches):
+        return patches
+
+
+def test_triplets_are_a_patch_one_nearby_and_one_of_another_image(monkeypatch):
+    """Each of another contrast, by which the place of a patch can be told, and with noise if it is nearby."""
+    spied = []
+    monkeypatch.setattr(_distillation, "triplet_loss", lambda *args: spied.append(args))
+    network, x = nn.Module(), torch.rand(4, 1, 20, 20, generator=torch.Generator().manual_seed(0)).double()
+    network.teacher = Pixels()
+    options = {"describe": None, "n_patches": 64, "stage": "test"} | WEIGHTS | {"metric_weight": 1.0}
+    with seeded(0):
+        TeacherTraining(network, **options).terms(network, x)
+    windows = F.pad(x, [16] * 4).unfold(2, 33, 1).unfold(3, 33, 1).reshape(4 * 400, -1)
+    places, fits = [], []
+    for patches in spied[0]:
+        assert patches.shape == (64, 33 * 33)
+        found = np.corrcoef(patches, windows)[:64, 64:].argmax(1)
+        places.append(np.stack(np.unravel_index(found, (4, 20, 20))))
+        lines = [np.polyfit(a, b, 1, full=True)[:2] for a, b in zip(windows[found].numpy(), patches.numpy())]
+        fits.append(np.array([(*line, np.sqrt(residual.sum() / 33**2)) for line, residual in lines]).T)
+    (image, *place), (image_near, *place_near), (image_far, *_) = places
+    assert_array_equal(image_near, image)
+    assert (image_far != image).all()
+    for a, b in zip(place, place_near):
+        assert set(b - a) == {-2, -1, 0, 1, 2}, "33 // 16 pixels at most"
+    for (gain, shift, noise), deviation in zip(fits, (0, 0.02, 0)):
+        assert_allclose([gain.min(), gain.max(), shift.min(), shift.max()], [0.7, 1.3, -0.1, 0.1], atol=0.05)
+        assert_allclose(noise, deviation, atol=0.003)
+    assert abs(np.corrcoef(fits[0][:2], fits[1][:2])[:2, 2:]).max() < 0.4, "each of its own"
 
 
 def fitted(**parameters):
