@@ -105,6 +105,16 @@ def test_smooth_gradients_are_those_of_one_image_whatever_the_others():
     assert_allclose(found, x.mean(1), atol=0.2)
 
 
+def test_smooth_gradients_are_the_mean_over_eight_noisy_copies():
+    x, copies = torch.rand(3, 2, 20, 20), []
+    found = smooth_gradient_map(lambda x: copies.append(x.detach()) or x.square().sum((1, 2, 3)) / 2, x)
+    noise = torch.stack(copies) - x
+    assert noise.shape == (8, 3, 2, 20, 20)
+    assert_allclose(noise.std((1, 2, 3, 4)), 0.1, rtol=0.1)
+    assert len(set(noise[:, 0, 0, 0, 0].tolist())) == 8
+    assert_allclose(found, torch.stack(copies).abs().mean((0, 2)), rtol=1e-5)
+
+
 class Source(nn.Module):
     """Two layers of random convolutions, of which the second is smaller."""
 
@@ -141,6 +151,17 @@ def test_a_step_moves_the_cloner_down_the_loss_and_nothing_else():
     losses, moved = run_step(Distillation, network(), x, magnitude_weight=0.2)
     assert moved == {"cloner"}
     assert_allclose(losses["train_loss"], loss(network(), x).detach(), rtol=1e-5)
+
+
+def test_validation_is_by_scaled_maps():
+    net, x = network(), torch.rand(6, 1, 8, 8)
+    net.scales.copy_(torch.tensor([2.0, 30.0]))
+    with torch.no_grad():
+        found = Distillation(net, stage="test", magnitude_weight=0.2).validate(net, x)
+        ours, (first, second) = net.cloner(x), net.source(x)
+    theirs = [first / 2, second / 30]
+    expected = [error([f[k] for f in ours], [g[k] for g in theirs], 0.2) for k in range(6)]
+    assert_allclose(found, np.mean(expected), rtol=1e-5)
 
 
 def fitted(**parameters):
@@ -197,8 +218,11 @@ def test_a_map_by_gradient_is_the_change_of_the_score_with_a_pixel():
             step = torch.zeros_like(x)
             step[0, 0, i, j] = 1e-6
             slopes[0, i, j] = float(abs(score(x + step) - score(x - step))) / 2e-6
-    expected = opened(torch.from_numpy(slopes))
-    assert_allclose(detector.anomaly_map(NEW[:1]), expected, rtol=1e-2, atol=1e-3 * expected.max())
+    smooth = clone(detector).set_params(blur=0.1).fit(X)
+    for fit, deviation in (detector, 0), (smooth, 1.6):
+        maps = ndimage.gaussian_filter(slopes, (0, deviation, deviation), mode="nearest")
+        expected = opened(torch.from_numpy(maps))
+        assert_allclose(fit.anomaly_map(NEW[:1]), expected, rtol=1e-2, atol=1e-3 * expected.max())
 
 
 def test_features_are_computed_once_and_training_does_not_depend_on_it(monkeypatch):
