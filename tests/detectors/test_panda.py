@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.spatial.distance import cdist
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
-from steps import assert_descends, run_step
+from steps import assert_descends, first_settings, run_step
 from torch import nn
 
 from skanomaly import PANDA, AutoEncoder
@@ -18,6 +18,7 @@ from skanomaly.detectors import panda
 from skanomaly.detectors.panda import Compactness, compactness, elastic_loss, fisher_information
 from skanomaly.features import ImageFeatures
 from skanomaly.networks.backbone import imagenet, weights_digest
+from skanomaly.networks.tuned import _stages
 from skanomaly.persistence import load, save
 from skanomaly.testing import make_images, tiny
 
@@ -116,6 +117,14 @@ class TestWhoMoves:
         moved = self.moved_weights(**IMAGENET | {"tuned": (5,), "layers": (5, 6)})
         assert {name.split(".")[1] for name in moved} == {"0", "1", "2", "3"}  # and not the fifth, of stage 6
 
+    def test_the_last_two_stages_by_default(self):
+        """Four blocks of stage 5 and one of stage 6. Wanted maps of an earlier stage make it the first."""
+        blocks = {name.split(".")[1] for name in self.moved_weights(**IMAGENET)}
+        assert blocks == {"0", "1", "2", "3", "4"}
+        assert list(_stages(None, (6,))) == [5, 6]
+        assert list(_stages(None, (4, 6))) == [4, 5, 6]
+        assert list(_stages(None, (1,))) == [1], "stage 0 stays as it is"
+
     def test_named_modules_alone(self):
         assert self.moved_weights(backbone=Convolutions(), tuned=("last",)) == {
             "network.last.weight",
@@ -141,6 +150,12 @@ class TestWhoMoves:
 
 
 class TestSteps:
+    def test_are_of_gradient_descent_with_momentum(self, monkeypatch):
+        settings = first_settings(monkeypatch, tiny(PANDA), X)
+        found = settings["compactness", "optimizer"]
+        expected = {"lr": 1e-2, "momentum": 0.9, "weight_decay": 5e-5}
+        assert {name: found[name] for name in expected} == expected
+
     def test_go_down_the_gradient(self):
         network = tiny(PANDA, backbone="filters", grid=2).fit(X)._new_network()
         with torch.no_grad():
