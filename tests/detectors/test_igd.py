@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from skimage.metrics import structural_similarity
-from steps import watch_stages
+from steps import first_settings, watch_stages
 from torch import nn
 
 from skanomaly import IGD
@@ -179,6 +179,29 @@ class TestSteps:
         assert_allclose(losses["train_loss"], error + apart + 3 * (judged**2).mean(), rtol=1e-4)
         expected = ((judged - share[:, 0]) ** 2).mean() + (nearly**2).mean()
         assert_allclose(losses["critic_loss"], expected, rtol=1e-3)
+
+    def test_validation_by_hand(self):
+        network, x = made().eval(), torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+        network.centre += 0.3
+        with torch.no_grad():
+            found = Interpolation(network, **OWN | STEP).validate(network, x)
+            z = network.encoder(x)
+            error, apart = reconstruction_error(network.decoder(z), x).mean(), network.descriptor(z).mean()
+        assert apart > 0.1
+        assert_allclose(found, error + apart, rtol=1e-5)
+
+    def test_settings_of_adam(self, monkeypatch):
+        settings = first_settings(monkeypatch, tiny(IGD, scales="multi"), X)
+        found = {
+            name: (group["lr"], group["betas"], group["weight_decay"]) for name, group in settings.items()
+        }
+        autoencoder, critic = (1e-3, (0.0, 0.9), 1e-6), (1e-3, (0.0, 0.9), 0)
+        assert found == {
+            ("whole", "optimizer"): autoencoder,
+            ("whole", "optimizer_critic"): critic,
+            ("local", "optimizer"): autoencoder,
+            ("local", "optimizer_critic"): critic,
+        }
 
     def test_interpolation(self):
         z = torch.tensor([[0.0, 4.0], [1.0, 2.0], [8.0, 0.0]])
