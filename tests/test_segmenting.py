@@ -37,6 +37,25 @@ def test_published_widths():
     assert network.value[2].out_channels == 1
 
 
+@pytest.mark.parametrize(
+    ("sides", "coarsest"),
+    [
+        ((256, 256), (16, 16)),
+        ((64, 64), (16, 16)),
+        ((32, 200), (16, 13)),
+        ((9, 20), (9, 20)),
+        ((1, 64), (1, 16)),
+    ],
+)
+def test_coarsest_maps_have_as_many_pixels_as_the_papers(sides, coarsest):
+    network = WideResidualNetwork((1, *sides), width=4).eval()
+    found = []
+    network.down[-1].register_forward_hook(lambda module, inputs, output: found.append(output.shape[2:]))
+    with torch.no_grad():
+        assert network(torch.rand(1, 1, *sides)).shape[2:] == sides
+    assert found == [coarsest]
+
+
 def test_a_residual_block_by_hand():
     with seeded(0):
         block, x = PreActivated(3, 5, 2).eval(), torch.randn(2, 3, 8, 8)

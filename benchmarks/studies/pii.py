@@ -54,8 +54,6 @@ SOURCES = {
 MADE = {
     **SOURCES,
     "AnatPaste": "SyntheticAnomalies:synthesis=anat_paste,network=efficientnet",
-    "FPI, U-Net": "SyntheticAnomalies:synthesis=fpi,lr=0.003",
-    "PII, U-Net": "SyntheticAnomalies:synthesis=pii,lr=0.003",
     "mixture": "SyntheticAnomalies",
     "DRAEM": "DRAEM",
 }

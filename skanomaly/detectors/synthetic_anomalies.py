@@ -84,9 +84,10 @@ class SyntheticAnomalies(TrainedDetector):
     :Map: probability of something foreign in each pixel
     :Departures: images are scaled by the range of X instead of each to mean 0 and variance 1; networks are
         narrower than the public ones, and a frozen EfficientNet-Lite0 with a decoder takes the place of a
-        ResNet-18 in NSA and CutPaste; the decoder of FPI's network has one block more; NSA blends by a
-        Poisson equation of its own instead of OpenCV's, takes pieces of the background, too, and its learning
-        rate does not fall; AnatPaste finds pixels, as the others do; {max_epochs steps} training steps
+        ResNet-18 in NSA and CutPaste; FPI's network halves small images less often, and its decoder has one
+        block more; NSA blends by a Poisson equation of its own instead of OpenCV's, takes pieces of the
+        background, too, and its learning rate does not fall; AnatPaste finds pixels, as the others do;
+        {max_epochs steps} training steps
     :Variants:
         * FPI: ``SyntheticAnomalies(synthesis="fpi", network="wide_residual")``
         * PII: ``SyntheticAnomalies(synthesis="pii", network="wide_residual")``

@@ -44,8 +44,9 @@ class PreActivated(nn.Module):
 class WideResidualNetwork(nn.Module):
     """Wide residual encoder and decoder without skips between them, the network of FPI and PII.
 
-    The encoder has a convolution and five stages of two blocks, of which all but the first halve the sides.
-    The decoder doubles them again, with a block before each doubling.
+    The encoder has a convolution and up to five stages of two blocks, of which all but the first halve the
+    sides, until these have about 16 pixels. The decoder doubles them again, with a block before each
+    doubling.
 
     Parameters
     ----------
@@ -56,7 +57,8 @@ class WideResidualNetwork(nn.Module):
 
     def __init__(self, image_shape, *, width):
         super().__init__()
-        self.strides = choose_strides(image_shape)[-4:]
+        # The paper's coarsest maps have 16 pixels a side. From 4, boxes of a few pixels are not learned.
+        self.strides = choose_strides(image_shape)[2:][-4:] or [(1, 1)]
         self.size, self.image_size = padded_size(image_shape, self.strides), image_shape[1:]
         first = max(1, width // 4)
         widths = [width * factor for factor in (1, 2, 4, 4, 4)[: len(self.strides) + 1]]
