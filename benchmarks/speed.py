@@ -435,7 +435,7 @@ def measure_views(n_pairs):
 def measure_synthesis(n_pairs):
     """Share of a training step that is spent on making anomalies, for each synthesis."""
     X = load_chest_xray(subset="train").images[:96]
-    for name in "SyntheticAnomalies", "DRAEM":
+    for name in "SyntheticAnomalies:network=unet", "DRAEM":
         for kind, synthesis in SYNTHESES.items():
             made, whole = [], []
 
@@ -452,7 +452,7 @@ def measure_synthesis(n_pairs):
             seconds = np.min(made, axis=0)
             wall, cpu = seconds / np.min(whole, axis=0)
             print(
-                f"{name:18} {kind:14} {len(X) / seconds[1]:7.0f} img/s (CPU), "
+                f"{name.partition(':')[0]:18} {kind:14} {len(X) / seconds[1]:7.0f} img/s (CPU), "
                 f"{wall:.0%} of a step by wall time, {cpu:.0%} by CPU time",
                 flush=True,
             )

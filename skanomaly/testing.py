@@ -71,6 +71,8 @@ def tiny(detector_class, **parameters):
     small |= {name: 1 for name in names if name.endswith("_epochs")}
     if "input_size" in names:  # the backbones of DDAD have other names
         small["backbone"] = "filters"
+    if "network" in names:
+        small["network"] = "unet"
     if "detector" in names:
         small |= {"detector": tiny(dict(all_detectors())["AutoEncoder"]), "n_patches": 2}
     if "detectors" in names:

@@ -899,11 +899,13 @@ def test_the_report_of_parity(script):
 @pytest.mark.study
 def test_the_study_of_synthetic_anomalies(script, folder, monkeypatch, capsys):
     study = script("pii")
-    small = "SyntheticAnomalies:width=2,synthesis="
+    small = "SyntheticAnomalies:network=unet,width=2,synthesis="
     methods = {"Deep SVDD": "DeepSVDD:width=2,pretraining_epochs=0", "FPI": f"{small}fpi"}
     monkeypatch.setattr(study, "LECTURE", methods)
     monkeypatch.setattr(study, "SOURCES", {"FPI": f"{small}fpi", "NSA": f"{small}nsa"})
-    monkeypatch.setattr(study, "MADE", {**study.SOURCES, "mixture": "SyntheticAnomalies:width=2"})
+    monkeypatch.setattr(
+        study, "MADE", {**study.SOURCES, "mixture": "SyntheticAnomalies:network=unet,width=2"}
+    )
     parts = {"lecture": study.LECTURE, "unlabelled": study.SOURCES, "kinds": study.MADE}
     monkeypatch.setattr(study, "PARTS", parts)
     study.run("--epochs", 1, "--sets", "good")

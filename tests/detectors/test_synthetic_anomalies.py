@@ -260,7 +260,7 @@ def test_bad_parameters(parameters, y, message):
 @pytest.mark.learning
 def test_learns_what_does_not_belong_into_a_chest():
     check_learns(
-        SyntheticAnomalies(width=4, max_epochs=12, lr=3e-3, random_state=0),
+        SyntheticAnomalies(network="unet", width=4, max_epochs=12, lr=3e-3, random_state=0),
         at_least=0.9,
         map_ratio=1.8,
     )
@@ -281,7 +281,7 @@ def gratings(n, seed):
     [("cutpaste", {"max_epochs": 28, "lr": 1e-2}), ("mixture", {"max_epochs": 28, "lr": 5e-3})],
 )
 def test_finds_new_anomalies_of_its_kind_and_of_others(synthesis, options):
-    fixed = {"width": 4, "intensity_range": (0.0, 1.0), "random_state": 0}
+    fixed = {"network": "unet", "width": 4, "intensity_range": (0.0, 1.0), "random_state": 0}
     detector = SyntheticAnomalies(synthesis=synthesis, **options, **fixed).fit(gratings(150, 0))
     new = torch.from_numpy(gratings(60, 1))[:, None]
     found = {}
