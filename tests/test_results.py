@@ -136,12 +136,40 @@ QUOTED = {
         ),
     },
     "doc/results/pii.md": {
-        "with an AUROC of {} and {}, and PII on cxr_nih ({}, Deep SVDD {}).": (
-            "pii: Deep SVDD / cxr_pneumonia_64 AUROC",
-            "pii: Deep SVDD / brain_mri_64 AUROC",
+        "with an AUROC of {} and {} (Deep SVDD {} and {}); on": (
+            "pii: PII / cxr_pneumonia_64 AUROC",
             "pii: PII / cxr_nih_64 AUROC",
+            "pii: Deep SVDD / cxr_pneumonia_64 AUROC",
             "pii: Deep SVDD / cxr_nih_64 AUROC",
         ),
+        "last ({}), and Deep SVDD first ({}).": (
+            "pii: PII / brain_mri_64 AUROC",
+            "pii: Deep SVDD / brain_mri_64 AUROC",
+        ),
+        "FPI has {} on pneumonia:": ("pii: FPI / cxr_pneumonia_64 AUROC",),
+        "FPI rises from {} to {} on pneumonia, NSA from {} to {}, CutPaste end-to-end from {} to {} on": (
+            "pii: FPI / cxr_pneumonia_64 AUROC",
+            "pii: FPI* / cxr_pneumonia_64 AUROC",
+            "pii: NSA / cxr_pneumonia_64 AUROC",
+            "pii: NSA* / cxr_pneumonia_64 AUROC",
+            "pii: CutPaste e2e / brain_mri_64 AUROC",
+            "pii: CutPaste e2e* / brain_mri_64 AUROC",
+        ),
+        "it falls from {} to {}.": (
+            "pii: CutPaste e2e / cxr_pneumonia_64 AUROC",
+            "pii: CutPaste e2e* / cxr_pneumonia_64 AUROC",
+        ),
+        "AnatPaste with a pixel AUROC of {}, CutPaste end-to-end {} and by its Gaussian {}, NSA {}, DRAEM,": (
+            "pii: AnatPaste / anat_paste",
+            "pii: CutPaste e2e / cutpaste",
+            "pii: CutPaste / cutpaste",
+            "pii: NSA / nsa",
+        ),
+        "from the mixture, {}. FPI and PII have {} both:": (
+            "pii: DRAEM / mixture",
+            "pii: FPI / fpi; pii: PII / pii",
+        ),
+        "finds most: none below {}.": ("pii: DRAEM / fpi",),
     },
     "doc/results/unlabelled.md": {
         "on pneumonia the AUROC rises from {} to {}, on brain_mri from {} to {}.": (
