@@ -120,6 +120,20 @@ QUOTED = {
             "accuracy: brain_mri_64 / DRAEM / PRO",
         ),
         "It tells images with an AUROC of {}.": ("accuracy: brain_mri_64 / PaDiM + DRAEM / 1 / AUROC",),
+        "with an AUROC of {} on pneumonia, {} on cxr_nih and {} on brains; AutoEncoder has {}, {} and {}.": (
+            "accuracy: cxr_pneumonia_64 / SyntheticAnomalies / 1 / AUROC",
+            "accuracy: cxr_nih_64 / SyntheticAnomalies / 1 / AUROC",
+            "accuracy: brain_mri_64 / SyntheticAnomalies / 3 / AUROC",
+            "accuracy: cxr_pneumonia_64 / AutoEncoder / 1 / AUROC",
+            "accuracy: cxr_nih_64 / AutoEncoder / 3 / AUROC",
+            "accuracy: brain_mri_64 / AutoEncoder / 3 / AUROC",
+        ),
+        "precision of {}, the mean of three seeds that are all above .27;": (
+            "accuracy: brain_mri_64 / SyntheticAnomalies / pixel AP",
+        ),
+        "with a U-Net, which has to learn all, of {}.": (
+            "accuracy: brain_mri_64 / SyntheticAnomalies:network=unet / pixel AP",
+        ),
         "tells images with one of {}.": ("accuracy: brain_mri_64 / FeatureGaussian + DRAEM / 1 / AUROC",),
     },
     "doc/results/students.md": {
@@ -128,6 +142,12 @@ QUOTED = {
             "students: brain_mri_64 / l2-AE",
         ),
         "(p = 17 has {})": ("students: brain_mri_64 / p = 17",),
+    },
+    "skanomaly/detectors/synthetic_anomalies.py": {
+        "it has an AUROC of {} (three seeds), the U-Net of {} (one": (
+            "accuracy: brain_mri_64 / SyntheticAnomalies / 3 / AUROC",
+            "accuracy: brain_mri_64 / SyntheticAnomalies:network=unet / 1 / AUROC",
+        ),
     },
     "skanomaly/detectors/draem.py": {
         "they have an AUROC of {} (three seeds), and the paper's synthesis and losses {} (one": (
@@ -146,7 +166,7 @@ QUOTED = {
             "pii: PII / brain_mri_64 AUROC",
             "pii: Deep SVDD / brain_mri_64 AUROC",
         ),
-        "FPI has {} on pneumonia:": ("pii: FPI / cxr_pneumonia_64 AUROC",),
+        "FPI has {} on pneumonia, probably": ("pii: FPI / cxr_pneumonia_64 AUROC",),
         "FPI rises from {} to {} on pneumonia, NSA from {} to {}, CutPaste end-to-end from {} to {} on": (
             "pii: FPI / cxr_pneumonia_64 AUROC",
             "pii: FPI* / cxr_pneumonia_64 AUROC",
@@ -155,7 +175,7 @@ QUOTED = {
             "pii: CutPaste e2e / brain_mri_64 AUROC",
             "pii: CutPaste e2e* / brain_mri_64 AUROC",
         ),
-        "it falls from {} to {}.": (
+        "on pneumonia it falls from {} to {}. Of the": (
             "pii: CutPaste e2e / cxr_pneumonia_64 AUROC",
             "pii: CutPaste e2e* / cxr_pneumonia_64 AUROC",
         ),
