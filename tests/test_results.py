@@ -137,11 +137,17 @@ QUOTED = {
         "tells images with one of {}.": ("accuracy: brain_mri_64 / FeatureGaussian + DRAEM / 1 / AUROC",),
     },
     "doc/results/students.md": {
-        "have a PRO of {}, the autoencoder {}.": (
+        "have a PRO of {}, the autoencoder {}; in grids of digits they have {}, below": (
             "students: brain_mri_64 / all p",
             "students: brain_mri_64 / l2-AE",
+            "students: DigitAnatomy, 200 grids / all p",
         ),
-        "(p = 17 has {})": ("students: brain_mri_64 / p = 17",),
+        "a teacher's descriptors ({}).": ("students: DigitAnatomy, 200 grids / 1-NN",),
+        "p = 17 with {} and {}, and p = 65 does best in digits ({}).": (
+            "students: brain_mri_64 / p = 17",
+            "students: DigitAnatomy, 200 grids / p = 17",
+            "students: DigitAnatomy, 200 grids / p = 65",
+        ),
     },
     "skanomaly/detectors/synthetic_anomalies.py": {
         "it has an AUROC of {} (three seeds), the U-Net of {} (one": (
