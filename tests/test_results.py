@@ -191,8 +191,9 @@ QUOTED = {
             "pii: CutPaste / cutpaste",
             "pii: NSA / nsa",
         ),
-        "from the mixture, {}. FPI and PII have {} both:": (
+        "from the mixture, {}, and SyntheticAnomalies, which does, too, {}. FPI and PII have {} both:": (
             "pii: DRAEM / mixture",
+            "pii: mixture / mixture",
             "pii: FPI / fpi; pii: PII / pii",
         ),
         "finds most: none below {}.": ("pii: DRAEM / fpi",),
