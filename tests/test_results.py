@@ -98,6 +98,14 @@ QUOTED = {
             "backbones: filters / FeatureGaussian",
             "backbones: filters / PCC",
         ),
+        "At 128 pixels FeatureGaussian ({}) and PatchCore ({}) are.": (
+            "backbones: imagenet, 128 px / FeatureGaussian",
+            "backbones: imagenet, 128 px / PatchCore",
+        ),
+        "gives FeatureGaussian {} (stage 4) to {} (stage 6)": (
+            "backbones: imagenet, stage 4 / FeatureGaussian",
+            "backbones: imagenet, stage 6 / FeatureGaussian",
+        ),
         "PaDiM ({}) and PatchCore ({}) are ahead.": (
             "backbones: imagenet, 64 px / PaDiM",
             "backbones: imagenet, 64 px / PatchCore",
@@ -105,10 +113,15 @@ QUOTED = {
     },
     "doc/results/accuracy.md": {
         "average precision of pixels of {}, the mean": ("accuracy: brain_mri_64 / DRAEM / pixel AP",),
-        "losses it has {}, in one seed, and PaDiM {}. Half of the training steps give {}.": (
+        "losses it has {}, in one seed, and PaDiM {}. Half of the training steps give {} and a quarter {},": (
             f"accuracy: brain_mri_64 / {PAPERS_DRAEM} / pixel AP",
             "accuracy: brain_mri_64 / PaDiM / pixel AP",
             "accuracy: brain_mri_64 / DRAEM:max_epochs=55 / pixel AP",
+            "accuracy: brain_mri_64 / DRAEM:max_epochs=28 / pixel AP",
+        ),
+        "means of three seeds with deviations of {} and {}:": (
+            "accuracy: brain_mri_64 / DRAEM:max_epochs=55 / pixel AP sd",
+            "accuracy: brain_mri_64 / DRAEM:max_epochs=28 / pixel AP sd",
         ),
         "ScoreEnsemble, has {}, within the seeds of DRAEM alone; its best Dice, {}, is that of DRAEM, {},": (
             "accuracy: brain_mri_64 / PaDiM + DRAEM / pixel AP",
@@ -137,10 +150,11 @@ QUOTED = {
         "tells images with one of {}.": ("accuracy: brain_mri_64 / FeatureGaussian + DRAEM / 1 / AUROC",),
     },
     "doc/results/students.md": {
-        "have a PRO of {}, the autoencoder {}; in grids of digits they have {}, below": (
+        "have a PRO of {}, the autoencoder {}; in grids of digits they have {} and the autoencoder {},": (
             "students: brain_mri_64 / all p",
             "students: brain_mri_64 / l2-AE",
             "students: DigitAnatomy, 200 grids / all p",
+            "students: DigitAnatomy, 200 grids / l2-AE",
         ),
         "a teacher's descriptors ({}).": ("students: DigitAnatomy, 200 grids / 1-NN",),
         "p = 17 with {} and {}, and p = 65 does best in digits ({}).": (
