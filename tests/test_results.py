@@ -94,21 +94,24 @@ QUOTED = {
         ),
     },
     "doc/results/backbones.md": {
-        "({}), of heads of rows for the principal component classifier ({}); on": (
-            "backbones: filters / FeatureGaussian",
+        'FeatureGaussian on "imagenet" at its own 224 pixels ({}), by': (
+            "backbones: imagenet / FeatureGaussian",
+        ),
+        "FeatureGaussian has {}; of heads of rows,": ("backbones: filters / FeatureGaussian",),
+        'best on "imagenet" ({} and {}), the principal component classifier on "filters" ({}).': (
+            "backbones: imagenet / LOF",
+            "backbones: imagenet / CBLOF",
             "backbones: filters / PCC",
         ),
-        "At 128 pixels FeatureGaussian ({}) and PatchCore ({}) are.": (
+        "cost FeatureGaussian most: {} at 128 pixels, {} at 64, where PaDiM ({}) and PatchCore ({}) are": (
             "backbones: imagenet, 128 px / FeatureGaussian",
-            "backbones: imagenet, 128 px / PatchCore",
-        ),
-        "gives FeatureGaussian {} (stage 4) to {} (stage 6)": (
-            "backbones: imagenet, stage 4 / FeatureGaussian",
-            "backbones: imagenet, stage 6 / FeatureGaussian",
-        ),
-        "PaDiM ({}) and PatchCore ({}) are ahead.": (
+            "backbones: imagenet, 64 px / FeatureGaussian",
             "backbones: imagenet, 64 px / PaDiM",
             "backbones: imagenet, 64 px / PatchCore",
+        ),
+        "gives FeatureGaussian {} (stage 4) to {} (stage 6).": (
+            "backbones: imagenet, stage 4 / FeatureGaussian",
+            "backbones: imagenet, stage 6 / FeatureGaussian",
         ),
     },
     "doc/results/accuracy.md": {
