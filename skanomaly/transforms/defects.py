@@ -90,7 +90,7 @@ def foreign_patches(x, *, half_width=(0.05, 0.2), margin=0.1, probability=1.0):
     the factor is the share of the next image there. The options are those of `interpolate_foreign_patches`.
     """
     n, _, *sides = x.shape
-    _check_probability(probability)
+    check_share("probability", probability)
     rows, columns = draw_boxes(n, sides, None, half_width=half_width, margin=margin, square=False)
     mixed = (torch.rand(n) < probability) & (n > 1)  # a single image has no next one
     masks = rows[:, :, None] & columns[:, None, :] & mixed[:, None, None]
@@ -379,7 +379,7 @@ def foreign_to(images, others, synthesis):
 
 def apply_to_some(synthesis, images, sources, generator, probability):
     """Images, masks and labels of a synthesis, each image changed with a given probability."""
-    _check_probability(probability)
+    check_share("probability", probability)
     changed = (torch.rand(len(images), generator=generator) < probability).to(images.device)
     made, masks, labels = apply_to_all(synthesis, images, sources, generator)
     changed = changed[:, None, None, None]
@@ -413,11 +413,6 @@ def check_labels(labels):
         raise ValueError(
             f"synthesis must return labels from 0 to 1, got some from {labels.min():g} to {labels.max():g}"
         )
-
-
-def _check_probability(probability):
-    if not 0 <= probability <= 1:
-        raise ValueError(f"probability must lie between 0 and 1, got {probability}")
 
 
 def _image_array(X, channel_axis, n_least):
