@@ -198,9 +198,12 @@ QUOTED = {
             "pii: CutPaste e2e / brain_mri_64 AUROC",
             "pii: CutPaste e2e* / brain_mri_64 AUROC",
         ),
-        "on pneumonia it falls from {} to {}. Of the": (
+        "on pneumonia it falls from {} to {}, and PII on cxr_nih from {} to {}. NSA has {} on cxr_nih,": (
             "pii: CutPaste e2e / cxr_pneumonia_64 AUROC",
             "pii: CutPaste e2e* / cxr_pneumonia_64 AUROC",
+            "pii: PII / cxr_nih_64 AUROC",
+            "pii: PII* / cxr_nih_64 AUROC",
+            "pii: NSA / cxr_nih_64 AUROC",
         ),
         "AnatPaste with a pixel AUROC of {}, CutPaste end-to-end {} and by its Gaussian {}, NSA {}, DRAEM,": (
             "pii: AnatPaste / anat_paste",
