@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from . import _unwrap
 from ._atomic import atomic_fit
+from ._finite import limited, refuse_not_finite, unlimited
 from ._holder import HoldsDetector
 from .base import Drift, calibration_scores, check_rate, conformal_p, rank_threshold, two_samples
 from .labels import check_labels, warn_without_anomalies
@@ -104,17 +105,19 @@ class VolumeDetector(HoldsDetector, OutlierMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If there are no groups, or not one for each slice, or if the detector refuses X or y. A fit that
-            fails leaves the estimator as it was.
+            If there are no groups, or not one for each slice, or if the detector refuses X or y.
+            If the score of a slice that counts is not finite; the message names it. A fit that fails leaves
+            the estimator as it was.
         """
         names, members = _volumes(X, groups)
         vars(self).pop("calibration_scores_", None)
         self._fit_detector(X, y)
-        scores = self._pooled(X, len(names), members)
+        normal = np.ones(len(names), dtype=bool)
         if y is not None:
-            scores = scores[~_any(check_labels(y) == -1, len(names), members)]
-        if not len(scores):
+            normal = ~_any(check_labels(y) == -1, len(names), members)
+        if not normal.any():
             raise ValueError("every volume has a slice with -1: none is left to set the threshold")
+        scores = self._finite_scores(X, normal, members)
         self.offset_ = float(np.percentile(-scores, 100 * self.contamination))
         return self
 
@@ -147,6 +150,8 @@ class VolumeDetector(HoldsDetector, OutlierMixin, BaseEstimator):
         ------
         ValueError
             If no volume is normal, or the rate is not between 0 and 1.
+            If the score of a slice that counts is not finite; the message names it. A calibration that fails
+            leaves the threshold as it was.
         """
         check_rate("false_alarm_rate", false_alarm_rate)
         scores = self._normal_scores(X, y, groups)
@@ -167,11 +172,13 @@ class VolumeDetector(HoldsDetector, OutlierMixin, BaseEstimator):
         Returns
         -------
         scores : (n_volumes,) float64 ndarray
-            Pooled anomaly scores, multiplied by -1: higher is more normal.
+            Pooled anomaly scores, multiplied by -1: higher is more normal. A volume whose score is beyond
+            float32 gets the lowest finite float32.
         """
         check_is_fitted(self)
         names, members = _volumes(X, groups)
-        return -self._pooled(X, len(names), members)
+        pooled = self._pooled(self._slice_scores(X), len(names), members)
+        return -limited(pooled)
 
     def decision_function(self, X: ArrayLike, *, groups: ArrayLike | None = None) -> NDArray[np.float64]:
         """`score_samples` - ``offset_``; negative where `predict` flags a volume."""
@@ -262,24 +269,33 @@ class VolumeDetector(HoldsDetector, OutlierMixin, BaseEstimator):
                 rows = slice(rows[0], rows[-1] + 1)  # a lazy X may know no other rows
             yield name, X[rows] if hasattr(X, "shape") else [X[k] for k in np.arange(len(X))[rows]]
 
-    def _pooled(self, X, n, members):
+    def _slice_scores(self, X):
+        """Anomaly score of each slice, infinite where it is beyond float32: a mean must not hide it."""
+        return unlimited(-self.detector_.score_samples(X))
+
+    def _pooled(self, scores, n, members):
         """Anomaly score (n,) of each volume."""
-        return _pool(-self.detector_.score_samples(X), n, members, self.pooling, self.top_fraction)
+        return _pool(scores, n, members, self.pooling, self.top_fraction)
+
+    def _finite_scores(self, X, counts, members):
+        """Anomaly scores of the volumes that count, all of whose slices have finite ones."""
+        scores, rows = self._slice_scores(X), np.flatnonzero(counts[members])
+        refuse_not_finite("the score", scores[rows], rows=rows)
+        return self._pooled(scores, len(counts), members)[counts]
 
     def _normal_scores(self, X, y, groups):
         """Anomaly scores of the normal volumes."""
         check_is_fitted(self)
         names, members = _volumes(X, groups)
-        scores = self._pooled(X, len(names), members)
         if y is None:
-            return scores
+            return self._finite_scores(X, np.ones(len(names), dtype=bool), members)
         y = check_labels(y)
         check_consistent_length(members, y)
         warn_without_anomalies(y, "of the slices, labelled {labels}, only those with 1 were taken for normal")
-        scores = scores[~_any(y != 1, len(names), members)]
-        if not len(scores):
+        normal = ~_any(y != 1, len(names), members)
+        if not normal.any():
             raise ValueError("no volume is normal: each has a slice whose label is not 1")
-        return scores
+        return self._finite_scores(X, normal, members)
 
 
 def _volumes(X, groups):

@@ -23,7 +23,7 @@ from sklearn.utils.estimator_checks import (
     check_set_params,
 )
 
-from skanomaly import FeatureGaussian
+from skanomaly import AutoEncoder, FeatureGaussian
 from skanomaly.testing import SliceOnly, make_images, tiny
 from skanomaly.volumes import VolumeDetector, _pool
 
@@ -112,6 +112,29 @@ def test_thresholds():
     with pytest.warns(UserWarning, match="10 volumes cannot show a false alarm rate of 0.05"):
         detector.calibrate(NEW, groups=NEW_GROUPS)
     assert not hasattr(detector.fit(X, groups=GROUPS), "calibration_scores_")
+
+
+@pytest.mark.parametrize("pooling", ["max", "mean", "top"])
+def test_a_fill_value_in_a_slice_sets_no_threshold(pooling):
+    """Fault 1: offset_ became -1e38, so that no volume was flagged again."""
+    detector = VolumeDetector(tiny(AutoEncoder), pooling=pooling).fit(X.astype(np.float32), groups=GROUPS)
+    new = NEW.astype(np.float32)
+    spoilt = new.copy()
+    spoilt[5, 0, 0] = 9.96921e36  # netCDF's default fill value, in volume "b"
+    frozen = VolumeDetector(FrozenEstimator(detector.detector_), pooling=pooling)
+    offset = detector.calibrate(new, groups=NEW_GROUPS, false_alarm_rate=0.2).offset_
+    for verb in frozen.fit, detector.calibrate, detector.drift:
+        with pytest.raises(ValueError, match="image 5 of X is not finite"):
+            verb(spoilt, groups=NEW_GROUPS)
+    assert detector.offset_ == offset
+    scores = detector.score_samples(spoilt, groups=NEW_GROUPS)
+    others = np.arange(10) != 1
+    assert scores[1] == -float(np.finfo(np.float32).max)
+    assert_array_equal(scores[others], detector.score_samples(new, groups=NEW_GROUPS)[others])
+    # Volumes that do not count may hold anything.
+    y = np.where(np.arange(40) == 4, -1, 1)
+    assert frozen.fit(spoilt, y, groups=NEW_GROUPS).offset_ > -1e30
+    assert detector.calibrate(spoilt, y, groups=NEW_GROUPS, false_alarm_rate=0.2).offset_ > -1e30
 
 
 def test_a_volume_with_one_ill_slice_is_ill():
