@@ -4,6 +4,7 @@ Steps that move pixels bring maps and masks back: `skanomaly.anomaly_map` and `s
 Pipeline return them in the frame of the images that the Pipeline was given.
 """
 
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -16,11 +17,12 @@ from sklearn.utils.validation import check_is_fitted
 
 from ._atomic import atomic_fit
 from ._containers import holds_tensors, read_container
-from ._format import Layout, check_X
+from ._finite import check_learned
+from ._format import Layout, check_X, refuse_one_image
 from ._images import blocks, refuse_non_finite
 from ._parameters import constraints_of, fill_docstring, pair
 from .io._pixels import nearest, resize
-from .labels import training_rows
+from .labels import training_rows, warn_without_anomalies
 
 __all__ = ["CropToForeground", "LocalContrast", "MatchHistogram", "Resize"]
 
@@ -30,6 +32,9 @@ _SHARE = [Interval(Real, 0, 1, closed="left")]
 
 class _ImageStep(TransformerMixin, BaseEstimator):
     """Base of transformers from images to images, in the layout of X. A subclass writes `_change`."""
+
+    #: Whether labels matter to the step.
+    _learns = False
 
     _parameter_constraints: dict = {}
     channel_axis: Any
@@ -60,6 +65,8 @@ class _ImageStep(TransformerMixin, BaseEstimator):
         images = check_X(read_container(X), self, fitting=True)
         self._layout = Layout.of(images.shape, self.channel_axis, self.image_shape, tensor=tensor)
         used, _ = training_rows(y, images.shape[0])
+        if self._learns:
+            warn_without_anomalies(y, "all rows, labelled {labels}, are learned as normal")
         self._learn(image for image, counts in zip(_each(images, self._layout), used) if counts)
         return self
 
@@ -82,7 +89,12 @@ class _ImageStep(TransformerMixin, BaseEstimator):
     def _open(self, X):
         """X as an array or a lazy source, and its layout."""
         check_is_fitted(self)
-        X = check_X(read_container(X), self, fitting=False)
+        X = read_container(X)
+        shape = getattr(X, "shape", ())
+        if len(shape) == 2:
+            # Images may have any size, also that of X, which would else be read as rows.
+            refuse_one_image(shape, replace(self._layout, image_shape=(self._layout.image_shape[0], *shape)))
+        X = check_X(X, self, fitting=False)
         layout = Layout.of(X.shape, self.channel_axis, self.image_shape, known=True)
         if layout.image_shape[0] != self._layout.image_shape[0]:
             fitted = self._layout.image_shape[0]
@@ -295,6 +307,8 @@ class MatchHistogram(_ImageStep):
         Quantiles of each channel, mean of the training images.
     """
 
+    _learns = True
+
     _parameter_constraints = {"n_quantiles": [Interval(Integral, 2, None, closed="left")]}
     quantiles_: NDArray[np.float64]
 
@@ -307,8 +321,10 @@ class MatchHistogram(_ImageStep):
         at = (np.arange(self.n_quantiles) + 0.5) / self.n_quantiles
         total, n = 0.0, 0
         for image in images:
-            total += np.quantile(image.reshape(len(image), -1), at, axis=1).T
+            with np.errstate(over="ignore"):
+                total += np.quantile(image.reshape(len(image), -1), at, axis=1).T
             n += 1
+        check_learned(quantiles_=total / n)
         self.quantiles_ = total / n
 
     def _change(self, image):

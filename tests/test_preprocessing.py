@@ -14,6 +14,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import skanomaly
 from skanomaly import FeatureGaussian, preprocessing
 from skanomaly.datasets import load_chest_xray
+from skanomaly.labels import LabelWarning
 from skanomaly.preprocessing import CropToForeground, LocalContrast, MatchHistogram, Resize
 from skanomaly.testing import DTYPES, SliceOnly
 
@@ -68,8 +69,17 @@ def test_wrong_images(step):
     step.fit(X)
     with pytest.raises(ValueError, match="X must have 1 channels, as in fit, got 3"):
         step.transform(np.stack([X] * 3, axis=-1))
+    with pytest.raises(ValueError, match=r"got one image of shape \(.*give X\[None\]"):
+        step.transform(X[0])
     with pytest.raises(ValueError, match="NaN"):
         step.fit(np.where(X == X[0, 0, 0], np.nan, X))
+
+
+@pytest.mark.parametrize("step", STEPS, ids=NAMES)
+def test_labels_that_may_mark_the_ill_warn_where_a_step_learns(step, recwarn):
+    step.fit(X, np.arange(12) % 2)
+    warned = [w for w in recwarn if issubclass(w.category, LabelWarning)]
+    assert len(warned) == isinstance(step, MatchHistogram)
 
 
 @pytest.mark.parametrize(
