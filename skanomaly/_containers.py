@@ -110,6 +110,8 @@ class Lazy:
 
 def unmasked(values):
     """Array of the values, which may be a container of any kind; masked values are refused."""
+    # Not by numpy: dask makes a plain array of masked blocks for it.
+    values = np.asanyarray(values.compute() if hasattr(values, "compute") else values)
     if np.ma.is_masked(values):
         raise TypeError(
             "X has masked values, which would be read like any others; fill them, X.filled(value), or leave "

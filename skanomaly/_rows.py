@@ -1,8 +1,10 @@
 """Rows of X in any container: given rows, and all rows that are not known anomalies."""
 
 import numpy as np
+import torch
 
 from . import labels
+from ._containers import unmasked
 from .io import ImageFiles
 
 
@@ -14,10 +16,13 @@ def take_rows(X, rows):
         return X.take(rows)
     if isinstance(X, (list, tuple)):
         return [X[i] for i in rows]
+    # Tensors stay tensors: their channels come first, and numpy has no bfloat16.
+    if isinstance(X, torch.Tensor):
+        return X[rows]
     if hasattr(X, "__array__"):
-        return np.asarray(X)[rows]
+        return unmasked(X)[rows]
     # Lazy containers need to support slices only, not index arrays.
-    return np.concatenate([np.asarray(X[i : i + 1]) for i in rows])
+    return np.concatenate([unmasked(X[i : i + 1]) for i in rows])
 
 
 def normal_rows(X, y):

@@ -179,7 +179,7 @@ def _pack(value, path, tensors, encode):
     if isinstance(value, list):
         return [inner(part, i) for i, part in enumerate(value)]
     if isinstance(value, (set, frozenset)):
-        return {"set": [inner(part, i) for i, part in enumerate(sorted(value))]}
+        return {"set": [inner(part, i) for i, part in enumerate(sorted(value, key=repr))]}
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {"dict": {key: inner(part, key) for key, part in value.items()}}
     if isinstance(value, dict):

@@ -4,6 +4,8 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
+from .base import gather
+
 
 def unwrap(estimator, X):
     """The detector inside `estimator`, and X as that detector sees it."""
@@ -63,10 +65,7 @@ def _call_and_restore(method, estimator, X, out=None, **options):
     maps = _call(method, detector, seen, **options)
     for step, before in reversed(moved):
         maps = step.restore_maps(maps, before)
-    if out is None:
-        return maps
-    out[:] = maps
-    return out
+    return gather([(slice(None), maps)], maps.shape, maps.dtype, out)
 
 
 def anomaly_map(estimator, X, *, out=None):

@@ -274,6 +274,8 @@ def classification_metrics(
         if threshold != "youden":
             raise ValueError(f"threshold must be a number or 'youden', got {threshold!r}")
         threshold = youden_threshold(truth, score, anomaly_label=True)
+    if np.isnan(threshold):
+        raise ValueError("threshold must be a number or 'youden', got nan, which no score reaches")
     # Without labels= the matrix of a single class would be 1 x 1.
     (tn, fp), (fn, tp) = confusion_matrix(truth, score >= threshold, labels=[False, True])
     sensitivity, specificity = _ratio(tp, tp + fn), _ratio(tn, tn + fp)

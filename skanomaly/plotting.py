@@ -144,7 +144,7 @@ class AnomalyMapDisplay:
             _, axes = plt.subplots(*shape, figsize=size, squeeze=False, layout="constrained")
         axes = np.asarray(axes).reshape(shape)
         low, high = self.intensity_range or (np.min(self.images), np.max(self.images))
-        check_learned(map_range=self.map_range)
+        check_learned(map_range=self.map_range, intensity_range=(low, high))
         map_low, map_high = self.map_range
         for row, row_axes in enumerate(axes):
             for ax, (name, values) in zip(row_axes, columns.items()):

@@ -37,9 +37,13 @@ def residual_mask(maps, threshold, *, median_size=None, fill_holes=True, min_siz
     masks : (n, H, W) bool ndarray
         True where anomalous.
     """
+    _arrays.refuse_masked(maps, "maps")
     maps = np.asarray(maps)
     if maps.ndim != 3:
         raise ValueError(f"maps must have shape (n, H, W), got {maps.shape}")
+    # No pixel is above nan: all masks would be empty.
+    if np.isnan(threshold):
+        raise ValueError("threshold must be a number, got nan")
     if median_size is not None:
         maps = ndimage.median_filter(maps, size=(1, median_size, median_size))
     masks = maps > threshold

@@ -20,16 +20,20 @@ from sklearn import config_context
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
 from toys import LinearAutoEncoder, MaplessAutoEncoder, NearestImages
 
-from skanomaly import AutoEncoder, PatchDetector, persistence
+from skanomaly import AutoEncoder, PatchDetector, anomaly_map, persistence
 from skanomaly._random import seeded
-from skanomaly.layers import UNetLayerExtractor
+from skanomaly.layers import GraphLayerExtractor, UNetLayerExtractor
+from skanomaly.metrics import classification_metrics
 from skanomaly.model_selection import AnomalyScorer, NormalOnlyKFold
 from skanomaly.patches import extract_patches
 from skanomaly.plotting import AnomalyMapDisplay
+from skanomaly.preprocessing import MatchHistogram, Resize
+from skanomaly.segmentation import residual_mask
 from skanomaly.segmenters import ResidualSegmenter
-from skanomaly.staging import CentroidStager
+from skanomaly.staging import AnomalyStager, CentroidStager
 from skanomaly.testing import SliceOnly, all_detectors, make_images, tiny
 
 #: netCDF's default fill value.
@@ -118,6 +122,23 @@ def test_a_colour_scale_is_a_number(fitted):
     display = AnomalyMapDisplay(X[:2], X[:2], X[:2] > 9, map_range=(0.0, np.nan))
     with pytest.raises(ValueError, match="map_range is no finite number"):
         display.plot()
+    display = AnomalyMapDisplay(X[:2], X[:2], X[:2] > 9, map_range=(0, 1), intensity_range=(0, np.nan))
+    with pytest.raises(ValueError, match="intensity_range is no finite number"):
+        display.plot()
+
+
+def test_a_threshold_that_is_given_is_a_number():
+    """Fault 1: nothing was above nan, so that no pixel and no image was flagged."""
+    with pytest.raises(ValueError, match="threshold must be a number, got nan"):
+        residual_mask(X[:2], np.nan)
+    with pytest.raises(ValueError, match="threshold must be a number or 'youden', got nan"):
+        classification_metrics([1, -1], [0.1, 0.2], threshold=np.nan)
+
+
+def test_quantiles_of_a_histogram_are_numbers():
+    """Fault 1: images near the end of float64 gave quantiles that were infinite."""
+    with pytest.raises(ValueError, match="quantiles_ is no finite number"):
+        MatchHistogram(8).fit(np.full((4, 16, 16), 1.7e308))
 
 
 @pytest.mark.filterwarnings("ignore")  # of KMeans, on the way to the error
@@ -236,6 +257,24 @@ def test_out_is_right_or_refused(fitted, dtype):
         assert (out == np.zeros((3, 16, 16), dtype)).all()
     else:
         assert_allclose(out.astype(complex), maps, rtol=2e-3, atol=1e-4)
+
+
+def test_out_of_a_pipeline_is_held_to_the_same():
+    """Fault 7: maps that steps brought back were cut to 0 and 1, or copied into a larger array."""
+    pipeline = make_pipeline(Resize(8), small()).fit(X[:8])
+    out = np.empty((8, 16, 16), "f8")
+    assert anomaly_map(pipeline, X[:8], out=out) is out
+    assert_array_equal(out, anomaly_map(pipeline, X[:8]))
+    for wrong, error in (np.zeros(out.shape, "u1"), TypeError), (np.zeros((2, 8, 16, 16)), ValueError):
+        with pytest.raises(error, match="^out must"):
+            anomaly_map(pipeline, X[:8], out=wrong)
+        assert not wrong.any()
+
+
+def test_half_precision_cannot_hold_all_of_16_bits(fitted):
+    """Fault 7: intensities beyond 65,504 became infinite in float16, without an error."""
+    with pytest.raises(TypeError, match="out must hold float32, got dtype float16"):
+        fitted.reconstruct(X[:3], out=np.empty((3, 16, 16), "f2"))
 
 
 # The modes of torch.
@@ -387,8 +426,46 @@ def test_masked_values_are_refused(fitted):
             small().fit(source)
     with pytest.raises(TypeError, match="masked values"):
         fitted.score_samples(images)
+    with pytest.raises(TypeError, match="masked values"):
+        fitted.score_samples(dask.array.from_array(images, chunks=(6, 16, 16)))
     whole = np.ma.array(X, mask=np.zeros(X.shape, bool))
     assert_array_equal(fitted.score_samples(whole), fitted.score_samples(X))
+
+
+@pytest.mark.parametrize("holder", [ResidualSegmenter, AnomalyStager])
+def test_rows_are_taken_with_their_masks(fitted, holder):
+    """Fault 10: with a frozen detector, rows were taken by y before the mask was seen."""
+    y = np.where(np.arange(12) < 6, -1, 1)
+    for source in np.ma.masked_greater(X[:12], 4000), Masked(X[:12]):
+        with pytest.raises(TypeError, match="masked values"):
+            holder(FrozenEstimator(fitted)).fit(source, y)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "gradient"])
+def test_rows_are_taken_of_any_tensor(fitted, kind):
+    """Rows were taken by numpy, which refuses such tensors."""
+    tensor, y = torch.from_numpy(X[:12].copy()), np.where(np.arange(12) < 6, -1, 1)
+    tensor = tensor.bfloat16() if kind == "bfloat16" else tensor.requires_grad_()
+    segmenter = ResidualSegmenter(FrozenEstimator(fitted))
+    of_rows = segmenter.fit(tensor[6:]).threshold_
+    assert segmenter.fit(tensor, y).threshold_ == of_rows
+
+
+def test_masked_scans_and_layers_are_refused():
+    """Fault 10: layers were found in, and learned from, what lies below the mask."""
+    scans, layers = X[:4], np.repeat(np.arange(16)[:, None] // 4, 16, 1)[None].repeat(4, 0)
+    masked = np.ma.masked_greater(scans, 4000)
+    extractor = UNetLayerExtractor(width=2, max_epochs=1)
+    for name, fit in {
+        "X": lambda: GraphLayerExtractor().fit(masked),
+        "X ": lambda: extractor.fit(masked, layers),
+        "y": lambda: extractor.fit(scans, np.ma.masked_equal(layers, 2)),
+        "X_target": lambda: extractor.fit(scans, layers, X_target=masked),
+    }.items():
+        with pytest.raises(TypeError, match=f"^{name.strip()} must be a plain array"):
+            fit()
+    with pytest.raises(TypeError, match="^maps must be a plain array"):
+        residual_mask(masked, 0.5)
 
 
 def test_a_hot_pixel_that_sets_the_range_warns():
@@ -647,6 +724,7 @@ def test_arrays_are_saved_as_they_are(tmp_path, value):
         [slice(3)],
         1 + 1j,
         np.complex64(1),
+        {1 + 1j, "a"},
     ],
     ids=lambda value: f"{type(value).__name__} {getattr(value, 'dtype', '')}",
 )
@@ -655,6 +733,11 @@ def test_what_cannot_be_saved_is_named(tmp_path, value):
     with pytest.raises(TypeError, match="components_.*cannot be saved"):
         saved(tmp_path, value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_set_of_several_types_is_saved(tmp_path):
+    """Fault 14: its members were compared with each other, and the error named no attribute."""
+    assert saved(tmp_path, {1, "a", None}) == {1, "a", None}
 
 
 def test_a_folder_that_is_not_there(tmp_path, monkeypatch, fitted):

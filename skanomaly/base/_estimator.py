@@ -169,9 +169,9 @@ def _check_out(out, shape, dtype):
         raise ValueError(f"out must have shape {shape}, got {tuple(out.shape)}")
     if isinstance(out, torch.Tensor):
         raise TypeError("out must be a numpy array, or write like one, got a tensor; give tensor.numpy()")
-    # As numpy's own out=: uint8, the default of a memmap, would cut maps to whole numbers.
+    # uint8, the default of a memmap, would cut maps to whole numbers; float16 makes 65,520 infinite.
     held = np.dtype(getattr(out, "dtype", dtype))
-    if held.kind not in "biufcO" or not np.can_cast(dtype, held, "same_kind"):
+    if held.kind not in "biufcO" or not np.can_cast(dtype, held, "safe"):
         raise TypeError(f"out must hold {dtype}, got dtype {held}")
     if not getattr(getattr(out, "flags", None), "writeable", True):
         raise ValueError("out must be writable, got a read-only array")

@@ -4,11 +4,14 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
+from .._arrays import refuse_masked
+
 
 class LayerExtractor(BaseEstimator):
     """Base of estimators whose `predict` returns the layers of scans, 1 to ``n_layers_`` by depth."""
 
-    def _check(self, X, reset):
+    def _check(self, X, reset, name="X"):
+        refuse_masked(X, name)
         X = validate_data(self, X, reset=reset, allow_nd=True, dtype=[np.float64, np.float32])
         if X.ndim == 2:
             X = X[:, :, None]

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+from .._arrays import refuse_masked
 from .._atomic import atomic_fit
 from .._inference import collect, resolve_device
 from .._parameters import constraints_of
@@ -238,6 +239,7 @@ class UNetLayerExtractor(LayerExtractor):
         return self
 
     def _check_labels(self, y, scans):
+        refuse_masked(y, "y")
         labels = check_array(y, ensure_2d=False, allow_nd=True, dtype=np.float32, input_name="y")
         check_consistent_length(scans, labels)
         if labels.ndim == 1:
@@ -255,7 +257,7 @@ class UNetLayerExtractor(LayerExtractor):
 
     def _tensor(self, X, name="X"):
         """Scans of the fitted size as a tensor, scaled like the fitted scans, which were scaled to [0, 1]."""
-        scans = self._check(X, reset=False)
+        scans = self._check(X, reset=False, name=name)
         if scans.shape[1:] != self._size:
             raise ValueError(f"{name} must hold scans of the fitted size {self._size}, got {scans.shape[1:]}")
         low, high = self._range
