@@ -25,6 +25,7 @@ from toys import LinearAutoEncoder, MaplessAutoEncoder, NearestImages
 
 from skanomaly import AutoEncoder, PatchDetector, anomaly_map, persistence
 from skanomaly._random import seeded
+from skanomaly.base import Judgement
 from skanomaly.layers import GraphLayerExtractor, UNetLayerExtractor
 from skanomaly.metrics import classification_metrics
 from skanomaly.model_selection import AnomalyScorer, NormalOnlyKFold
@@ -105,6 +106,23 @@ def test_the_row_named_is_that_of_X():
     Y[9, 0, 0] = FILL
     with pytest.raises(FloatingPointError, match="image 9 of X"):
         NearestImages(intensity_range=(0, 4095)).fit(Y, np.r_[-np.ones(5), np.ones(7)])
+
+
+class Spoilt(NearestImages):
+    """Scores are finite whatever the maps are."""
+
+    def _judge(self, network, x):
+        maps = super()._judge(network, x).map
+        return Judgement(maps.clamp(max=1e9).mean((1, 2)), maps)
+
+
+def test_an_image_whose_map_alone_is_not_finite_is_named():
+    """Fault 1: one pixel of many leaves the quantiles of all finite."""
+    detector, Y = Spoilt().fit(X[:12]), X[12:24].copy()
+    Y[7, 0, 0] = FILL
+    assert np.isfinite(detector.score_samples(Y)).all()
+    with pytest.raises(ValueError, match="image 7 of X is not finite"):
+        detector.calibrate(Y)
 
 
 def test_a_threshold_of_maps_is_a_number(fitted):
@@ -664,6 +682,8 @@ def test_equal_or_constant_training_images_warn():
     with pytest.warns(UserWarning, match="all 2 training images are equal"):
         NearestImages().fit(np.stack([scan, scan, scan + 1]), [1, 1, -1])
     NearestImages().fit(flat[:, 0, :1])  # rows of one number
+    with pytest.warns(UserWarning, match="all 8 training images are equal"):
+        PatchDetector(small(), patch_size=8, n_patches=1, random_state=0).fit([scan] * 8)
 
 
 # Files.
