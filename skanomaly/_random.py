@@ -1,7 +1,7 @@
 """Random numbers from one seed, and torch's default modes, with the caller's own left as they were."""
 
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
@@ -28,11 +28,16 @@ def draw_seed(random_state):
 def default_modes():
     """Context in which torch makes float32 tensors and computes gradients, whatever the caller has set.
 
-    Grad mode, inference mode and default dtype of the caller are restored at its end. A generator must not
-    yield inside it.
+    Grad mode, inference mode, default dtype, autocast and default device of the caller are restored at its
+    end. A generator must not yield inside it.
     """
     # Both modes: in inference mode, grad mode has no effect.
-    with _float32(), torch.inference_mode(False), torch.enable_grad():
+    with _float32(), torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
+        for device in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        # Only if need be: this context slows every call of torch a little.
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
         yield
 
 

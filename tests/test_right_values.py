@@ -23,7 +23,7 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from toys import LinearAutoEncoder, MaplessAutoEncoder, NearestImages
 
-from skanomaly import AutoEncoder, PatchDetector, anomaly_map, persistence
+from skanomaly import VAE, AutoEncoder, FeatureGaussian, PatchDetector, anomaly_map, persistence
 from skanomaly._random import seeded
 from skanomaly.base import Judgement
 from skanomaly.layers import GraphLayerExtractor, UNetLayerExtractor
@@ -334,6 +334,24 @@ def test_the_modes_of_torch_change_nothing(cls, tmp_path):
         assert_array_equal(copied.score_samples(images), scores)
         assert_array_equal(again.score_samples(images), scores)
         assert all(parameter.grad is None for parameter in again.network_.parameters())
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [lambda: torch.autocast("cpu", torch.bfloat16), lambda: torch.device("meta")],
+    ids=["auto", "meta"],
+)
+@pytest.mark.parametrize("cls", [AutoEncoder, VAE, FeatureGaussian])
+def test_autocast_and_the_default_device_change_nothing(cls, mode, tmp_path):
+    """Fault 8: scores were those of bfloat16, and fit and load failed where the device was another."""
+    images, detector = make_images(), tiny(cls)
+    scores = clone(detector).fit(images).score_samples(images)
+    with mode():
+        again = clone(detector).fit(images)
+        assert_array_equal(again.score_samples(images), scores)
+        persistence.save(again, tmp_path / "file")
+        assert_array_equal(persistence.load(tmp_path / "file").score_samples(images), scores)
+        assert torch.is_autocast_enabled("cpu") or torch.get_default_device().type == "meta"
 
 
 def test_a_seed_does_not_turn_gradients_on():
