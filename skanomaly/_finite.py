@@ -68,3 +68,10 @@ def check_learned(**learned):
                 f"{name} is no finite number: the images hold values far beyond others, such as a "
                 "fill value, or the training diverged"
             )
+
+
+def check_tensors(tensors):
+    """`check_learned` for the weights and statistics of a network, by name."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.numel():
+            check_learned(**{name: float(tensor.abs().max())})

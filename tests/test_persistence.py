@@ -433,9 +433,12 @@ def damages(draw, path):
         fitted, parameters = parts["fitted"]["dict"], parts["parameters"]["dict"]
         if kind == "shapes":
             key = draw(st.sampled_from(sorted(tensors)))
-            how = draw(st.sampled_from(["shape", "dtype", "gone"]))
+            how = draw(st.sampled_from(["shape", "dtype", "nan", "gone"]))
             if how == "gone":
                 del tensors[key]
+            elif how == "nan":
+                assume(tensors[key].is_floating_point())
+                tensors[key].view(-1)[-1] = torch.nan
             else:
                 tensors[key] = (
                     tensors[key].double() if how == "dtype" else tensors[key].new_zeros(3, 3, 3, 3, 3)

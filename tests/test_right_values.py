@@ -205,6 +205,15 @@ def test_save_refuses_what_load_would_refuse(fitted, tmp_path, name, value):
     assert not list(tmp_path.iterdir())
 
 
+def test_save_refuses_weights_that_load_would_refuse(fitted, tmp_path):
+    """Fault 1: a weight of nan gave every image the worst score there is."""
+    detector = copy.deepcopy(fitted)
+    name, weight = next(detector.network_.named_parameters())
+    weight.data.view(-1)[0] = torch.nan
+    with pytest.raises(ValueError, match=f"{name} is no finite number"):
+        persistence.save(detector, tmp_path / "file")
+
+
 def test_save_refuses_parameters_that_load_would_refuse(fitted, tmp_path):
     """Fault 1: fitted or not, the file could not be read again."""
     for detector in (copy.deepcopy(fitted), small()):

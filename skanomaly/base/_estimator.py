@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from .. import _inference
-from .._finite import check_learned
+from .._finite import check_tensors
 from .._format import InputFormat
 from .._parameters import SHARED, constraints_of, fill_docstring
 from .._random import default_modes
@@ -95,9 +95,7 @@ class ImageEstimator(BaseEstimator):
 
     def _settle(self, network):
         """Network as it is kept, after a check of its weights and of the statistics that were measured."""
-        for name, tensor in network.state_dict().items():
-            if tensor.is_floating_point() and tensor.numel():
-                check_learned(**{name: float(tensor.abs().max())})
+        check_tensors(network.state_dict())
         return network.eval()
 
     def _open(self, X):

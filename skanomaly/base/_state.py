@@ -14,6 +14,7 @@ from torch.nn.modules.module import (
 )
 
 from .. import _inference
+from .._finite import check_tensors
 from .._format import Layout
 from .._random import seeded
 from ..networks.backbone import imagenet
@@ -90,6 +91,7 @@ def state_of(detector):
     ValueError
         If a parameter is out of range, if parameters were changed after `fit`, so that they no longer
         describe the network, or if attributes cannot be those of a fit, such as a threshold of nan.
+        If a weight or a statistic of the network is not finite.
     """
     detector._validate_params()
     if "_format" not in vars(detector):
@@ -101,6 +103,7 @@ def state_of(detector):
             f"the parameters of {type(detector).__name__} no longer describe its network ({problem}): they "
             "were changed after fit; set them back, or fit again"
         )
+    check_tensors(tensors or {})
     learned = detector._format
     attributes = {
         "image_shape_": learned.image_shape,
@@ -122,7 +125,7 @@ def restore(detector, attributes, tensors):
     ------
     ValueError
         If the attributes cannot be those of a fit, or the tensors do not fit the network that the parameters
-        describe.
+        describe, or are not finite.
     """
     detector._validate_params()
     if attributes is None:
@@ -149,6 +152,7 @@ def restore(detector, attributes, tensors):
         return
     if problem := _misfit(detector, tensors or {}):
         raise ValueError(f"the network in the file is not the one its parameters describe: {problem}")
+    check_tensors(tensors or {})
     detector.device_ = _inference.resolve_device(detector.device)
     with seeded(0):
         network = detector._new_network()
