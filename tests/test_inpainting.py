@@ -184,6 +184,15 @@ def test_parts_are_replaced_by_items_of_their_places(n, channels, height, width,
         assert_close(y, torch.where(kept, x, expected), atol=1e-5, rtol=1e-4)
 
 
+def test_some_places_of_parts_are_kept_in_training():
+    make_memory = partial(MemoryQueue, 4, 5, shrink=plain, learned=True)
+    with seeded(0), torch.no_grad():
+        x = torch.randn(4, 3, 32, 32)
+        block = PartMemory((3, 32, 32), (2, 2), make_memory=make_memory, rho=0.7)
+        kept = (block.train()(x) == x).all(1).float()
+    assert abs(kept.mean() - 0.3) < 0.03
+
+
 def test_nothing_but_items_passes_a_memory_of_parts():
     """Also where a skip ends in it: k items a part, and none of the numbers of the features."""
     net = network(skips=("concatenation",), n_memories=1, stitch_level=1).eval()

@@ -22,7 +22,7 @@ from sklearn.cluster import KMeans
 from skorch.callbacks import EarlyStopping
 from toys import LinearNetwork
 
-from skanomaly import AutoEncoder, FAnoGAN, _storage
+from skanomaly import SQUID, AutoEncoder, DenoisingAutoEncoder, FAnoGAN, _storage
 from skanomaly._losses import absolute_error
 from skanomaly.base import Judgement, TrainedDetector
 from skanomaly.persistence import load, save
@@ -103,6 +103,16 @@ def test_a_file_of_another_version_is_refused_by_name(tmp_path, monkeypatch):
         load(tmp_path / "a")
     save(tiny(AutoEncoder).fit(X), tmp_path / "a")
     assert isinstance(load(tmp_path / "a"), AutoEncoder)
+
+
+@pytest.mark.parametrize("cls", [DenoisingAutoEncoder, SQUID])
+def test_files_of_a_network_that_was_changed_are_refused(cls, tmp_path, monkeypatch):
+    """Their weights fit the shapes of the network of today, but not what it computes."""
+    with monkeypatch.context() as before:
+        before.setattr(cls, "_file_version", 1)
+        save(tiny(cls).fit(X), tmp_path / "a")
+    with pytest.raises(ValueError, match=f"{cls.__name__} of file version 1, .* of version 2; fit"):
+        load(tmp_path / "a")
 
 
 @pytest.fixture(scope="module")

@@ -92,6 +92,16 @@ def test_the_judgement_counts_by_its_weight(adversary, weights, seed):
     assert_allclose(losses[1] - losses[0], (weights[1] - weights[0]) * judged, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize(("adversary", "weight"), [("latent", 0.01), ("image", 0.001)])
+def test_each_opponent_has_its_default_weight(adversary, weight):
+    """Ten or a hundred times as much would drown the squared error."""
+    X, losses = make_images(), []
+    for chosen in None, weight:
+        detector = tiny(AdversarialAutoEncoder, adversary=adversary, adversarial_weight=chosen).fit(X)
+        losses.append(detector.history_["adversarial"][:, "train_loss"])
+    assert losses[0] == losses[1]
+
+
 def test_the_penalty_of_codes_is_taken_between_them():
     """Not beyond: a critic that is steep outside only is not penalised more than a flat one."""
     draws, codes = torch.zeros(500, 2), torch.ones(500, 2)

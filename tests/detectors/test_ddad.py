@@ -322,6 +322,13 @@ def test_both_ensembles_pass_over_their_images_as_often(monkeypatch):
     assert normal == unlabelled == 2
 
 
+def test_none_is_a_number_of_steps_of_asr_net(monkeypatch):
+    """Counted in its own batches, of 8 images, not in those of the members."""
+    monkeypatch.setitem(DDAD._steps, "refinement_epochs", 5)
+    fitted = refining(refinement_epochs=None, batch_size=2).fit(make_images((12, 16, 16)))
+    assert len(fitted.history_["refinement"]) == 3
+
+
 def test_backbones():
     x = torch.rand(4, 1, 16, 16) * 2 - 1
     for name, error in {"ae": squared_error, "aeu": likelihood_error}.items():
