@@ -19,7 +19,7 @@ def network(stochastic=True):
         return ALINetwork((1, 16, 16), 3, stochastic=stochastic, width=2, n_levels=None)
 
 
-def run_step(network):
+def run_step(network, lr=1e-3):
     """What each `move` of a step moves, and its loss."""
     found = []
 
@@ -31,12 +31,24 @@ def run_step(network):
             moved = {p for p in PARTS if any(not torch.equal(a, b) for a, b in zip(before[p], after[p]))}
             found.append((optimizer, moved, *(value.item() for value in loss.values())))
 
-    training = Spy(network, stage="test", lr=1e-3, max_epochs=1, batch_size=8, verbose=0)
+    training = Spy(network, stage="test", lr=lr, max_epochs=1, batch_size=8, verbose=0)
     training.initialize()
     training.totals_, training.batch_size_ = {}, 8
     with seeded(0):
         training.step(network, torch.rand(8, 1, 16, 16))
     return found
+
+
+def test_generator_and_encoder_minimise_the_loss_of_exchanged_pairs():
+    """Its gradient does not vanish while the discriminator is sure, as that of the loss turned round does."""
+    net = network()
+    *_, (_, _, found) = run_step(net, lr=1e-12)
+    with seeded(0), torch.no_grad():
+        x, z = torch.rand(8, 1, 16, 16), torch.randn(8, 3)
+        y, code = net.generator(z), net.encoder(x)
+        made, encoded = net.discriminator(y, z), net.discriminator(x, code)
+    expected = torch.log1p(torch.exp(-made)).mean() + torch.log1p(torch.exp(encoded)).mean()
+    assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_who_moves():
