@@ -168,6 +168,9 @@ class AdversarialAutoEncoder(TrainedDetector):
     AdvAE, whose reconstructions are judged by a discriminator, is one of the methods with which the paper on
     f-AnoGAN compares its own.
 
+    With ``constrained=True`` the running statistics of the encoder's batch normalisation are those of images
+    and reconstructions, about half each, although images alone are judged with them.
+
     References
     ----------
     .. [1] Makhzani, A., Shlens, J., Jaitly, N., Goodfellow, I., Frey, B. (2015). "Adversarial
