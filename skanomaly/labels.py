@@ -11,7 +11,7 @@ from numbers import Real
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils import check_consistent_length
+from sklearn.utils import check_consistent_length, column_or_1d
 from sklearn.utils._missing import is_pandas_na
 
 from ._arrays import refuse_masked
@@ -115,6 +115,19 @@ def check_labels(y, n=None):
     return y
 
 
+def check_groups(groups):
+    """Group of each row as a list, none of them missing."""
+    refuse_masked(groups, "groups")
+    groups = list(groups if getattr(groups, "ndim", 1) < 2 else column_or_1d(groups))
+    missing = [row for row, group in enumerate(groups) if _is_missing(group)]
+    if missing:
+        raise ValueError(
+            f"groups is missing for row {missing[0]}: each row must be of a group, a patient or a volume, of "
+            "its own if it is like no other"
+        )
+    return groups
+
+
 def truth_of(y, anomaly_label=-1):
     """Bool arrays (n,): True for anomalous images, and True for images that have a label."""
     y = check_labels(y)
@@ -194,9 +207,13 @@ def warn_without_anomalies(y, consequence, *, tells_unlabelled=False):
 def _missing(y):
     """Bool array (n,), True for labels that are missing."""
     if y.dtype == object:
-        # NaN and NaT differ from themselves; so does pd.NA, but its answer is no bool.
-        return np.array([code is None or is_pandas_na(code) or code != code for code in y], dtype=bool)
+        return np.array([_is_missing(code) for code in y], dtype=bool)
     return np.isnat(y) if y.dtype.kind in "mM" else y != y
+
+
+def _is_missing(code):
+    # NaN and NaT differ from themselves; so does pd.NA, but its answer is no bool.
+    return code is None or is_pandas_na(code) or code != code
 
 
 def _equal(y, label):

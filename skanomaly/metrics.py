@@ -26,7 +26,7 @@ from sklearn.utils import check_consistent_length, check_random_state, column_or
 
 from ._arrays import check_masks, check_scores
 from ._confounds import confounds
-from .labels import truth_of
+from .labels import check_groups, truth_of
 from .segmentation import connected_regions
 
 __all__ = [
@@ -156,7 +156,7 @@ def stratified_auroc(
     truth, score, rows = labelled(y, anomaly_score, anomaly_label)
     check_consistent_length(y, confound, groups)
     confound = _checked_confound(confound)[rows]
-    group = np.arange(len(truth)) if groups is None else column_or_1d(groups)[rows]
+    group = np.arange(len(truth)) if groups is None else column_or_1d(check_groups(groups))[rows]
     confound, score = rankdata(confound), rankdata(score)
     strata = np.floor((confound - 0.5) * n_strata / len(confound))
     won = compared = 0.0
@@ -339,7 +339,7 @@ def bootstrap_interval(
     truth, score, rows = _both_classes(y, anomaly_score, options.pop("anomaly_label", -1))
     check_consistent_length(y, groups, confound)
     per_image = {} if confound is None else {"confound": _checked_confound(confound)[rows]}
-    group_of = np.arange(len(truth)) if groups is None else column_or_1d(groups)[rows]
+    group_of = np.arange(len(truth)) if groups is None else column_or_1d(check_groups(groups))[rows]
     if groups is not None and "groups" in inspect.signature(metric).parameters:
         per_image["groups"] = group_of
     rng = check_random_state(random_state)

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, StratifiedShuffleSplit
 
 from . import metrics
-from .labels import check_labels, truth_of
+from .labels import check_groups, check_labels, truth_of
 
 __all__ = ["AnomalyScorer", "NormalOnlyGroupKFold", "NormalOnlyKFold", "NormalOnlyShuffleSplit"]
 
@@ -48,6 +48,8 @@ class _NormalOnlySplit:
         if y is None:
             raise ValueError(f"{type(self).__name__} needs y: it keeps anomalies out of the training folds")
         anomalous, known = truth_of(y, self.anomaly_label)
+        if groups is not None:
+            groups = check_groups(groups)
         # Only the number of rows matters, so X may be anything, None too.
         for train, test in super().split(np.empty(len(anomalous)), anomalous, groups):
             train, test = train[~anomalous[train]], test[known[test]]

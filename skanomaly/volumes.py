@@ -16,7 +16,7 @@ from ._atomic import atomic_fit
 from ._finite import limited, refuse_not_finite, unlimited
 from ._holder import HoldsDetector
 from .base import Drift, calibration_scores, check_rate, conformal_p, rank_threshold, two_samples
-from .labels import check_labels, warn_without_anomalies
+from .labels import check_groups, check_labels, warn_without_anomalies
 
 __all__ = ["VolumeDetector"]
 
@@ -307,11 +307,8 @@ def _volumes(X, groups):
             "VolumeDetector needs the volume of each slice: give groups=, one number or name a slice, or an "
             "X with the attribute groups"
         )
-    groups = list(groups)
+    groups = check_groups(groups)
     check_consistent_length(X, groups)
-    missing = [k for k, name in enumerate(groups) if name is None or name != name]
-    if missing:
-        raise ValueError(f"groups is missing for slice {missing[0]}: each slice must be of a volume")
     numbers: dict = {}
     members = np.array([numbers.setdefault(name, len(numbers)) for name in groups], dtype=np.intp)
     return list(numbers), members

@@ -30,6 +30,7 @@ from skanomaly.plotting import ScoreHistogramDisplay
 from skanomaly.segmenters import LayerwiseSegmenter, ResidualSegmenter
 from skanomaly.staging import AnomalyStager, CentroidScorer, CentroidStager, ResidualTransformer
 from skanomaly.testing import SliceOnly, make_images, tiny
+from skanomaly.volumes import VolumeDetector
 
 X = make_images((12, 8, 8))
 FITTED = NearestImages().fit(X)
@@ -117,6 +118,33 @@ def test_masked_and_flat_labels(read):
 
 #: Readers of y alone: splitters take their number of rows from y.
 ALONE = {"from_anomalies", "scorer of one's own", "folds", "shuffled folds"}
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda y, groups: list(NormalOnlyGroupKFold(2).split(X, y, groups)),
+        lambda y, groups: metrics.bootstrap_interval(metrics.auroc, y, SCORE, groups=groups),
+        lambda y, groups: metrics.stratified_auroc(y, SCORE, SCORE[::-1], groups=groups),
+        lambda y, groups: VolumeDetector(NearestImages()).fit(X, groups=groups),
+    ],
+    ids=["folds", "bootstrap", "strata", "volumes"],
+)
+def test_a_missing_group_is_refused_by_all(read):
+    """All images without a patient became those of one, or an error of a comparison."""
+    y, groups = np.tile([1, -1], 6), np.arange(12.0)
+    read(y, groups)
+    groups[3] = np.nan
+    for gap in (
+        groups,
+        groups.tolist(),
+        [None if g != g else g for g in groups],
+        pd.Series(groups).convert_dtypes(),
+    ):
+        with pytest.raises(ValueError, match="groups is missing for row 3"):
+            read(y, gap)
+    with pytest.raises(TypeError, match="groups must be a plain array"):
+        read(y, np.ma.masked_invalid(groups))
 
 
 @pytest.mark.parametrize("name", sorted(READERS.keys() - ALONE))

@@ -219,8 +219,8 @@ def test_frozen_and_in_a_pipeline():
     [
         ({}, None, "needs the volume of each slice"),
         ({}, GROUPS[:-1], "inconsistent numbers of samples"),
-        ({}, [None, *GROUPS[1:]], "groups is missing for slice 0"),
-        ({}, [*GROUPS[:-1], np.nan], "groups is missing for slice 29"),
+        ({}, [None, *GROUPS[1:]], "groups is missing for row 0"),
+        ({}, [*GROUPS[:-1], np.nan], "groups is missing for row 29"),
         ({"pooling": "median"}, GROUPS, "pooling"),
         ({"contamination": 0.7}, GROUPS, "contamination"),
     ],
