@@ -11,6 +11,7 @@ from ..networks.gaussian import kl_divergence
 from ..training import Variational, negative_elbo
 
 ERRORS = {"l2": squared_error, "l1": absolute_error}
+MAPS = {"residual", "elbo_gradient", "residual_gradient", "kl_gradient", "combination"}
 
 
 class VAE(TrainedDetector):
@@ -19,7 +20,8 @@ class VAE(TrainedDetector):
     The encoder gives each image a Gaussian distribution of codes, and training keeps these distributions near
     N(0, I). Images unlike the normal images are reconstructed worse. By default the map is the error of each
     pixel. Other maps show derivatives with respect to each pixel: that of the evidence lower bound (ELBO), or
-    that of the divergence of the code distribution from N(0, I). The score is the mean of the map.
+    of one of its two parts, the mean error and the divergence of the code distribution from N(0, I). The
+    score is the mean of the map.
 
     Parameters
     ----------
@@ -29,10 +31,12 @@ class VAE(TrainedDetector):
         1.
     loss : {"l2", "l1"}, default="l2"
         Error of a pixel, in training and in the score: squared or absolute.
-    score_component : {"residual", "elbo_gradient", "kl_gradient", "combination"}, default="residual"
+    score_component : {"residual", "elbo_gradient", "residual_gradient", "kl_gradient", "combination"}, \
+            default="residual"
         Quantity that the map shows; the score is the mean of the map. "residual" is the error.
-        "elbo_gradient" is the absolute derivative of the ELBO with respect to each pixel, and "kl_gradient"
-        that of the divergence alone. "combination" is the product of "residual" and "kl_gradient".
+        "elbo_gradient" is the absolute derivative of the ELBO with respect to each pixel,
+        "residual_gradient" that of the mean error alone, and "kl_gradient" that of the divergence alone.
+        "combination" is the product of "residual" and "kl_gradient".
     {size}
     {parameters}
 
@@ -56,6 +60,7 @@ class VAE(TrainedDetector):
         on RSNA
     :Variants:
         * VAE by the gradient of the ELBO: ``VAE(score_component="elbo_gradient")``
+        * VAE by the gradient of the error: ``VAE(score_component="residual_gradient")``
         * VAE by the gradient of the KL divergence: ``VAE(score_component="kl_gradient")``
         * VAE by error times KL gradient: ``VAE(score_component="combination")``
 
@@ -80,7 +85,7 @@ class VAE(TrainedDetector):
     >>> X = load_chest_xray().images[:64]
     >>> detector = VAE(hidden_size=64, max_epochs=1, random_state=0).fit(X)
     >>> sorted(detector.score_components(X[:2]))
-    ['combination', 'elbo_gradient', 'kl', 'kl_gradient', 'residual']
+    ['combination', 'elbo_gradient', 'kl', 'kl_gradient', 'residual', 'residual_gradient']
     """
 
     # `kl_weight` is balanced against squared errors on this scale; in [0, 1] they are a quarter as large.
@@ -88,7 +93,7 @@ class VAE(TrainedDetector):
 
     _parameter_constraints = {
         "loss": [StrOptions(set(ERRORS))],
-        "score_component": [StrOptions({"residual", "elbo_gradient", "kl_gradient", "combination"})],
+        "score_component": [StrOptions(MAPS)],
     }
 
     def __init__(
@@ -139,10 +144,14 @@ class VAE(TrainedDetector):
         def divergence(x):
             return kl_divergence(*network.posterior(x))
 
+        def mean_error(x):
+            return error(network(x), x).mean((1, 2))
+
         # Functions, because a gradient costs a backward pass and most callers need one of the maps only.
         maps = {
             "residual": lambda: error(network(x), x),
             "elbo_gradient": lambda: gradient_map(bound, x),
+            "residual_gradient": lambda: gradient_map(mean_error, x),
             "kl_gradient": lambda: gradient_map(divergence, x),
         }
         maps["combination"] = lambda: maps["residual"]() * maps["kl_gradient"]()
