@@ -65,9 +65,13 @@ QUOTED = {
         "is chance on chest X-rays, {},": ("fanogan: cxr_pneumonia_64 / ziz / AUC",),
     },
     "doc/results/ssl_anovae.md": {
-        "highest mean on fundus_dr ({}) and the second highest on cxr_nih ({}),": (
+        "before the rest makes {} of {} on fundus_dr, {} of {} on cxr_nih and {} of {} on the phantom,": (
             "ssl_anovae: fundus_dr_64 / second encoder trained before / AUROC",
+            "ssl_anovae: fundus_dr_64 / as it is / AUROC",
             "ssl_anovae: cxr_nih_64 / second encoder trained before / AUROC",
+            "ssl_anovae: cxr_nih_64 / as it is / AUROC",
+            "ssl_anovae: phantom_oct_64 / second encoder trained before / AUROC",
+            "ssl_anovae: phantom_oct_64 / as it is / AUROC",
         ),
     },
     "doc/results/squid.md": {

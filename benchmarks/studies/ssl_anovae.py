@@ -58,7 +58,7 @@ def report(cells, rows):
     return (
         "**Too short to tell the parts apart:** 30 epochs are 60 steps a stage on fundus_dr, 90 on cxr_nih "
         "and 120 on the phantom; the default is 2,000.\n\n"
-        "Made by `python benchmarks/studies/ssl_anovae.py --seeds 3`, 30 epochs. Test split but for the "
+        "Made by `python benchmarks/studies/ssl_anovae.py`, 30 epochs. Test split but for the "
         "first AUROC; mean of seeds (standard deviation) and 95 % bootstrap interval over patients. The "
         'transforms of "as it is" are those for the kind of image: both, for photographs (fundus_dr).\n\n'
         + table(("data", "SSLAnoVAE, or another detector", "seeds", "AUROC on val", "AUROC", "AP"), lines)
