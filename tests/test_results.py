@@ -349,7 +349,8 @@ def test_no_figure_is_quoted_without_its_table():
 
 
 @pytest.mark.parametrize(
-    "study", ["accuracy", "backbones", "ddad", "pii", "ssl_anovae", "squid", "students", "unlabelled"]
+    "study",
+    ["accuracy", "backbones", "ddad", "pii", "ssl_anovae", "squid", "steps", "students", "unlabelled"],
 )
 def test_tables_are_those_of_the_stored_cells(study, monkeypatch, tmp_path, capsys):
     """But for marks of cells whose code has changed since, and for references that are no cells."""
@@ -371,3 +372,18 @@ def test_tables_are_those_of_the_stored_cells(study, monkeypatch, tmp_path, caps
     for file in ("table.md", "summary.md") if study == "accuracy" else ("table.md",):
         made = lines(tmp_path, file)
         assert made == lines(RESULTS, file), f"write them anew: python {module.__file__} --seeds 0"
+
+
+def test_default_numbers_of_steps_are_those_that_serve():
+    """Within .02 AUROC of the best number on `val`, for every number of images, and named on the page."""
+    lines = (RESULTS / "steps" / "table.md").read_text().splitlines()
+    head, _, *rows = (line.strip("| ").split(" | ") for line in lines if line.startswith("|"))
+    page = prose((ROOT / "doc" / "results" / "steps.md").read_text())
+    rows = [row for row in rows if row[2] == "val" and _comparison.STALE not in row[-1]]
+    assert len(rows) >= 12
+    for data, label, _, _, *cells in rows:
+        detector = _comparison.make(label)
+        last = "encoder_epochs" if hasattr(detector, "encoder_epochs") else "max_epochs"
+        steps, found = detector._steps[last], dict(zip(head[4:], (float(cell.split()[0]) for cell in cells)))
+        assert found[str(steps)] > max(found.values()) - 0.02, (data, label)
+        assert re.search(rf"{steps:,} for (\w+ and )?{label}\b", page), label
