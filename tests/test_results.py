@@ -86,22 +86,23 @@ QUOTED = {
         ),
     },
     "doc/results/squid.md": {
-        "a mean AUROC of {} over the kinds of anomalies on grids of digits, and {} on chest X-rays": (
-            "squid: SQUID / discriminator / 3 / mean",
+        "judgement has an AUROC of {} on chest X-rays of 128 x 128 pixels, and of {} on those of 64 x 64 pixels,": (
             "squid: discriminator / cxr_pneumonia_128",
-        ),
-        "number of steps, it has {}, and the distance from the memory {}.": (
             "squid: discriminator / cxr_pneumonia_64",
-            "squid: feature / cxr_pneumonia_64",
         ),
-        "every kind of anomaly, {} in the mean and {} on chest X-rays. The residual, {} and {},": (
-            "squid: SQUID / feature / 3 / mean",
+        "on grids of digits its mean is {}:": ("squid: SQUID / discriminator / 1 / mean",),
+        '("feature") has {}, {} and {}.': (
             "squid: feature / cxr_pneumonia_128",
-            "squid: SQUID / residual / 3 / mean",
+            "squid: feature / cxr_pneumonia_64",
+            "squid: SQUID / feature / 1 / mean",
+        ),
+        "The residual, {} in the mean and {} on chest X-rays of 128 x 128 pixels,": (
+            "squid: SQUID / residual / 1 / mean",
             "squid: residual / cxr_pneumonia_128",
         ),
-        "AutoEncoder and MemAE have {} on the grids.": (
-            "squid: AutoEncoder / score / 3 / mean; squid: MemAE / score / 3 / mean",
+        "AutoEncoder has {} on the grids and MemAE {}.": (
+            "squid: AutoEncoder / score / 1 / mean",
+            "squid: MemAE / score / 1 / mean",
         ),
         "the right digit in {} of the cells where a digit is missing and {} of those with a zero.": (
             "squid: SQUID / missing / recognised",
