@@ -104,6 +104,11 @@ QUOTED = {
             "squid: AutoEncoder / score / 1 / mean",
             "squid: MemAE / score / 1 / mean",
         ),
+        "{} without the one and {} without the other, for {}.": (
+            "squid: no space-awareness / feature / 1 / mean",
+            "squid: no queue: learned items / feature / 1 / mean",
+            "squid: SQUID / feature / 1 / mean",
+        ),
         "the right digit in {} of the cells where a digit is missing and {} of those with a zero.": (
             "squid: SQUID / missing / recognised",
             "squid: SQUID / zero / recognised",
@@ -131,6 +136,18 @@ QUOTED = {
         ),
     },
     "doc/results/accuracy.md": {
+        "reconstruction of brains: an AUROC of {} and an average precision of pixels of {}, in": (
+            "accuracy: brain_mri_64 / DenoisingAutoEncoder / AUROC",
+            "accuracy: brain_mri_64 / DenoisingAutoEncoder / pixel AP",
+        ),
+        "one seed, where AutoEncoder has {} and {}.": (
+            "accuracy: brain_mri_64 / AutoEncoder / AUROC",
+            "accuracy: brain_mri_64 / AutoEncoder / pixel AP",
+        ),
+        "On pneumonia it has {}, between AutoEncoder and AEU, {}.": (
+            "accuracy: cxr_pneumonia_64 / DenoisingAutoEncoder / AUROC",
+            "accuracy: cxr_pneumonia_64 / AEU / AUROC",
+        ),
         "average precision of pixels of {}, the mean": ("accuracy: brain_mri_64 / DRAEM / pixel AP",),
         "losses it has {}, in one seed, and PaDiM {}. Half of the training steps give {} and a quarter {},": (
             f"accuracy: brain_mri_64 / {PAPERS_DRAEM} / pixel AP",
