@@ -87,7 +87,7 @@ QUOTED = {
         ),
     },
     "doc/results/squid.md": {
-        "judgement has an AUROC of {} on chest X-rays of 128 x 128 pixels, and of {} on those of 64 x 64 pixels,": (
+        "has an AUROC of {} on chest X-rays of 128 x 128 pixels, and of {} on those of 64 x 64 pixels,": (
             "squid: discriminator / cxr_pneumonia_128",
             "squid: discriminator / cxr_pneumonia_64",
         ),

@@ -192,9 +192,10 @@ def restoration_table(cells, rows):
 
 def report(cells, parts):
     text = [
-        "Made by `python benchmarks/studies/squid.py --limit 0`, cxr_pneumonia_64 by `--parts default --seeds "
-        "3`. Test split; mean of the seeds (standard deviation). On 400 grids SQUID is trained for 25 epochs, 625 steps, and FAnoGAN for 10 + "
-        "10, 500 steps: too few to say how they compare after the 200 epochs on 1,600 grids of --full.\n"
+        "Made by `python benchmarks/studies/squid.py --limit 0`, cxr_pneumonia_64 by `--parts default "
+        "--seeds 3`. Test split; mean of the seeds (standard deviation). On 400 grids SQUID is trained for "
+        "25 epochs, 625 steps, and FAnoGAN for 10 + 10, 500 steps: too few to say how they compare after the "
+        "200 epochs on 1,600 grids of --full.\n"
     ]
     titles = {
         "headline": "Grids of digits: AUROC of each kind of anomaly, and the share of missing and zero "
